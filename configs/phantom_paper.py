@@ -1,0 +1,17 @@
+"""The experiment of configs/phantom.py with the learning rule as the paper prints it.
+
+Command:  python -m hapre_jax.train --config configs/phantom_paper.py
+Hardware: two CPU cores, minutes.
+Expected result: not measured to the end; the key area stays at the whole film.
+"""
+
+import pathlib
+
+from hapre_jax import config
+
+
+def get_config() -> config.Config:
+    """Differs from configs/phantom.py in the learning rule, which has no warm-up."""
+    phantom = config.load(str(pathlib.Path(__file__).with_name("phantom.py")))
+    rule = {"policy.estimator": "paper", "policy.warmup_steps": "0"}
+    return config.override_all(phantom, rule)

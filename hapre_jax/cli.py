@@ -1,0 +1,187 @@
+"""The command line of all programs: a config, and a flag for each of its fields."""
+
+import argparse
+import os
+import pathlib
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from hapre_jax import config as config_lib
+from hapre_jax.config import Config
+from hapre_jax.errors import UserError
+
+_EXAMPLES: Sequence[str] = (
+    "",
+    "--train.steps 300 --task.net resnet18 --workdir runs/resnet18",
+    "--config configs/ped_pneumonia.py --data.root DIR",
+    "--config configs/ped_pneumonia.py --help",
+)
+_RUN_EXAMPLES: Sequence[str] = ("runs/phantom", "runs/phantom --data.quality high")
+
+
+def parse(
+    argv: Sequence[str],
+    *,
+    program: str,
+    description: str,
+    default_config: str | None = None,
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
+    examples: Sequence[str] = (),
+) -> tuple[Config, argparse.Namespace]:
+    """Reads a command line; prints the help and exits where it asks for that.
+
+    Args:
+      argv: the command line without the program's name.
+      program: as in `python -m hapre_jax.train`.
+      description: what the program does.
+      default_config: `FILE[:ARG]` for want of `--config`. None is for a program that
+        works on a finished run: it has the argument RUN instead of `--config` and
+        `--workdir`, and starts from that run's `config.json`.
+      add_arguments: adds the program's own arguments to the parser.
+      examples: command lines without the program that end the help.
+
+    Returns:
+      The config with all flags applied, and the other arguments: `config` and
+      `workdir`, or `run`, and the program's own.
+
+    Raises:
+      UserError: an unknown flag, named with the nearest ones, or a wrong value.
+    """
+    base, default_examples = None, _RUN_EXAMPLES
+    if default_config is not None:
+        first = _Parser(add_help=False, allow_abbrev=False)
+        first.add_argument("--config", default=default_config)
+        spec = first.parse_known_args(argv)[0].config
+        base, default_examples = config_lib.load(spec), _EXAMPLES
+
+    parser = _Parser(
+        prog=program,
+        usage=f"{program} {'RUN ' if base is None else ''}[options]",
+        description=description,
+        epilog=_epilog(program, examples or default_examples),
+        formatter_class=_formatter,
+        allow_abbrev=False,
+    )
+    if base is None:
+        parser.add_argument("run", metavar="RUN", help="folder of a finished run")
+    else:
+        files = ", ".join(config_lib.available())
+        parser.add_argument(
+            "--config",
+            metavar="FILE[:ARG]",
+            default=default_config,
+            help=f"experiment to start from: {files}, or a run's config.json "
+            f"(default {default_config})",
+        )
+        parser.add_argument(
+            "--workdir",
+            metavar="DIR",
+            default=_workdir(spec),
+            help="folder of the run, which is continued if it is there "
+            "(default %(default)s)",
+        )
+    if add_arguments is not None:
+        add_arguments(parser)
+    _add_fields(parser, base)
+
+    namespace, rest = parser.parse_known_args(argv)
+    if rest:
+        raise _unknown(rest, parser)
+    fields = config_lib.options(Config())
+    given = vars(namespace)
+    texts = {path: given.pop(path) for path in fields if path in given}
+    if base is None:
+        base = _config_of_run(namespace.run)
+    return config_lib.override_all(base, texts), namespace
+
+
+def run(main: Callable[[list[str]], int | None]) -> NoReturn:
+    """Runs a program's `main(argv)` and exits, with a sentence for what users mend.
+
+    The exit status is what `main` returns, 2 for a `UserError`, 130 for an interrupt.
+    """
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises one sentence, which `run` prints, where argparse prints its usage."""
+
+    def error(self, message):
+        raise UserError(message)
+
+
+def _formatter(prog):
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32)
+
+
+def _epilog(program, examples):
+    lines = [f"  {program} {example}".rstrip() for example in examples]
+    return "\n".join(["examples:", *lines])
+
+
+def _add_fields(parser, base):
+    """A flag for each field, read later by `override_all`: it knows the types."""
+    groups = {}
+    for path, field in config_lib.options(base or Config()).items():
+        section = path.rpartition(".")[0]
+        if section not in groups:
+            about = getattr(Config(), section).__doc__ if section else "The experiment."
+            groups[section] = parser.add_argument_group(section or "config", about)
+        notes = [field.limits] if field.limits else []
+        # A finished run has its own values, which only its folder tells.
+        if base is not None:
+            notes.append(f"default {config_lib.to_text(field.value) or 'empty'}")
+        note = f" ({'; '.join(notes)})" if notes else ""
+        groups[section].add_argument(
+            f"--{path}",
+            metavar="|".join(field.choices) or _metavar(field.kind),
+            default=argparse.SUPPRESS,
+            help=f"{field.help.rstrip('.')}{note}".replace("%", "%%"),
+        )
+
+
+def _metavar(kind):
+    names = {bool: "true|false", int: "N", float: "X", str: "TEXT"}
+    return names.get(kind, "X,X,..." if typing.get_origin(kind) is tuple else "VALUE")
+
+
+def _workdir(spec):
+    """runs/phantom for configs/phantom.py, runs/phantom-ARG with an argument."""
+    name, _, argument = spec.partition(".py:")
+    path = pathlib.Path(name)
+    # A run's config.json is named like every other run's; its folder is not.
+    stem = path.parent.name if path.suffix == ".json" else path.stem
+    return os.path.join("runs", f"{stem}-{argument}" if argument else stem)
+
+
+def _config_of_run(folder):
+    if not os.path.isdir(folder):
+        raise UserError(f"run folder {folder!r} does not exist")
+    path = os.path.join(folder, "config.json")
+    if not os.path.isfile(path):
+        raise UserError(f"{folder!r} is not the folder of a run: it has no config.json")
+    return config_lib.load(os.path.abspath(path))
+
+
+def _unknown(rest, parser):
+    flags = [word.partition("=")[0] for word in rest if word.startswith("-")]
+    if not flags:
+        return UserError(
+            f"unexpected argument {rest[0]!r}; every option starts with --"
+        )
+    # argparse has no public list of a parser's options.
+    known = [flag.removeprefix("--") for flag in parser._option_string_actions]
+    guesses = config_lib.nearest(flags[0].lstrip("-"), known)
+    if not guesses:
+        return UserError(f"unknown option {flags[0]}; --help lists all")
+    hint = " or ".join(f"--{guess}" for guess in guesses)
+    return UserError(f"unknown option {flags[0]}; did you mean {hint}?")

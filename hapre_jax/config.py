@@ -1,0 +1,598 @@
+"""The configuration of a run: frozen dataclasses, checked when they are made.
+
+A field is declared once, as `option(default, help, limits)`: the line of help is its
+comment here and its text in `--help`, and the limits are checked by `check`, named in
+the error and shown in `--help`. Only `tiny` knows the names of fields, so adding
+one is adding a line.
+"""
+
+import dataclasses
+import difflib
+import functools
+import inspect
+import json
+import math
+import operator
+import pathlib
+import runpy
+import traceback
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hapre_jax.errors import UserError
+
+NETS = ("resnet8", "resnet10", "resnet18", "resnet34", "resnet50")
+NORMS = ("batch", "frozen", "group")
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    above: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A field of a config: its default, its line of help and what it accepts."""
+    limits = {"above": above, "at_least": at_least, "at_most": at_most}
+    metadata = {"help": help, "choices": choices, **limits}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Images and how they are stored and split."""
+
+    name: str = option(
+        "phantom",
+        "Data set: drawn on the fly, or read from data.root.",
+        choices=("phantom", "ped_pneumonia", "folder"),
+    )
+    root: str = option("", "Folder or zip file that holds the data set's images.")
+    image_size: int = option(
+        128,
+        "Pixels of a side of the stored square image that key areas are cut from.",
+        at_least=8,
+    )
+    geometry: str = option(
+        "letterbox",
+        "How an image becomes square: padded, stretched, or cut about its center.",
+        choices=("letterbox", "squash", "cover"),
+    )
+    quality: str = option(
+        "low",
+        "phantom: how well the films were pre-processed.",
+        choices=("high", "medium", "low"),
+    )
+    train_images: int = option(3000, "phantom: images to train on.", at_least=1)
+    validation_images: int = option(300, "phantom: images to validate on.", at_least=1)
+    test_images: int = option(600, "phantom: images to test on.", at_least=1)
+    split_level: str = option(
+        "group",
+        "What a split keeps together: all images of a patient, or single images.",
+        choices=("group", "image"),
+    )
+    split_fractions: tuple[float, ...] = option(
+        (0.7, 0.1, 0.2), "Shares of training, validation and test images.", above=0
+    )
+    unreadable: str = option(
+        "skip",
+        "What an image that cannot be read does: it is left out, or stops the program.",
+        choices=("skip", "error"),
+    )
+    threads: int = option(
+        2, "Threads that prepare batches; 0 reads inline.", at_least=0
+    )
+    flip: str = option(
+        "none",
+        "Axis along which training images are flipped at random (paper: vertical).",
+        choices=("none", "vertical", "horizontal"),
+    )
+    flip_probability: float = option(
+        0.5, "Probability of a flip.", at_least=0, at_most=1
+    )
+
+    def __post_init__(self):
+        check(self, "data.")
+        shares = self.split_fractions
+        if len(shares) != 3 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+            raise UserError(
+                f"data.split_fractions is {shares}, but must be three numbers that "
+                "sum to 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """The task network, which classifies the key area."""
+
+    net: str = option("resnet8", "Architecture.", choices=NETS)
+    image_size: int = option(
+        32, "Pixels of a side of the crop that it sees.", at_least=8
+    )
+    norm: str = option(
+        "batch",
+        "Normalization layers: frozen keeps the stored statistics in training too.",
+        choices=NORMS,
+    )
+    normalize: str = option(
+        "image",
+        "Gray levels: each crop to mean 0 and deviation 1, or ImageNet's fixed values.",
+        choices=("image", "fixed"),
+    )
+    dtype: str = option(
+        "float32",
+        "Type of the computation; parameters are float32.",
+        choices=("float32", "bfloat16"),
+    )
+
+    def __post_init__(self):
+        check(self, "task.")
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """The policy network, which proposes the key area, and its learning rule."""
+
+    net: str = option("resnet8", "Architecture of the trunk.", choices=NETS)
+    image_size: int = option(
+        32,
+        "Pixels of a side of the whole image that it sees; a multiple of policy.grid.",
+        at_least=8,
+    )
+    grid: int = option(16, "Cells of a side of the key area map.", at_least=2)
+    width: int = option(32, "Channels of the pyramid on the trunk.", at_least=1)
+    norm: str = option("group", "Normalization layers.", choices=NORMS)
+    estimator: str = option(
+        "reinforce",
+        "Learning rule: as published, score function, or imitation of the best box.",
+        choices=("paper", "reinforce", "elite"),
+    )
+    samples: int = option(4, "Boxes drawn for an image; even.", at_least=2)
+    explore: bool = option(
+        True, "Draw boxes in training; false takes the mean box (estimator paper)."
+    )
+    sigma: float = option(
+        0.35,
+        "Width of the policy at the start, in relative shift and log size.",
+        above=0,
+    )
+    final_sigma: float = option(0.12, "Width of the policy at the end.", above=0)
+    alpha: float = option(
+        1.25, "Factor by which a key area is expanded and shrunk.", above=1
+    )
+    balance: float = option(
+        0.5, "lambda of the paper's D2 (Eq. 7).", at_least=0, at_most=1
+    )
+    gamma: float = option(2.0, "gamma of the focal loss (Eq. 4).", at_least=0)
+    min_side: float = option(
+        0.25, "Shortest side of a key area, share of the image.", above=0, at_most=1
+    )
+    max_side: float = option(
+        1.0, "Longest side of a key area, share of the image.", above=0, at_most=1
+    )
+    warmup_steps: int = option(
+        300, "Steps in which only the task network learns.", at_least=0
+    )
+    random_share: float = option(
+        0.0,
+        "Share of images that the task network sees under a random key area.",
+        at_least=0,
+        at_most=1,
+    )
+    train_on_original: bool = option(
+        False, "Train the task network on the whole image too."
+    )
+
+    def __post_init__(self):
+        check(self, "policy.")
+        if self.image_size % self.grid:
+            raise UserError(
+                f"policy.image_size is {self.image_size}, but must be a multiple of "
+                f"policy.grid, which is {self.grid}"
+            )
+        if self.samples % 2:
+            raise UserError(f"policy.samples is {self.samples}, but must be even")
+        if self.min_side > self.max_side:
+            raise UserError(
+                f"policy.min_side is {self.min_side}, but must be at most "
+                f"policy.max_side, which is {self.max_side}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Optimization and what is written when."""
+
+    steps: int = option(1500, "Updates of the task network.", at_least=1)
+    batch_size: int = option(32, "Images in a step.", at_least=1)
+    task_learning_rate: float = option(
+        5e-3, "Largest learning rate of the task network.", above=0
+    )
+    policy_learning_rate: float = option(
+        2e-3, "Largest learning rate of the policy network.", above=0
+    )
+    schedule: str = option(
+        "cosine",
+        "Learning rates after the warm-up: kept, or falling to 0.",
+        choices=("constant", "cosine"),
+    )
+    lr_warmup_steps: int = option(
+        100, "Steps in which the learning rates rise from 0.", at_least=0
+    )
+    clip_norm: float = option(
+        1.0, "Largest norm of a network's gradient; 0 does not clip.", at_least=0
+    )
+    policy_adam_b2: float = option(
+        0.99, "Adam's b2 of the policy network.", at_least=0, at_most=0.9999
+    )
+    average_decay: float = option(
+        0.97,
+        "Decay of the moving average of all weights, which gives rewards and answers.",
+        at_least=0,
+        at_most=0.9999,
+    )
+    tensorboard: bool = option(False, "Write TensorBoard files too.")
+    log_every: int = option(20, "Steps between two lines of metrics.", at_least=1)
+    eval_every: int = option(250, "Steps between two validations.", at_least=1)
+    checkpoint_every: int = option(250, "Steps between two checkpoints.", at_least=1)
+
+    def __post_init__(self):
+        check(self, "train.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything that decides a run's result, apart from the machine."""
+
+    method: str = option(
+        "hapre",
+        "Key area selection, or a classifier of the whole image.",
+        choices=("hapre", "plain"),
+    )
+    seed: int = option(
+        0, "Seed of everything random in the run.", at_least=0, at_most=2**32 - 1
+    )
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
+    policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    compare_plain: bool = option(
+        True, "Also train the plain classifier with the same budget (method hapre)."
+    )
+
+    def __post_init__(self):
+        check(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A field of a config, its sections' included, with what its declaration says."""
+
+    path: str  # dotted, as in "train.steps"
+    kind: Any  # its type
+    value: Any
+    help: str
+    choices: tuple[str, ...]
+    above: float | None
+    at_least: float | None
+    at_most: float | None
+
+    @property
+    def limits(self) -> str:
+        """The bounds in signs, as in ">= 0 and <= 1"; empty without bounds."""
+        bounds = {">": self.above, ">=": self.at_least, "<=": self.at_most}
+        return " and ".join(f"{k} {v}" for k, v in bounds.items() if v is not None)
+
+    @property
+    def accepted(self) -> str:
+        """What the field accepts, as the end of a sentence."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        return f"{_kind_text(self.kind)} {self.limits}".rstrip()
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a value is of the field's type, one of its choices, in its limits."""
+        if not _is_a(value, self.kind) or (self.choices and value not in self.choices):
+            return False
+        numbers = value if isinstance(value, tuple) else (value,)
+        return all(
+            (self.above is None or number > self.above)
+            and (self.at_least is None or number >= self.at_least)
+            and (self.at_most is None or number <= self.at_most)
+            for number in numbers
+            if number is not None
+        )
+
+    def read(self, text: str) -> Any:
+        """The value that a text stands for; `UserError` where it is not accepted."""
+        try:
+            value = _read(text, self.kind)
+        except ValueError as error:
+            raise self.error(text) from error
+        if not self.accepts(value):
+            raise self.error(value)
+        return value
+
+    def error(self, value: Any) -> UserError:
+        """The sentence for a value that is not accepted."""
+        return UserError(f"{self.path} is {value!r}, but must be {self.accepted}")
+
+
+def options(section: Any, prefix: str = "") -> dict[str, Option]:
+    """All fields of a config, or of one section under `prefix`, by dotted path."""
+    found: dict[str, Option] = {}
+    kinds = typing.get_type_hints(type(section))
+    for field in dataclasses.fields(section):
+        path, value = prefix + field.name, getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= options(value, f"{path}.")
+        else:
+            found[path] = Option(path, kinds[field.name], value, **field.metadata)
+    return found
+
+
+def check(section: Any, prefix: str = "") -> None:
+    """Raises `UserError` for the first field with a value that is not accepted."""
+    for name, kind in typing.get_type_hints(type(section)).items():
+        value = getattr(section, name)
+        if dataclasses.is_dataclass(kind) and type(value) is not kind:
+            raise UserError(f"{prefix}{name} is {value!r}, but must be a section")
+    for field in options(section, prefix).values():
+        if not field.accepts(field.value):
+            raise field.error(field.value)
+
+
+def override(config: Config, path: str, text: str) -> Config:
+    """`config` with the field at a dotted path set to `text`, read as its type."""
+    return override_all(config, {path: text})
+
+
+def override_all(config: Config, texts: Mapping[str, str]) -> Config:
+    """`config` with several fields set at once, so that only the result is checked.
+
+    Args:
+      config: stays as it is.
+      texts: dotted path -> value as typed: `true` and `false`, numbers separated by
+        commas, `none` where a field may be None.
+
+    Raises:
+      UserError: an unknown field, named with the nearest ones, or a value that is not
+        accepted.
+    """
+    known, values = options(config), to_dict(config)
+    for path, text in texts.items():
+        if path not in known:
+            raise _unknown(path, known)
+        *sections, name = path.split(".")
+        section = functools.reduce(operator.getitem, sections, values)
+        section[name] = known[path].read(text)
+    return from_dict(values)
+
+
+def to_text(value: Any) -> str:
+    """A value as `override` reads it."""
+    if isinstance(value, tuple):
+        return ",".join(map(to_text, value))
+    return (
+        str(value).lower() if value is None or isinstance(value, bool) else str(value)
+    )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Nested dicts of values that JSON keeps as they are: tuples become lists."""
+    values = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        values[field.name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """The config that `to_dict` described; fields that are not given keep defaults.
+
+    Raises:
+      UserError: an unknown field, named with the nearest ones, or a value that is not
+        accepted.
+    """
+    return _from_dict(Config, values, "")
+
+
+def _from_dict(kind, values, prefix):
+    kinds, arguments = typing.get_type_hints(kind), {}
+    for name, value in values.items():
+        path = prefix + name
+        if name not in kinds:
+            raise _unknown(path, options(Config()))
+        if dataclasses.is_dataclass(kinds[name]):
+            if not isinstance(value, Mapping):
+                raise UserError(f"{path} is {value!r}, but must be a section")
+            value = _from_dict(kinds[name], value, f"{path}.")
+        arguments[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**arguments)
+
+
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """Up to three names that `name` may be a misspelling of, the best guess first."""
+    names = list(names)
+    last = name.rpartition(".")[2]
+    same_field = [other for other in names if other.rpartition(".")[2] == last]
+    # Above difflib's 0.6, which calls "--task.dtype" near to "--data.name".
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.75)
+    return list(dict.fromkeys(same_field + close))[:3]
+
+
+def load(spec: str) -> Config:
+    """The config of `FILE[:ARG]`.
+
+    A Python file has `get_config()`, or `get_config(ARG)`, which returns a `Config`;
+    a JSON file holds what `to_dict` gives, as a run's `config.json` does. A relative
+    FILE is looked up in the current directory, then beside the package, where a clone
+    has `configs/`, and then inside it, where an installed package has them.
+
+    Raises:
+      UserError: there is no such file, or it gives no config.
+    """
+    name, colon, argument = spec.partition(".py:")
+    path = _find(f"{name}.py" if colon else spec)
+    if path.suffix == ".json":
+        return _load_json(path)
+    if path.suffix != ".py":
+        raise UserError(
+            f"config file {path} must be a .py file, or a run's config.json"
+        )
+    return _load_python(path, [argument] if argument else [])
+
+
+def available() -> list[str]:
+    """The experiments that come with the library, as `load` takes them."""
+    for folder in (_PACKAGE.parent, _PACKAGE):
+        files = sorted((folder / "configs").glob("*.py"))
+        if files:
+            return [f"configs/{file.name}" for file in files]
+    return []
+
+
+def tiny(config: Config) -> Config:
+    """The same experiment at sizes that a test affords: a few images, steps and pixels.
+
+    Keeps what makes configs differ: method, learning rule, geometry, normalization,
+    schedule, flips, dtype, and a batch of one.
+    """
+    data = dataclasses.replace(
+        config.data,
+        name="phantom",
+        root="",
+        image_size=32,
+        train_images=24,
+        validation_images=12,
+        test_images=12,
+    )
+    task = dataclasses.replace(config.task, net="resnet8", image_size=16)
+    policy = dataclasses.replace(
+        config.policy,
+        net="resnet8",
+        image_size=16,
+        grid=8,
+        samples=2,
+        warmup_steps=min(config.policy.warmup_steps, 1),
+    )
+    train = dataclasses.replace(
+        config.train,
+        steps=6,
+        batch_size=min(config.train.batch_size, 4),
+        lr_warmup_steps=min(config.train.lr_warmup_steps, 1),
+        log_every=1,
+        eval_every=2,
+        checkpoint_every=2,
+    )
+    return dataclasses.replace(config, data=data, task=task, policy=policy, train=train)
+
+
+def _find(name):
+    for folder in (pathlib.Path(), _PACKAGE.parent, _PACKAGE):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(
+        f"there is no config file {name!r}; there are {', '.join(available())}"
+    )
+
+
+def _load_json(path):
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"config file {path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"config file {path} holds no fields")
+    try:
+        return from_dict(values)
+    except UserError as error:
+        raise UserError(f"config file {path}: {error}") from error
+
+
+def _load_python(path, arguments):
+    try:
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if not callable(get_config):
+            raise UserError("it has no function get_config")
+        try:
+            inspect.signature(get_config).bind(*arguments)
+        except TypeError as error:
+            wrong = "needs an argument"
+            if arguments:
+                wrong = f"takes no argument, got {arguments[0]!r}"
+            raise UserError(f"get_config {wrong}") from error
+        config = get_config(*arguments)
+        if not isinstance(config, Config):
+            raise UserError(f"get_config returned {config!r}, which is no Config")
+        return config
+    except UserError as error:
+        raise UserError(f"config file {path}: {error}") from error
+    except Exception as error:
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename == str(path)
+        ]
+        where = f" in line {lines[-1]}" if lines else ""
+        raise UserError(
+            f"config file {path} fails{where} with {type(error).__name__}: {error}"
+        ) from error
+
+
+def _unknown(path, names):
+    guesses = nearest(path, names)
+    hint = f"did you mean {' or '.join(guesses)}?" if guesses else "--help lists all"
+    return UserError(f"config has no field {path}; {hint}")
+
+
+def _kind_text(kind):
+    if _is_optional(kind):
+        return f"none or {_kind_text(_required(kind))}"
+    if typing.get_origin(kind) is tuple:
+        return "numbers separated by commas, each"
+    return {bool: "true or false", int: "an integer", float: "a number", str: "a text"}[
+        kind
+    ]
+
+
+def _is_optional(kind):
+    return isinstance(kind, types.UnionType)
+
+
+def _required(kind):
+    """X of the type `X | None`."""
+    return next(k for k in typing.get_args(kind) if k is not type(None))
+
+
+def _is_a(value, kind):
+    if _is_optional(kind):
+        return value is None or _is_a(value, _required(kind))
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        return isinstance(value, tuple) and all(_is_a(v, item) for v in value)
+    if kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _read(text, kind):
+    """`text` as a value of the type `kind`; `ValueError` where it is none."""
+    if _is_optional(kind):
+        return None if text == "none" else _read(text, _required(kind))
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        return tuple(_read(part, item) for part in text.strip("()[] ").split(","))
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    return kind(text)

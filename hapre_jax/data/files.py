@@ -1,0 +1,146 @@
+"""Read-only access to the image files below a folder or inside a zip."""
+
+import os
+import pathlib
+import threading
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+
+from hapre_jax import errors
+
+EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff")
+
+
+class Tree:
+    """Files by posix path relative to the root. Threads may share one.
+
+    Hidden files, `__MACOSX` and what lies below them are not part of a tree.
+
+    Attributes:
+      root: the folder or zip that was opened, for messages.
+      folders: sorted paths of all folders, also of those without an image.
+    """
+
+    def __init__(
+        self,
+        root: pathlib.Path,
+        files: Iterable[str],
+        folders: Iterable[str],
+        read: Callable[[str], bytes],
+    ):
+        self.root = root
+        self._files = frozenset(name for name in files if not _is_hidden(name))
+        folders = {name for name in folders if name and not _is_hidden(name)}
+        self.folders = tuple(sorted(folders))
+        self._read = read
+
+    def names(self) -> list[str]:
+        """Sorted paths of the image files, by extension, upper or lower case."""
+        return sorted(name for name in self._files if name.lower().endswith(EXTENSIONS))
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file, image or not."""
+        return name in self._files
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+          UserError: it cannot be read: permissions, a damaged or encrypted zip.
+        """
+        try:
+            return self._read(name)
+        # zipfile has no common base class: RuntimeError asks for a password,
+        # NotImplementedError is an unknown compression, zlib.error a damaged stream.
+        except Exception as error:
+            raise errors.UserError(
+                f"{name} in {self.root} cannot be read: {error}"
+            ) from error
+
+
+def open_tree(root: str, *, zip_names: Sequence[str] = ()) -> Tree:
+    """Opens a folder of images or a zip of them.
+
+    Args:
+      root: a zip, a folder that holds the extracted images, or a folder that holds
+        their zip.
+      zip_names: zips to look for first in a folder, unless the folder also holds
+        the extracted copy (a sub-folder named like the zip).
+
+    Raises:
+      UserError: nothing there, no image there, not a zip, or several zips to choose
+        from.
+    """
+    if not root:
+        raise errors.UserError(
+            "data.root is empty: give the folder or the zip that holds the images"
+        )
+    path = pathlib.Path(root).expanduser()
+    if path.is_file():
+        return _open_zip(path)
+    if not path.is_dir():
+        raise errors.UserError(f"{path} does not exist: give a folder or a zip")
+    for zip_name in zip_names:
+        extracted = path / pathlib.Path(zip_name).stem
+        if (path / zip_name).is_file() and not extracted.is_dir():
+            return _open_zip(path / zip_name)
+    tree = _open_folder(path)
+    if tree.names():
+        return tree
+    zips = sorted(p for p in path.iterdir() if p.suffix.lower() == ".zip")
+    if len(zips) == 1:
+        return _open_zip(zips[0])
+    if zips:
+        listed = ", ".join(p.name for p in zips)
+        raise errors.UserError(
+            f"{path} holds several zips ({listed}): name one of them"
+        )
+    raise errors.UserError(
+        f"{path} holds no image ({' '.join(EXTENSIONS)}) and no zip of images"
+    )
+
+
+def _open_folder(root: pathlib.Path) -> Tree:
+    found, folders, seen = [], [], set()
+    # Links are followed, since clusters keep data behind them; each folder once,
+    # since a link may point upwards.
+    for folder, below, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        below.sort()  # of two links to one folder, always the same is followed
+        relative = pathlib.Path(folder).relative_to(root)
+        folders.append("" if relative == pathlib.Path() else relative.as_posix())
+        found += [(relative / name).as_posix() for name in names]
+    return Tree(root, found, folders, lambda name: (root / name).read_bytes())
+
+
+def _open_zip(path: pathlib.Path) -> Tree:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise errors.UserError(f"{path} is not a readable zip: {error}") from error
+    entries = archive.namelist()
+    found = [name for name in entries if not name.endswith("/")]
+    folders = {
+        parent.as_posix()
+        for name in entries
+        for parent in pathlib.PurePosixPath(name + "x").parents
+    } - {"."}
+    # An archive has one file position; that zipfile guards it is not documented.
+    lock = threading.Lock()
+
+    def read(name):
+        with lock:
+            return archive.read(name)
+
+    tree = Tree(path, found, folders, read)
+    if not tree.names():
+        raise errors.UserError(f"{path} holds no image ({' '.join(EXTENSIONS)})")
+    return tree
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))

@@ -1,0 +1,185 @@
+"""Which image is trained on, chosen by or tested on; and the file that remembers it."""
+
+import csv
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hapre_jax import errors
+
+SPLITS = ("train", "validation", "test")
+LEVELS = ("group", "image")
+
+
+class Row(NamedTuple):
+    """One line of a split file."""
+
+    path: str
+    sha256: str  # of the file's bytes
+    label: str  # name of the class
+    group: str
+    split: str  # one of `SPLITS`
+
+
+def assign(
+    groups: Sequence[str],
+    labels: Sequence[int] | np.ndarray,
+    *,
+    fractions: Sequence[float] = (0.7, 0.1, 0.2),
+    seed: int,
+    level: str = "group",
+) -> np.ndarray:
+    """Divides N images, class by class, in the proportions asked for.
+
+    Groups come in random order; each goes whole to the split that is furthest below
+    its share of the class, so shares are off by less than one group. The chance of a
+    group to be tested does not depend on its size. A group of several classes counts
+    for its commonest.
+
+    Args:
+      groups: N names.
+      labels: N integers >= 0.
+      fractions: shares of training, validation and test, > 0, sum 1. The default is
+        the paper's.
+      seed: another seed is another division; the same arguments give the same one.
+      level: `group` never divides a group. `image` ignores groups, which is probably
+        what the paper did.
+
+    Returns:
+      `str[N]`, each of `SPLITS`.
+
+    Raises:
+      UserError: bad fractions or level, or a split would be empty.
+    """
+    if level not in LEVELS:
+        raise errors.UserError(f"split level {level!r} is none of {', '.join(LEVELS)}")
+    valid = len(fractions) == 3 and min(fractions) > 0
+    if not valid or abs(sum(fractions) - 1) > 1e-6:
+        raise errors.UserError(
+            f"split fractions {tuple(fractions)} are not three positive numbers that "
+            "sum to 1"
+        )
+    labels = np.asarray(labels)
+    members: dict[str | int, list[int]] = {}
+    for index, group in enumerate(groups):
+        members.setdefault(group if level == "group" else index, []).append(index)
+    strata: dict[int, list[list[int]]] = {}
+    for indices in members.values():
+        commonest = int(np.bincount(labels[indices]).argmax())
+        strata.setdefault(commonest, []).append(indices)
+
+    rng = np.random.default_rng(seed)
+    result = np.full(len(labels), "", "<U10")
+    for label in sorted(strata):
+        units = strata[label]
+        missing = np.array(fractions) * sum(len(unit) for unit in units)
+        for position in rng.permutation(len(units)):
+            neediest = int(np.argmax(missing))
+            result[units[position]] = SPLITS[neediest]
+            missing[neediest] -= len(units[position])
+    for split in SPLITS:
+        if split not in result:
+            raise errors.UserError(
+                f"the {split} split is empty: {len(members)} {level}(s) cannot be "
+                f"divided {fractions}; add images or change data.split_fractions"
+            )
+    return result
+
+
+def join_identical(groups: Sequence[str], hashes: Sequence[str]) -> list[str]:
+    """Groups for `assign` in which byte-identical files never part.
+
+    Groups that share a file become one, named after one of them.
+    """
+    parent = {group: group for group in groups}
+
+    def find(group):
+        while parent[group] != group:
+            group = parent[group]
+        return group
+
+    first: dict[str, str] = {}
+    for group, digest in zip(groups, hashes, strict=True):
+        other = first.setdefault(digest, group)
+        parent[find(group)] = find(other)
+    return [find(group) for group in groups]
+
+
+def shared_with_train(groups: Sequence[str], split: Iterable[str]) -> int:
+    """How many test images share a group with a training image: 0 is no leak."""
+    pairs = list(zip(groups, split, strict=True))
+    trained = {group for group, name in pairs if name == "train"}
+    return sum(name == "test" and group in trained for group, name in pairs)
+
+
+def write(path: pathlib.Path, rows: Iterable[Row]) -> None:
+    """Writes a split file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp")
+    # surrogateescape: file names need not be UTF-8.
+    with open(
+        temporary, "w", newline="", encoding="utf-8", errors="surrogateescape"
+    ) as file:
+        writer = csv.writer(file)
+        writer.writerow(Row._fields)
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+def read(path: pathlib.Path) -> list[Row]:
+    """Inverse of `write`.
+
+    Raises:
+      UserError: not a split file, or one of the splits is empty.
+    """
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        header, *lines = list(csv.reader(file)) or [[]]
+    fields = len(Row._fields)
+    if tuple(header) != Row._fields or any(
+        len(line) != fields or line[-1] not in SPLITS for line in lines
+    ):
+        raise errors.UserError(
+            f"{path} is not a split file with the columns {','.join(Row._fields)}: "
+            "delete it to divide the images anew"
+        )
+    empty = set(SPLITS) - {line[-1] for line in lines}
+    if empty:
+        raise errors.UserError(f"{path} gives no image to {', '.join(sorted(empty))}")
+    return [Row(*line) for line in lines]
+
+
+def recall(path: pathlib.Path, rows: Sequence[Row]) -> np.ndarray:
+    """The splits that a file gives to the images at hand.
+
+    Args:
+      path: of a split file.
+      rows: N images as they are now; their `split` is ignored.
+
+    Returns:
+      `str[N]` in the order of `rows`.
+
+    Raises:
+      UserError: the images are not those of the file, or changed since.
+    """
+    saved = {row.path: row for row in read(path)}
+    remedy = f"restore the images, or delete {path} to divide them anew"
+    for row in rows:
+        if row.path not in saved:
+            raise errors.UserError(f"{path} does not list {row.path}: {remedy}")
+        for field in ("sha256", "label", "group"):
+            old, new = getattr(saved[row.path], field), getattr(row, field)
+            if old != new:
+                raise errors.UserError(
+                    f"{field} of {row.path} was {old} in {path} and is {new} now: "
+                    f"{remedy}"
+                )
+    lost = sorted(saved.keys() - {row.path for row in rows})
+    if lost:
+        raise errors.UserError(
+            f"{path} lists {len(lost)} image(s) that are not there or not readable "
+            f"now, the first {lost[0]}: {remedy}"
+        )
+    return np.array([saved[row.path].split for row in rows])

@@ -1,0 +1,217 @@
+"""Scores a trained run on the test split of any source.
+
+`python -m hapre_jax.evaluate RUN [--data.…]`.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+
+from hapre_jax import boxes, checkpoint, cli, log, metrics, report
+from hapre_jax import config as config_lib
+from hapre_jax.config import Config
+from hapre_jax.data import dataset as datasets
+from hapre_jax.data import pipeline
+from hapre_jax.errors import UserError
+from hapre_jax.framework import Method, Prediction
+from hapre_jax.methods import METHODS
+from hapre_jax.state import TrainState, to_float
+
+
+class Evaluation(NamedTuple):
+    """Scores of a split, and the answer for each of its N images."""
+
+    scores: dict  # as in results.json: accuracy, macro_f1, ..., key_area
+    predictions: Prediction  # NumPy arrays, first axis N
+
+
+def make_predict(method: Method) -> Callable:
+    """The jitted `(params, model_state, batch of u8 pixels) -> Prediction`."""
+
+    @jax.jit
+    def predict(params, model_state, batch):
+        return method.predict(params, model_state, to_float(batch)["image"])
+
+    return predict
+
+
+def evaluate(
+    predict: Callable,
+    state: TrainState,
+    source: datasets.Dataset,
+    *,
+    config: Config,
+    mean_box: np.ndarray | None = None,
+) -> Evaluation:
+    """Predicts a whole split and scores it from one confusion matrix.
+
+    Args:
+      predict: of `make_predict`.
+      state: the trained networks.
+      source: the split.
+      config: of the run; gives the batch size and the bounds of a key area.
+      mean_box: `f32[4]`, mean lung box of the training split, a trivial key area.
+    """
+    chunks = []
+    # Four times the images of a training step, which also keeps all activations and
+    # tries several key areas of each, are sure to fit into memory.
+    batch_size = min(4 * config.train.batch_size, len(source))
+    for batch in pipeline.eval_batches(source, batch_size):
+        prediction = predict(*state.average, {"image": batch["image"]})
+        kept = batch["mask"]
+        chunks.append(
+            jax.tree.map(lambda x, kept=kept: np.asarray(x)[kept], prediction)
+        )
+    predictions = jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
+    answers = np.argmax(predictions.probabilities, axis=1)
+    matrix = metrics.confusion_matrix(
+        jnp.asarray(source.labels),
+        jnp.asarray(answers),
+        num_classes=len(source.classes),
+    )
+    key_area = None
+    if predictions.action is not None:
+        key_area = score_key_areas(
+            predictions.action, source.lung_boxes, config=config, mean_box=mean_box
+        ) | {"entropy": float(np.mean(predictions.entropy))}
+    scores = {
+        "n": len(source),
+        **metrics.summary(matrix),
+        "confusion_matrix": np.asarray(matrix).tolist(),
+        "key_area": key_area,
+    }
+    return Evaluation(scores, predictions)
+
+
+def score_key_areas(
+    areas: np.ndarray,
+    lung_boxes: np.ndarray | None,
+    *,
+    config: Config,
+    mean_box: np.ndarray | None = None,
+) -> dict:
+    """How well key areas find the lungs, beside areas that look at no image.
+
+    Args:
+      areas: `f32[N, 4]` yxyx, valid key areas.
+      lung_boxes: `f32[N, 4]`, NaN where unknown; or None: no lung scores.
+      config: gives the bounds of a key area.
+      mean_box: `f32[4]`, mean lung box of the training split.
+    """
+    bounds = {"min_side": config.policy.min_side, "max_side": config.policy.max_side}
+    at_bound = jax.vmap(lambda box: boxes.is_at_bound(box, **bounds))(areas)
+    sides = np.sqrt(np.prod(areas[:, 2:] - areas[:, :2], axis=1))
+    result = {
+        "lung_iou": None,
+        "lung_coverage": None,
+        "trivial_iou": {"whole": None, "central80": None, "mean_box": None},
+        "side_fraction": float(np.mean(sides)),
+        "at_bound": float(np.mean(at_bound)),
+        # Key areas that hardly differ between images were not read off the image.
+        "displacement": float(
+            np.mean(np.std((areas[:, :2] + areas[:, 2:]) / 2, axis=0))
+        ),
+    }
+    if lung_boxes is None or np.isnan(lung_boxes).all():
+        return result
+    known = np.isfinite(lung_boxes[:, 0])
+    truth = jnp.asarray(lung_boxes[known])
+
+    def mean_iou(area):
+        area = jnp.broadcast_to(jnp.asarray(area, jnp.float32), truth.shape)
+        return float(jnp.mean(jax.vmap(boxes.iou)(area, truth)))
+
+    result["lung_iou"] = mean_iou(areas[known])
+    result["lung_coverage"] = float(
+        jnp.mean(jax.vmap(boxes.coverage)(jnp.asarray(areas[known]), truth))
+    )
+    result["trivial_iou"] = {
+        "whole": mean_iou(boxes.WHOLE),
+        "central80": mean_iou(boxes.CENTRAL_80),
+        "mean_box": None if mean_box is None else mean_iou(mean_box),
+    }
+    return result
+
+
+def mean_lung_box(source: datasets.Dataset) -> np.ndarray | None:
+    """Mean lung box `f32[4]` of a split, or None where no lungs are known."""
+    return None if source.lung_boxes is None else np.nanmean(source.lung_boxes, axis=0)
+
+
+def splits_file(workdir: pathlib.Path) -> pathlib.Path | None:
+    """That of a run; the plain classifier's run lies in the folder of another."""
+    for folder in (workdir, workdir.parent):
+        if (folder / "splits.csv").exists():
+            return folder / "splits.csv"
+    return None
+
+
+def main(argv: list[str]) -> int:
+    """The program."""
+
+    def add_arguments(parser):
+        text = "where to write the results (default RUN/evaluation.json)"
+        parser.add_argument("--out", metavar="FILE", help=text)
+
+    config, arguments = cli.parse(
+        argv,
+        program="python -m hapre_jax.evaluate",
+        description="Score the best checkpoint of a run on the test split of its own "
+        "data, or of another source named by --data flags.",
+        add_arguments=add_arguments,
+    )
+    console = rich.console.Console()
+    workdir = pathlib.Path(arguments.run)
+    trained = config_lib.load(str((workdir / "config.json").absolute()))
+    now = config_lib.options(config)
+    for name, field in config_lib.options(trained).items():
+        if not name.startswith("data.") and field.value != now[name].value:
+            raise UserError(
+                f"{name} was {field.value} in training; evaluate takes --data flags "
+                "only"
+            )
+    if not (workdir / "results.json").exists():
+        raise UserError(
+            f"{workdir} has no results.json: its training is not finished; give its "
+            "command again to go on"
+        )
+    results = checkpoint.read_json(workdir / "results.json")
+    # The run's own split is reused; of another source the test part is taken.
+    own = config.data == trained.data
+    with log.progress_bar(console, f"{config.data.name} images") as update:
+        data = pipeline.load(
+            config.data,
+            seed=config.seed,
+            splits_file=splits_file(workdir) if own else None,
+            progress=update,
+        )
+    if list(data.test.classes) != results["classes"]:
+        raise UserError(
+            f"{config.data.name} has the classes {', '.join(data.test.classes)}, but "
+            f"the run was trained on {', '.join(results['classes'])}"
+        )
+    method = METHODS[config.method](config, len(data.test.classes))
+    best = checkpoint.restore_best(workdir, config, method)
+    tested = evaluate(
+        make_predict(method),
+        best,
+        data.test,
+        config=config,
+        mean_box=mean_lung_box(data.train),
+    )
+    results |= {"dataset": config.data.name, "test": tested.scores, "plain": None}
+    results |= {"config": config_lib.to_dict(config)}
+    output = pathlib.Path(arguments.out or workdir / "evaluation.json")
+    checkpoint.write_json(output, results)
+    console.print(report.summary_table(results))
+    log.say(console, f"Written to {output}.")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,382 @@
+"""Pictures of a run, drawn with Pillow alone."""
+
+import functools
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from hapre_jax import boxes
+from hapre_jax.data.dataset import Dataset
+
+if TYPE_CHECKING:
+    from hapre_jax.framework import Prediction
+    from hapre_jax.landscape import Landscape
+
+# Orange, sky blue and a light purple of Okabe and Ito's palette, which people with any
+# kind of color blindness can tell apart; the boxes differ in their lines too.
+KEY_AREA_COLOR = (230, 159, 0)
+LUNGS_COLOR = (86, 180, 233)
+_WRONG_COLOR = (240, 140, 190)
+
+# The sheet is dark, as a light box is around films: bright margins hide dark lungs.
+_SHEET, _FRAME = (18, 21, 26), (58, 64, 74)
+_TEXT, _DIM = (236, 239, 244), (150, 158, 170)
+_FILM, _CROP = 220, 140  # pixels of a side
+# Three columns keep the text legible at the width of a README, about 900 pixels.
+_COLUMNS = 3
+_INNER, _GAP, _MARGIN = 8, 26, 26
+
+_PAPER, _INK, _PALE, _EMPTY = (255, 255, 255), (31, 35, 40), (101, 109, 118), (228,) * 3
+# Blue over white to orange: lower and higher than what the cell is compared with.
+_DIVERGING = np.array([(33, 102, 172), (247, 247, 247), (224, 120, 20)], np.float64)
+_CELL_WIDTH, _CELL_HEIGHT = 58, 34
+_PANELS_IN_A_ROW = 4
+
+
+def key_area_sheet(
+    source: Dataset, predictions: "Prediction", *, count: int = 12
+) -> Image.Image:
+    """What the policy keeps of the first images of each class, and what is answered.
+
+    Args:
+      source: N images, with the true lungs where they are known.
+      predictions: NumPy arrays of the same N images, with key areas.
+      count: most images to show.
+
+    Returns:
+      An RGB picture.
+    """
+    areas, lung_boxes = np.asarray(predictions.action), source.lung_boxes
+    overlaps = _overlaps(areas, lung_boxes)
+    shown = _first_of_each_class(source.labels, count)
+    has_lungs = bool(np.isfinite(overlaps).any())
+
+    cell_width = _FILM + _INNER + _CROP
+    top = 122
+    lines = -(-len(shown) // _COLUMNS)
+    sheet = Image.new(
+        "RGB",
+        (
+            2 * _MARGIN + _COLUMNS * cell_width + (_COLUMNS - 1) * _GAP,
+            top + lines * _FILM + (lines - 1) * _GAP + _MARGIN,
+        ),
+        _SHEET,
+    )
+    draw = ImageDraw.Draw(sheet)
+    _sheet_header(draw, overlaps, has_lungs)
+    for place, row in enumerate(shown):
+        x = _MARGIN + place % _COLUMNS * (cell_width + _GAP)
+        y = top + place // _COLUMNS * (_FILM + _GAP)
+        lungs = None
+        if lung_boxes is not None and np.isfinite(overlaps[row]):
+            lungs = lung_boxes[row]
+        sheet.paste(film_with_boxes(source.images[row], areas[row], lungs), (x, y))
+        sheet.paste(_crop(source.images[row], areas[row]), (x + _FILM + _INNER, y))
+        probabilities = predictions.probabilities[row]
+        answer, label = int(np.argmax(probabilities)), int(source.labels[row])
+        color = _TEXT if answer == label else _WRONG_COLOR
+        x, y = x + _FILM + _INNER, y + _CROP
+        _caption(draw, x, y + 24, "true", source.classes[label], _TEXT)
+        _caption(draw, x, y + 47, "answer", source.classes[answer], color)
+        numbers = f"p {probabilities[answer]:.2f}"
+        if lungs is not None:
+            numbers += f"    IoU {overlaps[row]:.2f}"
+        draw.text((x, y + 70), numbers, _TEXT, _font(16), anchor="ls")
+    return sheet
+
+
+def film_with_boxes(
+    pixels: np.ndarray, area: np.ndarray, lungs: np.ndarray | None = None
+) -> Image.Image:
+    """An image `u8[H, W, C]` at 220 x 220 with its key area and, dashed, its lungs."""
+    film = _picture(pixels).resize((_FILM, _FILM), Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(film)
+    draw.rectangle((0, 0, _FILM - 1, _FILM - 1), outline=_FRAME)
+    left, top, right, bottom = _inclusive(area, _FILM)
+    # A dark line on both sides sets the color off from bright bone.
+    halo = (left - 1, top - 1, right + 1, bottom + 1)
+    draw.rectangle(halo, outline=(0, 0, 0), width=5)
+    draw.rectangle((left, top, right, bottom), outline=KEY_AREA_COLOR, width=3)
+    if lungs is not None:
+        # On top: where the two boxes agree, the solid line shows between the dashes.
+        _dashed(draw, _inclusive(lungs, _FILM), LUNGS_COLOR)
+    return film
+
+
+def _overlaps(areas, lung_boxes):
+    """IoU `f32[N]` of key areas with the true lungs, NaN where these are unknown."""
+    if lung_boxes is None:
+        return np.full(len(areas), np.nan, np.float32)
+    known = np.isfinite(lung_boxes).all(axis=1)
+    ious = np.asarray(jax.vmap(boxes.iou)(areas, np.nan_to_num(lung_boxes)))
+    return np.where(known, ious, np.float32(np.nan))
+
+
+def _first_of_each_class(labels, count):
+    """Rows of the first image of each class, then of the second ones, and so on."""
+    rank = np.zeros(len(labels), np.int64)
+    for label in np.unique(labels):
+        rank[labels == label] = np.arange((labels == label).sum())
+    return np.lexsort((labels, rank))[:count]
+
+
+def _sheet_header(draw, overlaps, has_lungs):
+    title = "What the policy keeps of each film, and what the classifier sees"
+    draw.text((_MARGIN, 22), title, _TEXT, _font(24))
+    note = "The first images of each class, none picked by hand. p: probability."
+    if has_lungs:
+        known = overlaps[np.isfinite(overlaps)]
+        note += (
+            " IoU: overlap of the two boxes, at most 1; on average "
+            f"{known.mean():.2f} over {_images(len(known))}."
+        )
+    draw.text((_MARGIN, 56), note, _DIM, _font(15))
+
+    x, y = _MARGIN, 86
+    draw.rectangle((x, y, x + 26, y + 16), outline=KEY_AREA_COLOR, width=3)
+    x = _legend(draw, x + 36, y, "key area of the policy", _TEXT)
+    if has_lungs:
+        _dashed(draw, (x, y, x + 26, y + 16), LUNGS_COLOR)
+        x = _legend(draw, x + 36, y, "true lungs, never trained on", _TEXT)
+    _legend(draw, x, y, "wrong answer", _WRONG_COLOR)
+
+
+def _legend(draw, x, y, text, color):
+    draw.text((x, y + 8), text, color, _font(16), anchor="lm")
+    return round(x + _font(16).getlength(text)) + 36
+
+
+def _caption(draw, x, y, label, text, color):
+    indent = 54
+    draw.text((x, y), label, _DIM, _font(15), anchor="ls")
+    text = _shortened(text, _font(16), _CROP - indent)
+    draw.text((x + indent, y), text, color, _font(16), anchor="ls")
+
+
+def _crop(pixels, area):
+    """The key area stretched to a square, as the task network gets it."""
+    film = _picture(pixels)
+    y_low, x_low, y_high, x_high = np.clip(area, 0.0, 1.0).astype(float)
+    box = (
+        x_low * film.width,
+        y_low * film.height,
+        x_high * film.width,
+        y_high * film.height,
+    )
+    crop = film.resize((_CROP, _CROP), Image.Resampling.BICUBIC, box=box)
+    ImageDraw.Draw(crop).rectangle(
+        (0, 0, _CROP - 1, _CROP - 1), outline=KEY_AREA_COLOR, width=2
+    )
+    return crop
+
+
+def _picture(pixels):
+    gray = pixels.shape[-1] == 1
+    return Image.fromarray(pixels[..., 0] if gray else pixels).convert("RGB")
+
+
+def _inclusive(box, size):
+    """A yxyx box in fractions as the pixels (left, top, right, bottom) it ends with."""
+    top, left, bottom, right = (round(float(edge) * size) for edge in box)
+    return left, top, max(right - 1, left), max(bottom - 1, top)
+
+
+def _dashed(draw, box, color, *, width=2, dash=7, space=5):
+    left, top, right, bottom = box
+    for start in range(left, right + 1, dash + space):
+        end = min(start + dash - 1, right)
+        draw.rectangle((start, top, end, top + width - 1), fill=color)
+        draw.rectangle((start, bottom - width + 1, end, bottom), fill=color)
+    for start in range(top, bottom + 1, dash + space):
+        end = min(start + dash - 1, bottom)
+        draw.rectangle((left, start, left + width - 1, end), fill=color)
+        draw.rectangle((right - width + 1, start, right, end), fill=color)
+
+
+def landscape_heatmap(landscape: "Landscape") -> Image.Image:
+    """Mean loss of the task network against zoom and shift, a panel for each class.
+
+    A cell is blue where the loss is lower than on the whole image, orange where it is
+    higher; all panels have the same scale, which the picture says. The lowest cell of
+    a panel is outlined.
+
+    Args:
+      landscape: see `landscape.measure`.
+
+    Returns:
+      An RGB picture; its width depends on the numbers of classes and shifts.
+    """
+    zooms, shifts = len(landscape.zooms), len(landscape.shifts)
+    order = [len(landscape.classes), *range(len(landscape.classes))]
+    columns = min(_PANELS_IN_A_ROW, len(order))
+    lines = -(-len(order) // columns)
+    axis, labels, gap, margin, top = 34, 50, 26, 26, 122
+    width = labels + shifts * _CELL_WIDTH
+    height = 32 + zooms * _CELL_HEIGHT + 104
+    full_width = max(2 * margin + axis + columns * (width + gap) - gap, 900)
+    explanation = _wrapped(_how_to_read(landscape), _font(16), full_width - 2 * margin)
+    bottom = top + lines * height
+    size = (full_width, bottom + 24 * len(explanation) + margin)
+    picture = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(picture)
+
+    changes = landscape.losses - landscape.whole[:, None, None]
+    largest = np.max(np.abs(changes), where=np.isfinite(changes), initial=0.0)
+    # Not below 0.1 nats, or noise would look like structure; not above 1, or one
+    # hopeless box would make all others pale.
+    limit = float(np.clip(largest, 0.1, 1.0))
+    title = "Reward landscape: on which boxes is the task network good?"
+    draw.text((margin, 20), title, _INK, _font(24))
+    _color_scale(draw, margin, 70, limit)
+
+    around = _around(landscape)
+    for place, row in enumerate(order):
+        x = margin + axis + place % columns * (width + gap)
+        y = top + place // columns * height
+        if place % columns == 0:
+            middle = y + 32 + zooms * _CELL_HEIGHT // 2
+            text = f"side of the box / side of {around}"
+            _vertical_text(picture, margin + 10, middle, text)
+        _panel(draw, x, y, labels, landscape, row, changes[row] / limit)
+        name = "the lungs" if landscape.reference == "lungs" else "the key area"
+        text = f"horizontal shift / width of {name}"
+        center = x + labels + shifts * _CELL_WIDTH // 2
+        y += 32 + zooms * _CELL_HEIGHT + 34
+        draw.text((center, y), text, _PALE, _font(15), anchor="mm")
+        text = f"whole image {_number(landscape.whole[row])}"
+        if landscape.policy is not None:
+            text += f"   policy's key area {_number(landscape.policy[row])}"
+        draw.text((center, y + 26), text, _INK, _font(15), anchor="mm")
+    for line, text in enumerate(explanation):
+        draw.text((margin, bottom + 24 * line), text, _INK, _font(16))
+    return picture
+
+
+def _panel(draw, x, y, labels, landscape, row, strength):
+    losses = landscape.losses[row]
+    is_all = row == len(landscape.classes)
+    name = "all classes" if is_all else landscape.classes[row]
+    count = f"   {_images(landscape.counts[row])}"
+    x += labels
+    room = losses.shape[1] * _CELL_WIDTH - _font(15).getlength(count)
+    name = _shortened(name, _font(18), room)
+    draw.text((x, y + 20), name, _INK, _font(18), anchor="ls")
+    end = x + _font(18).getlength(name)
+    draw.text((end, y + 20), count, _PALE, _font(15), anchor="ls")
+    y += 32
+
+    for (i, j), loss in np.ndenumerate(losses):
+        left, top = x + j * _CELL_WIDTH, y + i * _CELL_HEIGHT
+        fill = diverging_color(strength[i, j])
+        # One pixel of paper between cells.
+        right, bottom = left + _CELL_WIDTH - 2, top + _CELL_HEIGHT - 2
+        draw.rectangle((left, top, right, bottom), fill=fill)
+        center = (left + _CELL_WIDTH // 2, top + _CELL_HEIGHT // 2)
+        # Luma (ITU-R 601) tells whether dark text can be read.
+        dark = np.dot(fill, (0.299, 0.587, 0.114)) < 120
+        color = _PAPER if dark else _INK
+        draw.text(center, _number(loss), color, _font(16), anchor="mm")
+    if np.isfinite(losses).any():
+        i, j = np.unravel_index(np.nanargmin(losses), losses.shape)
+        left, top = x + int(j) * _CELL_WIDTH, y + int(i) * _CELL_HEIGHT
+        frame = (left - 2, top - 2, left + _CELL_WIDTH, top + _CELL_HEIGHT)
+        draw.rectangle(frame, outline=(0, 0, 0), width=3)
+    for i, zoom in enumerate(landscape.zooms):
+        place = (x - 8, y + i * _CELL_HEIGHT + _CELL_HEIGHT // 2)
+        draw.text(place, f"{zoom:.2f}", _INK, _font(15), anchor="rm")
+    for j, shift in enumerate(landscape.shifts):
+        place = (x + j * _CELL_WIDTH + _CELL_WIDTH // 2, y + len(losses) * _CELL_HEIGHT)
+        text = f"{shift:+.2f}" if shift else "0"
+        draw.text((place[0], place[1] + 12), text, _INK, _font(15), anchor="mm")
+
+
+def diverging_color(strength: float) -> tuple[int, int, int]:
+    """Blue at -1 and below, near white at 0, orange at 1 and above, gray for NaN."""
+    if np.isnan(strength):
+        return _EMPTY
+    red, green, blue = (
+        round(float(np.interp(strength, (-1, 0, 1), channel)))
+        for channel in _DIVERGING.T
+    )
+    return red, green, blue
+
+
+def _color_scale(draw, x, y, limit):
+    left = f"{-limit:.2f}"
+    draw.text((x, y + 10), left, _INK, _font(15), anchor="lm")
+    x += round(_font(15).getlength(left)) + 8
+    length = 180
+    for offset in range(length):
+        color = diverging_color(2 * offset / (length - 1) - 1)
+        draw.line((x + offset, y, x + offset, y + 20), fill=color)
+    x += length + 8
+    right = f"+{limit:.2f}    loss, less the loss on the whole image, in nats"
+    draw.text((x, y + 10), right, _INK, _font(15), anchor="lm")
+
+
+def _around(landscape):
+    known = landscape.reference == "lungs"
+    return "the true lungs" if known else "the policy's key area"
+
+
+def _how_to_read(landscape):
+    text = (
+        "Each number is the mean loss of the trained task network on boxes placed "
+        f"around {_around(landscape)}: made smaller (upper rows) or larger (lower "
+        "rows), and moved left or right; a box that would stick out of the image is "
+        "moved inside. Blue is better than the whole image, orange is worse; the black "
+        "frame marks the best box. Rewards are made of these losses, so they pull a "
+        "policy towards blue."
+    )
+    if landscape.reference == "lungs":
+        return text + (
+            " If the lungs (row 1.00, column 0) are not blue, the task network cannot "
+            "use them yet, and no honest reward leads a policy there."
+        )
+    return text + (
+        " The true lungs are not known here: whether the policy found them, these "
+        "numbers do not say."
+    )
+
+
+def _vertical_text(picture, x, y, text):
+    font = _font(15)
+    size = (round(font.getlength(text)) + 4, 24)
+    label = Image.new("RGB", size, _PAPER)
+    ImageDraw.Draw(label).text((2, 12), text, _PALE, font, anchor="lm")
+    label = label.rotate(90, expand=True)
+    picture.paste(label, (x - label.width // 2, y - label.height // 2))
+
+
+def _wrapped(text, font, width):
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def _shortened(text, font, width):
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def _number(value):
+    return "-" if np.isnan(value) else f"{value:.2f}"
+
+
+def _images(count):
+    return f"{count:,} image{'s' if count != 1 else ''}"
+
+
+@functools.cache
+def _font(size):
+    return ImageFont.load_default(size)

@@ -1,0 +1,281 @@
+"""DRL-HAPre: task network x policy network x operation, and the step that trains both.
+
+`make` builds a `Method` from the three; HAPre-KRS (`methods.hapre`) is one instance. A
+`Method` is a few pure functions, so the trainer, the evaluation and the tables know no
+method by name.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hapre_jax import policy_gradient, rewards
+from hapre_jax.operations import Operation
+from hapre_jax.tasks import Task, apply_network, normalize
+
+
+class Aux(NamedTuple):
+    """What a loss gives besides its value."""
+
+    model_state: dict  # new BatchNorm statistics of each network
+    metrics: dict[str, jax.Array]  # f32[] each, for the log
+
+
+class Prediction(NamedTuple):
+    """What a method says of images it has never seen."""
+
+    probabilities: jax.Array  # f32[B, K]
+    action: jax.Array | None = None  # valid mean action; a key area is f32[B, 4] yxyx
+    entropy: jax.Array | None = None  # of the policy at its final width, f32[B], nats
+    policy_map: jax.Array | None = None  # sigmoid of the policy's logits, f32[B, g, g]
+
+
+class Method(NamedTuple):
+    """A way to train a task network, as pure functions.
+
+    `params` and `model_state` hold one sub-tree a network: "task", and "policy" where
+    there is one; `average` is a pair of both, averaged over the last steps. `batch`
+    holds "image" f32[B, H, W, C] in [0, 1] and "label" i32[B].
+    """
+
+    init: Callable  # (key, image) -> (params, model_state)
+    loss: Callable  # (params, model_state, average, batch, key, step) -> (f32[], Aux)
+    predict: Callable  # (params, model_state, image) -> Prediction
+    task_losses: Callable  # (params, model_state, batch, actions [B, ...]) -> f32[B]
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+    """How a policy learns; `config.PolicyConfig` says what each field means."""
+
+    estimator: str
+    samples: int
+    explore: bool
+    sigma: float
+    final_sigma: float
+    balance: float
+    gamma: float
+    warmup_steps: int
+    steps: int
+    random_share: float
+    train_on_original: bool
+
+
+class Trial(NamedTuple):
+    """What trying a few actions on one image taught."""
+
+    policy_loss: jax.Array  # f32[], differentiable in the policy's logits
+    optimal: jax.Array  # the action that the task network is trained on
+    reward: jax.Array  # f32[]
+    d1: jax.Array  # f32[], Eq. 5: negative where the policy's action helps
+
+
+def sigma_at(step: jax.Array, learning: Learning) -> jax.Array:
+    """Width of the policy `f32[]`: constant in the warm-up, then annealed.
+
+    Geometric from `sigma` to `final_sigma` over the policy's own updates, and at its
+    final value for the last tenth of them, so that what is evaluated was trained.
+    """
+    updates = max(0.9 * (learning.steps - learning.warmup_steps), 1.0)
+    progress = jnp.clip((step - learning.warmup_steps) / updates, 0.0, 1.0)
+    return learning.sigma * (learning.final_sigma / learning.sigma) ** progress
+
+
+# An estimator tries actions on one image. `evaluate` gives the task loss `f32[A]` of
+# valid actions `[A, ...]`; it is called once, so that all candidates share one pass.
+
+
+def paper(operation: Operation, learning: Learning, evaluate, logits, key, sigma):
+    """Algorithm 1: reward-weighted imitation of the detected or a rescaled key area."""
+    mean = operation.mean(logits)
+    detected = operation.sample(key, mean, sigma, 2)[0] if learning.explore else mean
+    detected = jax.lax.stop_gradient(operation.clip(detected))
+    actions = jnp.stack(
+        [operation.identity(), detected, *operation.neighbors(detected)]
+    )
+    outcome = rewards.paper_reward(*evaluate(actions), balance=learning.balance)
+    optimal = actions[1 + outcome.choice]
+    target = operation.as_map(optimal, logits.shape[0])
+    loss = policy_gradient.paper_loss(
+        logits, target, outcome.reward, gamma=learning.gamma
+    )
+    return Trial(loss, optimal, outcome.reward, outcome.d1)
+
+
+def reinforce(operation: Operation, learning: Learning, evaluate, logits, key, sigma):
+    """Eq. 2: raise the density of sampled actions that beat their siblings."""
+    mean = operation.mean(logits)
+    samples = operation.sample(key, mean, sigma, learning.samples)
+    valid = jax.vmap(operation.clip)(samples)
+    still = jax.lax.stop_gradient(operation.clip(mean))
+    task_losses = evaluate(jnp.stack([operation.identity(), still, *valid]))
+    log_probs = jax.vmap(lambda a: operation.log_prob(a, mean, sigma))(samples)
+    # The score grows as 1 / sigma; times sigma, annealing does not change the scale.
+    loss = sigma * policy_gradient.reinforce_loss(log_probs, task_losses[2:])
+    loss += operation.bound_loss(mean)
+    return Trial(loss, valid[0], -task_losses[1], task_losses[1] - task_losses[0])
+
+
+def elite(operation: Operation, learning: Learning, evaluate, logits, key, sigma):
+    """Imitate the best of the samples and the neighbors, where it beats the mean."""
+    mean = operation.mean(logits)
+    still = jax.lax.stop_gradient(operation.clip(mean))
+    samples = operation.sample(key, mean, sigma, learning.samples)
+    valid = jax.vmap(operation.clip)(samples)
+    tried = jnp.concatenate([valid, operation.neighbors(still)])
+    task_losses = evaluate(jnp.stack([operation.identity(), still, *tried]))
+    targets = jax.vmap(lambda a: operation.as_map(a, logits.shape[0]))(tried)
+    loss = policy_gradient.elite_loss(
+        logits, targets, task_losses[2:], task_losses[1], gamma=learning.gamma
+    )
+    return Trial(loss, valid[0], -task_losses[1], task_losses[1] - task_losses[0])
+
+
+ESTIMATORS = {"paper": paper, "reinforce": reinforce, "elite": elite}
+
+
+def make(
+    task: Task,
+    policy_network: Any,
+    operation: Operation,
+    learning: Learning,
+    *,
+    policy_image_size: int,
+    policy_normalize: str,
+) -> Method:
+    """The DRL-HAPre `Method` of a task, a policy network and an operation.
+
+    Args:
+      task: see `tasks.Task`.
+      policy_network: Linen module with `Output.logits` f32[B, g, g].
+      operation: see `operations.Operation`.
+      learning: the learning rule.
+      policy_image_size: pixels of a side of the downscaled image the policy sees.
+      policy_normalize: see `tasks.normalize`.
+    """
+    estimator = ESTIMATORS[learning.estimator]
+
+    def thumbnail(image):
+        return normalize(resize(image, policy_image_size), policy_normalize)
+
+    def see(image, action):
+        return operation.apply(image, action, task.image_size)
+
+    def init(key, image):
+        task_key, policy_key = jax.random.split(key)
+        policy_variables = policy_network.init(
+            policy_key, thumbnail(image), train=False
+        )
+        task_variables = task.init(task_key, resize(image, task.image_size))
+        return split_variables({"task": task_variables, "policy": policy_variables})
+
+    def propose(params, model_state, image, *, train):
+        variables = {"params": params["policy"], **model_state["policy"]}
+        return apply_network(policy_network, variables, thumbnail(image), train=train)
+
+    def probe(params, model_state, crops, labels):
+        """Task losses with all statistics fixed: they differ by the crop alone."""
+        variables = {"params": params["task"], **model_state["task"]}
+        outputs, _ = task.apply(variables, crops, train=False)
+        return task.loss(outputs, labels)
+
+    def task_losses(params, model_state, batch, actions):
+        crops = jax.vmap(see)(batch["image"], actions)
+        return probe(params, model_state, crops, batch["label"])
+
+    def try_actions(params, model_state, batch, logits, key, sigma):
+        def try_one(image, label, logits, key):
+            def evaluate(actions):
+                crops = jax.vmap(lambda action: see(image, action))(actions)
+                labels = jnp.broadcast_to(label, (len(actions), *label.shape))
+                return probe(params, model_state, crops, labels)
+
+            return estimator(operation, learning, evaluate, logits, key, sigma)
+
+        keys = jax.random.split(key, len(logits))
+        return jax.vmap(try_one)(batch["image"], batch["label"], logits, keys)
+
+    def learn_policy(params, model_state, average, batch, key, step):
+        """Policy loss, actions to train the task network on, new state, metrics."""
+        output, state = propose(params, model_state, batch["image"], train=True)
+        sigma = sigma_at(step, learning)
+        # Rewards come from the averaged task network, which is less noisy.
+        trials = try_actions(*average, batch, output.logits, key, sigma)
+        mean = jax.vmap(operation.mean)(output.logits)
+        metrics = {
+            "policy_loss": jnp.mean(trials.policy_loss),
+            "reward": jnp.mean(trials.reward),
+            "d1": jnp.mean(trials.d1),
+            "sigma": sigma,
+            "entropy": jnp.mean(jax.vmap(lambda m: operation.entropy(m, sigma))(mean)),
+            **operation.metrics(jax.vmap(operation.clip)(mean), batch),
+        }
+        return metrics["policy_loss"], trials.optimal, state, metrics
+
+    def loss(params, model_state, average, batch, key, step):
+        trial_key, random_key, share_key = jax.random.split(key, 3)
+        size = len(batch["image"])
+        policy_loss, optimal, policy_state, metrics = learn_policy(
+            params, model_state, average, batch, trial_key, step
+        )
+        # In the warm-up the policy waits, and the task network sees random actions, so
+        # that it can tell good from bad ones later. Selected, not branched: XLA's CPU
+        # backend runs convolutions inside a branch six times slower.
+        is_warmup = step < learning.warmup_steps
+        policy_loss = jnp.where(is_warmup, 0.0, policy_loss)
+        policy_state = jax.tree.map(
+            lambda old, new: jnp.where(is_warmup, old, new),
+            model_state["policy"],
+            policy_state,
+        )
+        share = jnp.where(is_warmup, 1.0, learning.random_share)
+        is_random = jax.random.uniform(share_key, (size,)) < share
+        randoms = jax.vmap(operation.random)(jax.random.split(random_key, size))
+        optimal = jax.lax.stop_gradient(jnp.where(is_random[:, None], randoms, optimal))
+        inputs, target = jax.vmap(see)(batch["image"], optimal), batch["label"]
+        if learning.train_on_original:
+            originals = resize(batch["image"], task.image_size)
+            inputs = jnp.concatenate([inputs, originals])
+            target = jnp.concatenate([target, target])
+        variables = {"params": params["task"], **model_state["task"]}
+        outputs, task_state = task.apply(variables, inputs, train=True)
+        task_loss = jnp.mean(task.loss(outputs, target))
+        # The two losses share no parameters, so their sum has both gradients.
+        return task_loss + policy_loss, Aux(
+            {"task": task_state, "policy": policy_state},
+            {"task_loss": task_loss, **metrics},
+        )
+
+    def predict(params, model_state, image):
+        logits = propose(params, model_state, image, train=False)[0].logits
+        mean = jax.vmap(operation.mean)(logits)
+        action = jax.vmap(operation.clip)(mean)
+        variables = {"params": params["task"], **model_state["task"]}
+        outputs, _ = task.apply(variables, jax.vmap(see)(image, action), train=False)
+        return Prediction(
+            task.probabilities(outputs),
+            action,
+            jax.vmap(lambda m: operation.entropy(m, learning.final_sigma))(mean),
+            jax.nn.sigmoid(logits),
+        )
+
+    return Method(init, loss, predict, task_losses)
+
+
+def resize(image: jax.Array, size: int) -> jax.Array:
+    """Whole images `f32[B, H, W, C]` at `f32[B, size, size, C]`, antialiased."""
+    shape = (image.shape[0], size, size, image.shape[-1])
+    return jax.image.resize(image, shape, "linear")
+
+
+def split_variables(variables: dict) -> tuple[dict, dict]:
+    """Flax variables of each network as (parameters, all that is not learned)."""
+    params = {name: tree["params"] for name, tree in variables.items()}
+    state = {
+        name: {k: v for k, v in tree.items() if k != "params"}
+        for name, tree in variables.items()
+    }
+    return params, state

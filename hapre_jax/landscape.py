@@ -1,0 +1,303 @@
+"""The reward landscape: how a task network's loss depends on the box it sees.
+
+`python -m hapre_jax.landscape RUN`. A policy can only find the lungs if the task
+network is better on them than elsewhere, which that learns from boxes that the policy
+proposes. Look here first when a policy does not learn.
+"""
+
+import dataclasses
+import math
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich.console
+import rich.table
+
+from hapre_jax import boxes, checkpoint, cli, figures
+from hapre_jax import config as config_lib
+from hapre_jax import evaluate as evaluation
+from hapre_jax import state as states
+from hapre_jax.data import dataset as datasets
+from hapre_jax.data import pipeline
+from hapre_jax.errors import UserError
+from hapre_jax.framework import Method
+from hapre_jax.methods import METHODS
+
+# Neighbouring rows differ by one expansion of the key area (`policy.alpha`). From boxes
+# that cut the lungs to where lungs of half a frame have become the whole image.
+ZOOMS = tuple(1.25**power for power in range(-2, 5))
+# At half a width one of the two lungs has left a box of zoom 1; finer steps would be
+# narrower than a policy, whose width is 0.15 or more.
+SHIFTS = (-0.5, -0.25, 0.0, 0.25, 0.5)
+
+# Enough for a standard error of about 0.05 nats; with 35 cells the forward passes are a
+# few percent of those of a short training.
+_MAX_IMAGES = 256
+# Keeps boxes of tiny lungs from being empty; no sensible key area is smaller.
+_MIN_SIDE = 0.02
+# Two losses that differ by less, relative to the loss on the whole image, count as the
+# same: it is the noise of some hundred images.
+_MARGIN = 0.05
+# A best box within these, against the true lungs, counts as being at the lungs.
+_AT_REFERENCE = 1.3
+
+
+class Landscape(NamedTuple):
+    """Mean losses in nats, NaN for a class without images.
+
+    The first axis is the K classes and, last, all images together.
+    """
+
+    losses: np.ndarray  # f32[K + 1, Z, X]
+    zooms: np.ndarray  # f32[Z], side of the box / side of the reference box
+    shifts: np.ndarray  # f32[X], horizontal shift / width of the reference box
+    classes: tuple[str, ...]
+    counts: np.ndarray  # i64[K + 1], images
+    reference: str  # boxes lie around the true "lungs" or the key area of the "policy"
+    whole: np.ndarray  # f32[K + 1], on the whole image
+    policy: (
+        np.ndarray | None
+    )  # f32[K + 1], on the policy's key area, where there is one
+
+
+def place(reference: jax.Array, zoom: jax.Array, shift: jax.Array) -> jax.Array:
+    """The reference box `f32[4]` scaled about its center, shifted, inside the image.
+
+    Sides of more than 1 become 1; a box that sticks out is moved, not cut.
+    """
+    y, x, height, width = boxes.yxyx_to_center(reference)
+    center = jnp.stack([y, x + shift * width, zoom * height, zoom * width])
+    return boxes.clip(boxes.center_to_yxyx(center), min_side=_MIN_SIDE)
+
+
+def measure(
+    method: Method,
+    state: states.TrainState,
+    source: datasets.Dataset,
+    *,
+    zooms: tuple[float, ...] = ZOOMS,
+    shifts: tuple[float, ...] = SHIFTS,
+    batch_size: int = 64,
+    max_images: int = _MAX_IMAGES,
+) -> Landscape:
+    """Mean loss of the averaged task network on boxes around the true lungs.
+
+    Where the lungs are known of no image, the boxes lie around the policy's key areas.
+
+    Args:
+      method: of the run.
+      state: the trained networks.
+      source: N images; those of unknown lungs are left out if others are known.
+      zooms, shifts: the boxes, see `place`.
+      batch_size: images in a forward pass.
+      max_images: most images to measure on; of more, a fixed random choice.
+
+    Raises:
+      UserError: neither lungs nor a policy to place boxes around.
+    """
+    known = _known(source)
+    reference = "lungs" if known.any() else "policy"
+    rows = np.flatnonzero(known) if known.any() else np.arange(len(source))
+    if len(rows) > max_images:
+        # Random, since phantoms take turns in their classes; fixed, to compare runs.
+        rows = np.sort(np.random.default_rng(0).permutation(rows)[:max_images])
+    source = _take(source, rows)
+
+    predict = evaluation.make_predict(method)
+    place_each = jax.jit(jax.vmap(place, in_axes=(0, None, None)))
+
+    @jax.jit
+    def task_losses(params, model_state, batch, actions):
+        return method.task_losses(params, model_state, states.to_float(batch), actions)
+
+    parts = []
+    for batch in pipeline.eval_batches(source, min(batch_size, len(source))):
+        inputs = {"image": jnp.asarray(batch["image"]), "label": batch["label"]}
+        action = predict(*state.average, {"image": inputs["image"]}).action
+        if reference == "lungs":
+            around = jnp.asarray(batch["lung_box"])
+        elif action is not None:
+            around = action
+        else:
+            raise UserError(
+                "a reward landscape needs known lungs or a policy: this data set has "
+                "no lung boxes, and this method no policy"
+            )
+        whole = jnp.broadcast_to(jnp.array(boxes.WHOLE), around.shape)
+        cells = [place_each(around, zoom, shift) for zoom in zooms for shift in shifts]
+        tried = [whole, whole if action is None else action, *cells]
+        # One compiled function of one shape, called for each cell.
+        losses = [task_losses(*state.average, inputs, actions) for actions in tried]
+        parts.append(np.asarray(jnp.stack(losses))[:, batch["mask"]])
+
+    means, counts = _class_means(
+        np.concatenate(parts, axis=1), source.labels, len(source.classes)
+    )
+    return Landscape(
+        losses=means[:, 2:].reshape(len(means), len(zooms), len(shifts)),
+        zooms=np.array(zooms, np.float32),
+        shifts=np.array(shifts, np.float32),
+        classes=source.classes,
+        counts=counts,
+        reference=reference,
+        whole=means[:, 0],
+        policy=None if action is None else means[:, 1],
+    )
+
+
+def _known(source):
+    if source.lung_boxes is None:
+        return np.zeros(len(source), bool)
+    return np.isfinite(source.lung_boxes).all(axis=1)
+
+
+def _take(source, rows):
+    return dataclasses.replace(
+        source,
+        images=source.images[rows],
+        labels=source.labels[rows],
+        names=tuple(source.names[row] for row in rows),
+        groups=tuple(source.groups[row] for row in rows),
+        lung_boxes=None if source.lung_boxes is None else source.lung_boxes[rows],
+    )
+
+
+def _class_means(losses, labels, num_classes):
+    """Means `f32[K + 1, A]` of losses `f32[A, N]`, of all images last, and counts."""
+    chosen = [labels == label for label in range(num_classes)] + [labels >= 0]
+    counts = np.array([rows.sum() for rows in chosen])
+    means = np.full((num_classes + 1, len(losses)), np.nan, np.float32)
+    for row, (rows, count) in enumerate(zip(chosen, counts, strict=True)):
+        if count:
+            means[row] = losses[:, rows].mean(axis=1, dtype=np.float64)
+    return means, counts
+
+
+def measure_and_draw(
+    method: Method,
+    state: states.TrainState,
+    source: datasets.Dataset,
+    workdir: pathlib.Path,
+) -> Landscape:
+    """Measures, and writes `landscape.png` and `landscape.json` into a run's folder."""
+    landscape = measure(method, state, source)
+    partial = workdir / "landscape.png.partial"
+    figures.landscape_heatmap(landscape).save(partial, format="PNG")
+    partial.replace(workdir / "landscape.png")
+    values = {name: _jsonable(value) for name, value in landscape._asdict().items()}
+    checkpoint.write_json(
+        workdir / "landscape.json", {"step": int(state.step), **values}
+    )
+    return landscape
+
+
+def _jsonable(value):
+    """Arrays as lists, with null for NaN, which JSON does not know."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return np.where(np.isnan(value), None, value.astype(object)).tolist()
+
+
+def lowest(losses: np.ndarray) -> tuple[int, int]:
+    """Row and column of the lowest of losses `f32[Z, X]`; the first one on a tie."""
+    row, column = np.unravel_index(np.nanargmin(losses), losses.shape)
+    return int(row), int(column)
+
+
+def verdict(landscape: Landscape) -> str:
+    """What the landscape of all images means for a policy, in plain sentences."""
+    losses, whole = landscape.losses[-1], float(landscape.whole[-1])
+    row, column = lowest(losses)
+    best = float(losses[row, column])
+    zoom, shift = float(landscape.zooms[row]), float(landscape.shifts[column])
+    lungs = landscape.reference == "lungs"
+    name = "lungs" if lungs else "policy's key area"
+    at = losses[
+        np.abs(np.log(landscape.zooms)).argmin(), np.abs(landscape.shifts).argmin()
+    ]
+    direction = "right" if shift > 0 else "left"
+    moved = f", moved {direction} by {abs(shift):.2f} of their width" if shift else ""
+    found = (
+        f"The loss is lowest, {best:.2f}, on boxes {zoom:.2f} times as large as the "
+        f"{name}{moved}; it is {at:.2f} on the {name} and {whole:.2f} on the whole "
+        "image."
+    )
+    near = abs(math.log(zoom)) <= math.log(_AT_REFERENCE) and abs(shift) <= 0.25
+    if best > (1 - _MARGIN) * whole:
+        return found + (
+            " The task network is not better on any of these boxes than on the whole "
+            f"image: it has not learned to use the {name}, and rewards from it leave a "
+            "policy at the whole image."
+        )
+    if near or at <= best + _MARGIN * whole:
+        return found + (
+            f" The task network profits from the {name}, and rewards from it lead a "
+            f"policy {'there' if lungs else 'to stay there'}."
+        )
+    if at < (1 - _MARGIN) * whole:
+        return found + (
+            f" The task network profits from the {name}, but more from the boxes where "
+            "the loss is lowest, and rewards from it lead a policy to those."
+        )
+    return found + (
+        f" The task network does not profit from the {name}: rewards from it lead a "
+        "policy to the boxes where the loss is lowest instead."
+    )
+
+
+def table(landscape: Landscape) -> rich.table.Table:
+    """The losses over all images: zooms down, shifts across."""
+    around = "lungs" if landscape.reference == "lungs" else "policy's key area"
+    caption = f"whole image {landscape.whole[-1]:.2f}"
+    if landscape.policy is not None:
+        caption += f", policy's key area {landscape.policy[-1]:.2f}"
+    result = rich.table.Table(
+        title=f"Mean loss on boxes around the {around}, {landscape.counts[-1]} images",
+        caption=caption,
+    )
+    result.add_column("side \\ shift", justify="right")
+    for shift in landscape.shifts:
+        result.add_column(f"{shift:+.2f}" if shift else "0", justify="right")
+    best = lowest(landscape.losses[-1])
+    for row, zoom in enumerate(landscape.zooms):
+        texts = [f"{loss:.2f}" for loss in landscape.losses[-1, row]]
+        if row == best[0]:
+            texts[best[1]] = f"[bold]{texts[best[1]]}[/bold]"
+        result.add_row(f"{zoom:.2f}", *texts)
+    return result
+
+
+def main(argv: list[str]) -> int:
+    """The program."""
+    config, arguments = cli.parse(
+        argv,
+        program="python -m hapre_jax.landscape",
+        description="Shows on which boxes a run's task network is good: mean loss on "
+        "validation images against size and place of a box around the true lungs.",
+        examples=("runs/phantom", "runs/phantom/plain"),
+    )
+    console = rich.console.Console()
+    workdir = pathlib.Path(arguments.run)
+    # The division of the run belongs to its own images, not to other ones.
+    own = config.data == config_lib.load(str(workdir / "config.json")).data
+    with console.status(f"Reading the {config.data.name} images"):
+        data = pipeline.load(
+            config.data,
+            seed=config.seed,
+            splits_file=evaluation.splits_file(workdir) if own else None,
+        )
+    method = METHODS[config.method](config, len(data.validation.classes))
+    best = checkpoint.restore_best(workdir, config, method)
+    landscape = measure_and_draw(method, best, data.validation, workdir)
+    console.print(table(landscape))
+    console.print(verdict(landscape), highlight=False)
+    written = f"Written: {workdir}/landscape.png and landscape.json"
+    console.print(written, soft_wrap=True, highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

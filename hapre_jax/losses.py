@@ -1,0 +1,44 @@
+"""Losses on logits: unreduced over examples, safe for large logits."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
+    """Cross-entropy of one example (paper, section 3.1).
+
+    Args:
+      logits: `f32[K]`.
+      label: `i32[]` in 0..K-1.
+
+    Returns:
+      `f32[]` in nats, >= 0; log(K) for equal logits.
+    """
+    chex.assert_rank([logits, label], [1, 0])
+    return optax.softmax_cross_entropy_with_integer_labels(logits, label)
+
+
+def focal_loss(
+    logits: jax.Array, target: jax.Array, *, gamma: float = 2.0
+) -> jax.Array:
+    """Pixel-wise focal loss, the mean over cells (paper, Eq. 4).
+
+    For a cell with probability p = sigmoid(logit) and target t the loss is
+    `e^gamma * (-t log(p) - (1 - t) log(1 - p))` with `e = t (1 - p) + (1 - t) p`, the
+    chance of being wrong; `gamma = 0` is binary cross-entropy. The paper sums over
+    cells; the mean does not change the minimum and keeps learning rates independent
+    of the grid.
+
+    Args:
+      logits: `f32[...]`, any shape, finite for any finite logit.
+      target: same shape, in [0, 1]; a fraction is a cell partly covered.
+      gamma: focusing parameter, >= 0. The paper does not give it; 2 is the value of
+        Lin et al., "Focal Loss for Dense Object Detection", 2017.
+
+    Returns:
+      `f32[]`, >= 0.
+    """
+    chex.assert_equal_shape([logits, target])
+    return jnp.mean(optax.sigmoid_focal_loss(logits, target, alpha=None, gamma=gamma))

@@ -1,0 +1,32 @@
+"""HAPre-KRS: DRL-HAPre with a classifier as task and the key area as operation."""
+
+from hapre_jax import framework, nets
+from hapre_jax.config import Config
+from hapre_jax.methods import plain
+from hapre_jax.operations import KeyArea
+
+
+def make(config: Config, num_classes: int) -> framework.Method:
+    """The method of Yuan et al. 2022, section 3, with the config's learning rule."""
+    settings = config.policy
+    trunk = nets.NETS[settings.net](num_classes=1, norm=settings.norm)
+    return framework.make(
+        plain.classification(config, num_classes),
+        nets.PolicyNet(trunk, grid=settings.grid, width=settings.width),
+        KeyArea(settings.alpha, settings.min_side, settings.max_side),
+        framework.Learning(
+            estimator=settings.estimator,
+            samples=settings.samples,
+            explore=settings.explore,
+            sigma=settings.sigma,
+            final_sigma=settings.final_sigma,
+            balance=settings.balance,
+            gamma=settings.gamma,
+            warmup_steps=settings.warmup_steps,
+            steps=config.train.steps,
+            random_share=settings.random_share,
+            train_on_original=settings.train_on_original,
+        ),
+        policy_image_size=settings.image_size,
+        policy_normalize=config.task.normalize,
+    )

@@ -1,0 +1,64 @@
+"""Classification metrics, all from one integer confusion matrix of a whole split."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+def confusion_matrix(
+    labels: jax.Array,
+    predictions: jax.Array,
+    *,
+    num_classes: int,
+    mask: jax.Array | None = None,
+) -> jax.Array:
+    """Counts `i32[K, K]`, rows the true class, columns the predicted one.
+
+    Sums over batches and devices are exact, so accumulate matrices, never ratios.
+
+    Args:
+      labels, predictions: `i32[N]` in 0..K-1.
+      num_classes: K.
+      mask: `bool[N]`; False for padding, which is not counted.
+    """
+    chex.assert_rank([labels, predictions], 1)
+    chex.assert_equal_shape([labels, predictions])
+    weight = 1 if mask is None else mask.astype(jnp.int32)
+    zeros = jnp.zeros((num_classes, num_classes), jnp.int32)
+    return zeros.at[labels, predictions].add(weight)
+
+
+def accuracy(matrix: jax.Array) -> jax.Array:
+    """Share of correct predictions `f32[]` (paper, Eq. 9)."""
+    return _ratio(jnp.trace(matrix), jnp.sum(matrix))
+
+
+def precision(matrix: jax.Array) -> jax.Array:
+    """Precision of each class `f32[K]`; 0 for one never predicted (paper, Eq. 10)."""
+    return _ratio(jnp.diagonal(matrix), jnp.sum(matrix, axis=0))
+
+
+def recall(matrix: jax.Array) -> jax.Array:
+    """Recall of each class `f32[K]`; 0 for one that never occurs (paper, Eq. 11)."""
+    return _ratio(jnp.diagonal(matrix), jnp.sum(matrix, axis=1))
+
+
+def f1(matrix: jax.Array) -> jax.Array:
+    """F1 of each class `f32[K]`; 0 where undefined (paper, Eq. 12)."""
+    hits = jnp.diagonal(matrix)
+    return _ratio(2 * hits, jnp.sum(matrix, axis=0) + jnp.sum(matrix, axis=1))
+
+
+def summary(matrix: jax.Array) -> dict[str, float]:
+    """Accuracy and macro averages: a class counts the same however rare it is."""
+    chex.assert_rank(matrix, 2)
+    return {
+        "accuracy": float(accuracy(matrix)),
+        "macro_precision": float(jnp.mean(precision(matrix))),
+        "macro_recall": float(jnp.mean(recall(matrix))),
+        "macro_f1": float(jnp.mean(f1(matrix))),
+    }
+
+
+def _ratio(numerator, denominator):
+    return jnp.where(denominator > 0, numerator / jnp.maximum(denominator, 1), 0.0)

@@ -1,0 +1,69 @@
+"""Three objectives for the policy network, each for one image, each to be minimized."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from hapre_jax import losses
+
+
+def paper_loss(
+    logits: jax.Array, target: jax.Array, reward: jax.Array, *, gamma: float = 2.0
+) -> jax.Array:
+    """Focal loss to the map of the optimal key area, times the reward (paper, Eq. 3).
+
+    Reward-weighted imitation, not an unbiased policy gradient: a weight that is never
+    negative cannot push the policy away from a box.
+
+    Args:
+      logits: `f32[g, g]` of the policy network.
+      target: `f32[g, g]` in [0, 1], `boxes.mask` of BB_optimal; no gradient.
+      reward: `f32[]`, R of `rewards.paper_reward`; no gradient.
+      gamma: of the focal loss.
+    """
+    chex.assert_rank([logits, target, reward], [2, 2, 0])
+    target, reward = jax.lax.stop_gradient((target, reward))
+    return losses.focal_loss(logits, target, gamma=gamma) * reward
+
+
+def reinforce_loss(log_probs: jax.Array, task_losses: jax.Array) -> jax.Array:
+    """REINFORCE with the other samples of the same image as baseline (paper, Eq. 2).
+
+    The reward of an action is minus its task loss, and its advantage is relative to
+    the mean over the image's own samples. With antithetic pairs this estimates the
+    gradient with respect to the center of the box without bias. With respect to its
+    size, the part due to shifts that scale with the sides is shrunk by 1 - 2 / n, as
+    the two samples of a pair share their baseline.
+
+    Args:
+      log_probs: `f32[n]`, `policy.log_prob` of each sampled box.
+      task_losses: `f32[n]`, task loss of each; no gradient.
+    """
+    chex.assert_rank([log_probs, task_losses], 1)
+    chex.assert_equal_shape([log_probs, task_losses])
+    advantages = jax.lax.stop_gradient(jnp.mean(task_losses) - task_losses)
+    return -jnp.mean(log_probs * advantages)
+
+
+def elite_loss(
+    logits: jax.Array,
+    targets: jax.Array,
+    task_losses: jax.Array,
+    mean_loss: jax.Array,
+    *,
+    gamma: float = 2.0,
+) -> jax.Array:
+    """Focal loss to the best candidate, weighted by how much it beats the mean box.
+
+    Args:
+      logits: `f32[g, g]` of the policy network.
+      targets: `f32[n, g, g]` in [0, 1], `boxes.mask` of each candidate; no gradient.
+      task_losses: `f32[n]`, task loss of each; no gradient.
+      mean_loss: `f32[]`, task loss of the policy's mean box; a candidate that is not
+        better has weight 0.
+      gamma: of the focal loss.
+    """
+    chex.assert_rank([logits, targets, task_losses, mean_loss], [2, 3, 1, 0])
+    best = jnp.argmin(task_losses)
+    improvement = jnp.maximum(mean_loss - task_losses[best], 0.0)
+    return paper_loss(logits, targets[best], improvement, gamma=gamma)

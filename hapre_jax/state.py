@@ -1,0 +1,179 @@
+"""What a checkpoint holds, and the jitted update that carries it from step to step."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hapre_jax.config import Config, TrainConfig
+from hapre_jax.framework import Method
+
+
+class TrainState(NamedTuple):
+    """Plain arrays only. The key of a step is derived from the seed and the step."""
+
+    step: jax.Array  # i32[], updates done
+    params: dict
+    model_state: dict
+    opt_state: optax.OptState
+    average: tuple[dict, dict]  # moving average of (params, model_state): what is used
+
+
+def schedule(
+    peak: float, train: TrainConfig, *, start: int = 0
+) -> Callable[[jax.Array], jax.Array]:
+    """Learning rate of a step: 0 until `start`, linear rise, then as configured."""
+    rise = train.lr_warmup_steps
+    length = max(train.steps - start - rise, 1)
+
+    def rate(count):
+        since = count - start
+        rising = since / max(rise, 1) if rise else jnp.where(since < 0, 0.0, 1.0)
+        falling = 1.0
+        if train.schedule == "cosine":
+            progress = jnp.clip((since - rise) / length, 0.0, 1.0)
+            falling = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return peak * jnp.clip(rising, 0.0, 1.0) * falling
+
+    return rate
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """Adam with its own learning rate for each network (paper, section 4.2)."""
+    train = config.train
+
+    def adam(rate, *, b2=0.999):
+        clip = (
+            optax.clip_by_global_norm(train.clip_norm)
+            if train.clip_norm
+            else optax.identity()
+        )
+        return optax.chain(clip, optax.adam(rate, b2=b2))
+
+    warmup = config.policy.warmup_steps
+    return optax.multi_transform(
+        {
+            "task": adam(schedule(train.task_learning_rate, train)),
+            # Policy gradients change their size as the policy narrows: a memory of a
+            # hundred steps follows, one of a thousand would freeze it.
+            "policy": adam(
+                schedule(train.policy_learning_rate, train, start=warmup),
+                b2=train.policy_adam_b2,
+            ),
+        },
+        lambda params: {name: name for name in params},
+    )
+
+
+def init(
+    method: Method, optimizer: optax.GradientTransformation, config: Config
+) -> TrainState:
+    """The state before the first step."""
+    side = config.data.image_size
+    image = jnp.zeros((1, side, side, 1))
+
+    @jax.jit
+    def make(key):
+        params, model_state = method.init(key, image)
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(
+            step,
+            params,
+            model_state,
+            optimizer.init(params),
+            average=(params, model_state),
+        )
+
+    # Copies, since the step donates its state, and no buffer may be donated twice; put
+    # on a device explicitly, as restored states are, or all would compile twice.
+    return jax.device_put(
+        make(jax.random.key(config.seed)), jax.devices()[0], may_alias=False
+    )
+
+
+def blank(method: Method, config: Config) -> TrainState:
+    """Shapes and types of a run's state, to restore a checkpoint into."""
+    optimizer = make_optimizer(config)
+    return jax.eval_shape(lambda: init(method, optimizer, config))
+
+
+def move_average(average, new, step: jax.Array, *, decay: float):
+    """Exponential moving average of a tree; it forgets faster in the first steps.
+
+    The effective decay is min(decay, (1 + step) / (10 + step)), so that the random
+    initialization does not linger; 0 gives `new` itself.
+    """
+    kept = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda a, n: n + kept * (a - n), average, new)
+
+
+def to_float(batch: dict) -> dict:
+    """Stored pixels `u8` 0..255 as `f32` in [0, 1]; the rest of the batch as it is."""
+    return batch | {"image": batch["image"].astype(jnp.float32) / 255}
+
+
+def flip(batch: dict, key: jax.Array, *, axis: str, probability: float) -> dict:
+    """Flips each image of a batch, and its lung box, with a probability.
+
+    Args:
+      batch: "image" f32[B, H, W, C], and "lung_box" f32[B, 4] where lungs are known.
+      key: PRNG key.
+      axis: "none", "vertical" (upside down) or "horizontal".
+      probability: of a flip.
+    """
+    if axis == "none":
+        return batch
+    chosen = jax.random.uniform(key, (len(batch["image"]),)) < probability
+    first = 0 if axis == "vertical" else 1  # position of the axis in a box
+
+    def flip_image(image, chosen):
+        return jnp.where(chosen, jnp.flip(image, first), image)
+
+    def flip_box(box, chosen):
+        low, high = box[first], box[first + 2]
+        flipped = box.at[first].set(1 - high).at[first + 2].set(1 - low)
+        return jnp.where(chosen, flipped, box)
+
+    flipped = {"image": jax.vmap(flip_image)(batch["image"], chosen)}
+    if "lung_box" in batch:
+        flipped["lung_box"] = jax.vmap(flip_box)(batch["lung_box"], chosen)
+    return batch | flipped
+
+
+def make_step(
+    method: Method, optimizer: optax.GradientTransformation, config: Config
+) -> Callable:
+    """The jitted `(state, batch) -> (state, metrics)`; the state is donated.
+
+    `metrics` has the loss's own, and the norms of each network's gradient and of its
+    new weights and statistics: where all are finite, so is the new state.
+    """
+    root = jax.random.key(config.seed)
+    axis, probability = config.data.flip, config.data.flip_probability
+
+    def step(state, batch):
+        key = jax.random.fold_in(root, state.step)
+        flip_key, loss_key = jax.random.split(key)
+        batch = flip(to_float(batch), flip_key, axis=axis, probability=probability)
+        gradients, aux = jax.grad(method.loss, has_aux=True)(
+            state.params, state.model_state, state.average, batch, loss_key, state.step
+        )
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        norms = {f"grad_norm/{k}": optax.tree.norm(g) for k, g in gradients.items()}
+        norms |= {
+            f"weight_norm/{k}": optax.tree.norm((params[k], aux.model_state[k]))
+            for k in params
+        }
+        average = move_average(
+            state.average,
+            (params, aux.model_state),
+            state.step,
+            decay=config.train.average_decay,
+        )
+        state = TrainState(state.step + 1, params, aux.model_state, opt_state, average)
+        return state, aux.metrics | norms
+
+    return jax.jit(step, donate_argnums=0)

@@ -1,0 +1,94 @@
+"""Tasks: a task network, what it is trained on and how its answers are read."""
+
+import dataclasses
+from typing import Any, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from hapre_jax import losses
+
+# Mean and deviation of ImageNet's channels in [0, 1] (torchvision's checkpoints expect
+# them); a one-channel image uses their average.
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+# Deviation, in gray levels of [0, 1], below which a crop counts as empty: keeps the
+# noise of a uniform background from being blown up to full contrast.
+_MIN_STD = 0.05
+
+
+class Task(Protocol):
+    """What the framework needs to know of a task; variables are Flax collections."""
+
+    @property
+    def image_size(self) -> int:
+        """S, pixels of a side of what the task network sees."""
+
+    def init(self, key: jax.Array, image: jax.Array) -> dict:
+        """Variables for images like `image` f32[B, S, S, C]."""
+
+    def apply(self, variables: dict, image: jax.Array, *, train: bool):
+        """Outputs for `image` f32[B, S, S, C] and the new model state."""
+
+    def loss(self, outputs: Any, target: jax.Array) -> jax.Array:
+        """Loss of each example, `f32[B]`."""
+
+    def probabilities(self, outputs: Any) -> jax.Array:
+        """What the task answers, `f32[B, K]` for a classification."""
+
+
+def normalize(image: jax.Array, how: str) -> jax.Array:
+    """Gray levels as a network wants them.
+
+    Args:
+      image: `f32[..., H, W, C]` in [0, 1].
+      how: "image": each image to mean 0 and deviation 1, so that exposure does not
+        matter; "fixed": ImageNet's mean and deviation.
+    """
+    chex.assert_rank(image, {3, 4, 5})
+    if how == "image":
+        axes = (-3, -2, -1)
+        centered = image - jnp.mean(image, axes, keepdims=True)
+        return centered / (jnp.std(image, axes, keepdims=True) + _MIN_STD)
+    mean, std = jnp.array(_IMAGENET_MEAN), jnp.array(_IMAGENET_STD)
+    if image.shape[-1] == 1:
+        mean, std = jnp.mean(mean, keepdims=True), jnp.mean(std, keepdims=True)
+    shape = (1,) * (image.ndim - 1) + (-1,)
+    return (image - mean.reshape(shape)) / std.reshape(shape)
+
+
+def apply_network(network: Any, variables: dict, image: jax.Array, *, train: bool):
+    """Output of a Linen module and its new state, empty where it has none."""
+    output, state = network.apply(
+        variables, image, train=train, mutable=["batch_stats"]
+    )
+    return output, dict(state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+    """One label an image; cross-entropy.
+
+    Attributes:
+      network: Linen module returning `nets.Output` with logits `f32[B, K]`.
+      image_size: S.
+      normalize: see `normalize`.
+    """
+
+    network: Any
+    image_size: int
+    normalize: str = "image"
+
+    def init(self, key, image):
+        return self.network.init(key, normalize(image, self.normalize), train=False)
+
+    def apply(self, variables, image, *, train):
+        image = normalize(image, self.normalize)
+        return apply_network(self.network, variables, image, train=train)
+
+    def loss(self, outputs, target):
+        return jax.vmap(losses.cross_entropy)(outputs.logits, target)
+
+    def probabilities(self, outputs):
+        return jax.nn.softmax(outputs.logits)

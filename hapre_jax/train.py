@@ -1,0 +1,291 @@
+"""Trains a method and reports what it learned: `python -m hapre_jax.train`.
+
+A run lives in one folder and goes on where it was interrupted when the same command is
+given again; interrupted or not, it ends in the same bits.
+"""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import rich.console
+
+from hapre_jax import checkpoint, cli, figures, landscape, log, report, state
+from hapre_jax import config as config_lib
+from hapre_jax import evaluate as evaluation
+from hapre_jax.config import Config
+from hapre_jax.data import dataset as datasets
+from hapre_jax.data import pipeline, splits
+from hapre_jax.errors import UserError
+from hapre_jax.framework import Method
+from hapre_jax.methods import METHODS
+
+_SHEET_IMAGES = 12
+
+
+def train_and_evaluate(
+    config: Config,
+    workdir: pathlib.Path,
+    *,
+    console: rich.console.Console | None = None,
+    stop_after: int | None = None,
+) -> dict[str, Any] | None:
+    """Runs one experiment, or goes on with it, and writes `results.json`.
+
+    Args:
+      config: of the run; with `compare_plain` the plain classifier is trained first, in
+        the folder `plain` of this one, on the same images with the same budget.
+      workdir: the run's folder.
+      console: where progress goes; a silent one by default.
+      stop_after: steps after which to leave with a checkpoint, as a time limit would.
+
+    Returns:
+      What `results.json` holds, or None if it stopped before the end.
+    """
+    console = console or rich.console.Console(quiet=True)
+    checkpoint.check_workdir(workdir, config)
+    if (workdir / "results.json").exists():
+        return checkpoint.read_json(workdir / "results.json")
+    data = _prepare(config, workdir, console)
+    plain = None
+    if config.method != "plain" and config.compare_plain:
+        plain_config = dataclasses.replace(config, method="plain", compare_plain=False)
+        checkpoint.write_config(workdir / "plain", plain_config)
+        plain = _run(plain_config, workdir / "plain", data, console, stop_after)
+        if plain is None:
+            return None
+    return _run(config, workdir, data, console, stop_after, plain=plain)
+
+
+def _prepare(config, workdir, console) -> datasets.Splits:
+    """Loads the data and makes the run's folder, or leaves nothing where that fails.
+
+    A command that cannot work must not claim the folder of the corrected one.
+    """
+    if config.train.tensorboard:
+        log.import_tensorboard()
+    saved = workdir / "splits.csv"
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        log.progress_bar(console, f"{config.data.name} images") as update,
+    ):
+        splits_file = saved if saved.exists() else pathlib.Path(scratch) / saved.name
+        data = pipeline.load(
+            config.data, seed=config.seed, splits_file=splits_file, progress=update
+        )
+        _iterate(config, data)
+        checkpoint.write_config(workdir, config)
+        if splits_file != saved:
+            splits.write(saved, splits.read(splits_file))
+    return data
+
+
+def _iterate(config, data) -> pipeline.TrainIterator:
+    return pipeline.train_iterator(
+        data.train, batch_size=config.train.batch_size, seed=config.seed
+    )
+
+
+def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
+    """Fits one method, scores its best checkpoint on the test split and reports."""
+    results_file = workdir / "results.json"
+    if results_file.exists():
+        return checkpoint.read_json(results_file)
+    method = METHODS[config.method](config, len(data.train.classes))
+    predict = evaluation.make_predict(method)
+    fitted = fit(
+        config, method, predict, workdir, data, console=console, stop_after=stop_after
+    )
+    if fitted is None:
+        return None
+    best = fitted.best
+    tested = evaluation.evaluate(
+        predict,
+        best,
+        data.test,
+        config=config,
+        mean_box=evaluation.mean_lung_box(data.train),
+    )
+    results = {
+        "method": config.method,
+        "config": config_lib.to_dict(config),
+        "dataset": config.data.name,
+        "seed": config.seed,
+        "classes": list(data.test.classes),
+        "steps": config.train.steps,
+        "best_step": int(best.step),
+        "test": tested.scores,
+        "plain": plain["test"] if plain else None,
+        "seconds": fitted.seconds,
+        "device": jax.devices()[0].device_kind,
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("jax", "flax", "optax", "numpy")
+        },
+    }
+    if tested.predictions.action is not None:
+        sheet = figures.key_area_sheet(
+            data.test, tested.predictions, count=_SHEET_IMAGES
+        )
+        sheet.save(workdir / "key_areas.png")
+        landscape.measure_and_draw(method, best, data.validation, workdir)
+    checkpoint.write_json(results_file, results)
+    return results
+
+
+class Fitted(NamedTuple):
+    """A finished training."""
+
+    best: state.TrainState  # of best validation macro-F1
+    seconds: float  # of training and validation, in all processes that worked on it
+
+
+def fit(
+    config: Config,
+    method: Method,
+    predict: Callable,
+    workdir: pathlib.Path,
+    data: datasets.Splits,
+    *,
+    console: rich.console.Console,
+    stop_after: int | None = None,
+) -> Fitted | None:
+    """Trains to the last step, or to `stop_after`: then it returns None.
+
+    Either way it leaves a checkpoint to go on from.
+    """
+    started = time.perf_counter()
+    train = config.train
+    optimizer = state.make_optimizer(config)
+    now = state.init(method, optimizer, config)
+    batches = _iterate(config, data)
+    best_f1, seconds_before = -1.0, 0.0
+    with contextlib.ExitStack() as stack:
+        checkpoints = checkpoint.Checkpoints(workdir)
+        stack.callback(checkpoints.close)
+        if restored := checkpoints.restore("last", now):
+            now, progress = restored
+            batches.set_state(progress["data"])
+            best_f1, seconds_before = progress["best_f1"], progress["seconds"]
+            log.say(console, f"{config.method}: going on from step {int(now.step)}")
+        first = int(now.step)
+        end = train.steps if stop_after is None else min(train.steps, stop_after)
+
+        step_fn = state.make_step(method, optimizer, config)
+        metrics_log = log.MetricsLog(workdir, step=first, tensorboard=train.tensorboard)
+        stack.callback(metrics_log.close)
+        pending: list[dict] = []  # metrics still on the device, one dict a step
+        update = stack.enter_context(
+            log.progress_bar(console, config.method, start=first)
+        )
+        for step in range(first + 1, end + 1):
+            now, step_metrics = step_fn(now, next(batches))
+            pending.append(step_metrics)
+            evaluates = step % train.eval_every == 0 or step == train.steps
+            saves = step % train.checkpoint_every == 0 or step == end
+            if step % train.log_every == 0 or evaluates or saves:
+                logged = _mean_metrics(pending, step, checkpoints)
+                pending = []
+                metrics_log.write("train", step, logged)
+                update(step, train.steps, _describe(logged))
+            if evaluates:
+                scores = evaluation.evaluate(
+                    predict, now, data.validation, config=config
+                ).scores
+                metrics_log.write("validation", step, _flat_scores(scores))
+                # On a tie the later one: its policy has learned for longer.
+                if scores["macro_f1"] >= best_f1:
+                    best_f1 = scores["macro_f1"]
+                    checkpoints.save("best", now, {"macro_f1": best_f1})
+            if saves:
+                progress = {
+                    "data": batches.get_state(),
+                    "best_f1": best_f1,
+                    "seconds": seconds_before + time.perf_counter() - started,
+                }
+                checkpoints.save("last", now, progress)
+        if int(now.step) < train.steps:
+            return None
+        best = checkpoints.restore("best", now)
+        if best is None:
+            raise UserError(f"{workdir}/checkpoints/best is lost; delete {workdir}")
+    return Fitted(best[0], seconds_before + time.perf_counter() - started)
+
+
+def _mean_metrics(pending, step, checkpoints) -> dict[str, float]:
+    """Means over the steps since the last record; stops where one is not finite.
+
+    The metrics of a step are checked before a checkpoint of it is written.
+    """
+    fetched = jax.device_get(pending)
+    for offset, values in enumerate(fetched):
+        wrong = [name for name, value in values.items() if not np.isfinite(value)]
+        if wrong:
+            good = checkpoints.find("last")
+            raise UserError(
+                f"{wrong[0]} is not finite at step {step - len(fetched) + 1 + offset}; "
+                + (
+                    f"the last good checkpoint is {good}"
+                    if good
+                    else "no checkpoint yet"
+                )
+                + "; lower train.task_learning_rate or train.policy_learning_rate"
+            )
+    return {
+        name: float(np.mean([values[name] for values in fetched]))
+        for name in fetched[0]
+    }
+
+
+def _describe(logged: dict[str, float]) -> str:
+    shown = {"task_loss": "loss", "reward": "reward", "lung_iou": "IoU"}
+    return "  ".join(
+        f"{label} {logged[name]:.3f}" for name, label in shown.items() if name in logged
+    )
+
+
+def _flat_scores(scores: dict) -> dict[str, float]:
+    flat = {k: v for k, v in scores.items() if isinstance(v, float)}
+    for name, value in (scores["key_area"] or {}).items():
+        if isinstance(value, float):
+            flat[f"key_area/{name}"] = value
+    return flat
+
+
+def main(argv: list[str]) -> int:
+    """The program."""
+    config, arguments = cli.parse(
+        argv,
+        program="python -m hapre_jax.train",
+        description="Train a method on a data set, score it on the test split, and "
+        "leave tables and pictures in a folder. Give the same command again to go on "
+        "with an interrupted run.",
+        default_config="configs/phantom.py",
+    )
+    console = rich.console.Console()
+    workdir = pathlib.Path(arguments.workdir)
+    results = train_and_evaluate(config, workdir, console=console)
+    assert results is not None  # it was not told to stop early
+    console.print(report.summary_table(results))
+    if warning := report.verdict(results):
+        log.say(console, warning)
+    written = ["results.json", "metrics.jsonl"]
+    if results["test"]["key_area"]:
+        written += ["key_areas.png", "landscape.png"]
+    log.say(console, f"Everything is in {workdir}: {', '.join(written)}")
+    source = (
+        "--data.quality medium" if config.data.name == "phantom" else "--data.root DIR"
+    )
+    log.say(console, f"Next: python -m hapre_jax.evaluate {workdir} {source}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

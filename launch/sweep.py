@@ -1,0 +1,175 @@
+"""Runs a grid of experiments over seeds and makes one table of them.
+
+python launch/sweep.py --config configs/phantom.py --workdir runs/sweep --seeds 3 \
+    --set policy.sigma=0.2,0.35
+
+Each run is an ordinary `python -m hapre_jax.train` in a folder of its own: a finished
+one is skipped, an interrupted one goes on, a failed one is listed at the end.
+"""
+
+import argparse
+import itertools
+import pathlib
+import subprocess
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import rich.console
+import rich.table
+
+from hapre_jax import checkpoint, cli, log
+from hapre_jax import config as config_lib
+from hapre_jax.errors import UserError
+
+# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom (any table of it).
+_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+class Run(NamedTuple):
+    """One training of the grid."""
+
+    values: dict[str, str]  # what it changes in the config, without the seed
+    seed: int
+    folder: pathlib.Path
+
+
+def grid(settings: list[str], seeds: int, workdir: pathlib.Path) -> list[Run]:
+    """All combinations of `PATH=VALUE,VALUE` settings, each with all seeds."""
+    axes = []
+    for setting in settings:
+        path, equals, values = setting.partition("=")
+        if not equals or not path or not values:
+            raise UserError(f"--set {setting!r} is not PATH=VALUE,VALUE,...")
+        axes.append([(path, value) for value in values.split(",")])
+    runs = []
+    for combination in itertools.product(*axes):
+        name = ",".join(f"{path}={value}" for path, value in combination) or "default"
+        for seed in range(seeds):
+            runs.append(Run(dict(combination), seed, workdir / name / f"seed-{seed}"))
+    return runs
+
+
+def shard(runs: list[Run], text: str) -> list[Run]:
+    """The runs of shard `i/n`, i from 1 to n: every n-th one."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit()) or not (
+        1 <= int(index) <= int(count)
+    ):
+        raise UserError(f"--shard {text!r} is not i/n with i from 1 to n")
+    return runs[int(index) - 1 :: int(count)]
+
+
+def interval(values: list[float]) -> float | None:
+    """Half width of the 95 % t-interval of a mean; None for one value."""
+    if len(values) < 2:
+        return None
+    # Beyond the table the normal quantile is within 13 %.
+    freedom = len(values) - 1
+    quantile = _T_975[freedom - 1] if freedom <= len(_T_975) else 1.96
+    return float(quantile * np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def summarize(runs: list[Run]) -> list[dict]:
+    """A row a combination: its values, and mean, interval and values of each score."""
+    scores = {
+        "plain macro F1": lambda r: (r["plain"] or {}).get("macro_f1"),
+        "macro F1": lambda r: r["test"]["macro_f1"],
+        "accuracy": lambda r: r["test"]["accuracy"],
+        "lung IoU": lambda r: (r["test"]["key_area"] or {}).get("lung_iou"),
+        "mean box IoU": lambda r: (
+            (r["test"]["key_area"] or {}).get("trivial_iou", {}).get("mean_box")
+        ),
+    }
+    rows = []
+    for name, group in itertools.groupby(runs, lambda run: run.folder.parent.name):
+        files = [run.folder / "results.json" for run in group]
+        results = [checkpoint.read_json(file) for file in files if file.exists()]
+        row: dict = {"run": name, "n": len(results), "scores": {}}
+        for score, read in scores.items():
+            values = [v for v in map(read, results) if v is not None]
+            if values:
+                row["scores"][score] = {
+                    "mean": float(np.mean(values)),
+                    "interval": interval(values),
+                    "values": values,
+                }
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict]) -> rich.table.Table:
+    """The rows for the terminal: mean ± 95 % interval over seeds."""
+    names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    shown = rich.table.Table("run", "seeds", *names, title="mean ± 95 % over seeds")
+    for row in rows:
+        cells = [_cell(row["scores"].get(name)) for name in names]
+        shown.add_row(row["run"], str(row["n"]), *cells)
+    return shown
+
+
+def _cell(score):
+    if score is None:
+        return "-"
+    spread = "" if score["interval"] is None else f" ± {score['interval']:.3f}"
+    return f"{score['mean']:.3f}{spread}"
+
+
+def main(argv: list[str]) -> int:
+    """The program; 1 if a run failed."""
+    parser = argparse.ArgumentParser(
+        prog="python launch/sweep.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", default="configs/phantom.py", help="experiment")
+    parser.add_argument("--workdir", default="runs/sweep", help="folder of all runs")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 of each")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=V,V",
+        help="values of a config field to try; again for another field",
+    )
+    parser.add_argument("--shard", default="1/1", help="i/n: every n-th run (clusters)")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands")
+    arguments = parser.parse_args(argv)
+
+    console = rich.console.Console()
+    base = config_lib.load(arguments.config)
+    workdir = pathlib.Path(arguments.workdir)
+    runs = grid(arguments.set, arguments.seeds, workdir)
+    for run in runs:  # a misspelt field must not show after hours
+        config_lib.override_all(base, run.values | {"seed": str(run.seed)})
+    mine, failed = shard(runs, arguments.shard), []
+    with log.progress_bar(console, "runs") as update:
+        for done, run in enumerate(mine, 1):
+            command = [sys.executable, "-m", "hapre_jax.train"]
+            command += ["--config", arguments.config, "--workdir", str(run.folder)]
+            for path, value in (run.values | {"seed": str(run.seed)}).items():
+                command += [f"--{path}", value]
+            if arguments.dry_run:
+                print(*command)
+                continue
+            if not (run.folder / "results.json").exists():
+                run.folder.parent.mkdir(parents=True, exist_ok=True)
+                output = run.folder.parent / f"{run.folder.name}.log"
+                with output.open("a") as file:
+                    code = subprocess.call(command, stdout=file, stderr=file)
+                if code:
+                    failed.append((run, output))
+            update(done, len(mine), str(run.folder))
+    if arguments.dry_run:
+        return 0
+    rows = summarize(runs)
+    checkpoint.write_json(workdir / "summary.json", rows)
+    console.print(table(rows))
+    for run, output in failed:
+        last = (output.read_text().strip().splitlines() or ["no output"])[-1]
+        log.say(console, f"failed: {run.folder}: {last} (see {output})")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

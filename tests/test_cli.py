@@ -1,0 +1,209 @@
+import json
+
+import pytest
+
+from hapre_jax import cli, config
+from hapre_jax.config import Config
+from hapre_jax.errors import UserError
+
+
+def _parse(line, **kwargs):
+    arguments = {
+        "program": "python -m hapre_jax.train",
+        "description": "Trains a network.",
+        "default_config": "configs/phantom.py",
+    }
+    return cli.parse(line.split(), **arguments | kwargs)
+
+
+def _help(capsys, line, **kwargs):
+    with pytest.raises(SystemExit) as stopped:
+        _parse(line, **kwargs)
+    assert stopped.value.code == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.fixture
+def finished_run(tmp_path):
+    values = config.to_dict(Config(seed=7))
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    return tmp_path
+
+
+def test_without_flags_the_default_config_is_taken():
+    values, rest = _parse("")
+    assert values == config.load("configs/phantom.py")
+    assert vars(rest) == {"config": "configs/phantom.py", "workdir": "runs/phantom"}
+
+
+def test_flags_change_the_chosen_config():
+    values, rest = _parse(
+        "--data.root a/b --config configs/hapre_krs.py --train.steps=5 --seed 3 "
+        "--policy.explore false --workdir w"
+    )
+    expected = config.override_all(
+        config.load("configs/hapre_krs.py"),
+        {
+            "data.root": "a/b",
+            "train.steps": "5",
+            "seed": "3",
+            "policy.explore": "false",
+        },
+    )
+    assert values == expected
+    assert vars(rest) == {"config": "configs/hapre_krs.py", "workdir": "w"}
+
+
+def test_the_last_of_two_equal_flags_counts():
+    assert _parse("--seed 1 --seed 2")[0].seed == 2
+
+
+@pytest.mark.parametrize(
+    ("spec", "workdir"),
+    [("x.py", "runs/x"), ("x.py:b", "runs/x-b"), ("r/x1/config.json", "runs/x1")],
+)
+def test_workdir_is_named_after_the_config(tmp_path, monkeypatch, spec, workdir):
+    text = "from hapre_jax.config import Config\ndef get_config(a=''): return Config()"
+    (tmp_path / "x.py").write_text(text)
+    (tmp_path / "r" / "x1").mkdir(parents=True)
+    (tmp_path / "r" / "x1" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert _parse(f"--config {spec}")[1].workdir == workdir
+
+
+def test_programs_add_their_own_arguments():
+    def add(parser):
+        parser.add_argument("--average", action="store_true", help="also the whole")
+
+    values, rest = _parse("--average --seed 1", add_arguments=add)
+    assert values.seed == 1 and rest.average is True
+    with pytest.raises(UserError, match=r"unknown option --avrage; .* --average\?$"):
+        _parse("--avrage", add_arguments=add)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "--trian.steps 5",
+            "unknown option --trian.steps; did you mean --train.steps?",
+        ),
+        ("--steps=5", "unknown option --steps; did you mean --train.steps?"),
+        ("--wrkdir x", "unknown option --wrkdir; did you mean --workdir?"),
+        ("--work x", "unknown option --work; "),  # no abbreviations
+        ("--zzz", "unknown option --zzz; --help lists all"),
+        ("runs", "unexpected argument 'runs'; every option starts with --"),
+        ("--train.steps x", "train.steps is 'x', but must be an integer >= 1"),
+        ("--train.steps", "argument --train.steps: expected one argument"),
+        ("--config", "argument --config: expected one argument"),
+        ("--config x.py", "there is no config file 'x.py'; there are configs/"),
+        (
+            "--policy.grid 5 --policy.image_size 32",
+            "policy.image_size is 32, but must be a multiple of policy.grid",
+        ),
+    ],
+)
+def test_wrong_command_lines_end_in_one_sentence(line, message):
+    with pytest.raises(UserError) as error:
+        _parse(line)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_help_explains_every_field_with_its_value(capsys):
+    text = _help(capsys, "--help")
+    for path, field in config.options(Config()).items():
+        assert f"--{path} " in text
+        assert field.help.removesuffix(".") in text
+        assert all(choice in text for choice in field.choices)
+    steps = config.load("configs/phantom.py").train.steps
+    assert (
+        f"--train.steps N Updates of the task network (>= 1; default {steps})" in text
+    )
+    assert "--data.split_fractions X,X,... " in text
+    assert "The task network, which classifies the key area." in text
+    assert "examples: python -m hapre_jax.train python -m" in text
+    assert "--config FILE[:ARG]" in text and "configs/phantom_paper.py" in text
+
+
+def test_help_shows_the_chosen_config_s_values(capsys):
+    text = _help(capsys, "--config configs/hapre_krs.py --help")
+    size = "Pixels of a side of the crop that it sees (>= 8; default 640)"
+    assert size in text
+    assert size not in _help(capsys, "--help")
+    assert "default runs/hapre_krs)" in text
+
+
+def test_help_ends_with_the_program_s_examples(capsys):
+    text = _help(capsys, "-h", examples=["--seed 5"])
+    assert text.endswith("examples: python -m hapre_jax.train --seed 5")
+
+
+def test_finished_run_gives_the_config(finished_run):
+    values, rest = _parse(f"{finished_run} --train.steps 9", default_config=None)
+    assert values == config.override(Config(seed=7), "train.steps", "9")
+    assert vars(rest) == {"run": str(finished_run)}
+
+
+def test_help_of_a_program_for_runs_needs_no_run(capsys):
+    text = _help(capsys, "--help", default_config=None)
+    assert "RUN [options]" in text and "--data.root TEXT" in text
+    assert "--workdir" not in text and "default" not in text
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "the following arguments are required: RUN"),
+        ("nowhere", "run folder 'nowhere' does not exist"),
+        (".", "'.' is not the folder of a run: it has no config.json"),
+    ],
+)
+def test_wrong_run_folders(tmp_path, monkeypatch, line, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as error:
+        _parse(line, default_config=None)
+    assert str(error.value) == message
+
+
+def _exit_status(monkeypatch, main):
+    monkeypatch.setattr("sys.argv", ["program", "--a", "b"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main)
+    return stopped.value.code
+
+
+def test_run_passes_the_command_line(monkeypatch):
+    seen = []
+    assert not _exit_status(monkeypatch, seen.extend)
+    assert seen == ["--a", "b"]
+
+
+def test_run_passes_the_status(monkeypatch):
+    assert _exit_status(monkeypatch, lambda argv: 3) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (UserError("x is 1"), 2, "error: x is 1\n"),
+        (KeyboardInterrupt, 130, "interrupted\n"),
+    ],
+)
+def test_run_prints_a_sentence_instead_of_a_traceback(
+    monkeypatch, capsys, error, status, text
+):
+    def main(argv):
+        raise error
+
+    assert _exit_status(monkeypatch, main) == status
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", text)
+
+
+def test_run_lets_bugs_through(monkeypatch):
+    def main(argv):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("sys.argv", ["program"])
+    with pytest.raises(ZeroDivisionError):
+        cli.run(main)

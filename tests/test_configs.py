@@ -1,0 +1,134 @@
+import csv
+import importlib.metadata
+import json
+import math
+
+import pytest
+from PIL import Image
+
+from hapre_jax import config, log, train
+
+FILES = config.available()
+
+SCORES = {
+    "n",
+    "accuracy",
+    "macro_precision",
+    "macro_recall",
+    "macro_f1",
+    "confusion_matrix",
+    "key_area",
+}
+KEY_AREA = {
+    "lung_iou",
+    "lung_coverage",
+    "trivial_iou",
+    "side_fraction",
+    "at_bound",
+    "displacement",
+    "entropy",
+}
+
+
+def _check_scores(scores, *, has_key_area):
+    assert set(scores) == SCORES
+    matrix = scores["confusion_matrix"]
+    assert scores["n"] == sum(map(sum, matrix)) == 12
+    hits = sum(matrix[k][k] for k in range(3))
+    assert scores["accuracy"] == pytest.approx(hits / 12)
+    for name in ("macro_precision", "macro_recall", "macro_f1"):
+        assert 0 <= scores[name] <= 1
+    area = scores["key_area"]
+    assert (area is not None) == has_key_area
+    if area is None:
+        return
+    assert set(area) == KEY_AREA
+    trivial = area.pop("trivial_iou")
+    assert set(trivial) == {"whole", "central80", "mean_box"}
+    for value in (*area.values(), *trivial.values()):
+        assert type(value) is float and math.isfinite(value)
+    for name in ("lung_iou", "lung_coverage", "side_fraction", "at_bound"):
+        assert 0 <= area[name] <= 1
+
+
+def _check_results(results, settings):
+    assert set(results) == {
+        "method",
+        "config",
+        "dataset",
+        "seed",
+        "classes",
+        "steps",
+        "best_step",
+        "test",
+        "plain",
+        "seconds",
+        "device",
+        "versions",
+    }
+    assert config.from_dict(results["config"]) == settings
+    assert results["method"] == settings.method == "hapre"
+    assert results["dataset"] == "phantom" and results["seed"] == settings.seed
+    assert results["classes"] == ["normal", "bacterial", "viral"]
+    assert results["steps"] == 6 and results["best_step"] in (2, 4, 6)
+    assert results["seconds"] > 0 and results["device"] == "cpu"
+    assert set(results["versions"]) == {"jax", "flax", "optax", "numpy"}
+    for name, version in results["versions"].items():
+        assert version == importlib.metadata.version(name)
+    _check_scores(results["test"], has_key_area=True)
+    assert (results["plain"] is not None) == settings.compare_plain
+    if results["plain"]:
+        _check_scores(results["plain"], has_key_area=False)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_config_trains_and_leaves_what_it_should(
+    file, tmp_path, finished_run, tiny_config
+):
+    """Shrunk, all steps from the first to the pictures."""
+    settings, workdir = config.tiny(config.load(file)), finished_run
+    if settings != tiny_config:
+        workdir = tmp_path / "run"
+        train.train_and_evaluate(settings, workdir)
+
+    files = {path.name for path in workdir.iterdir()}
+    assert files == {
+        "config.json",
+        "splits.csv",
+        "metrics.jsonl",
+        "checkpoints",
+        "results.json",
+        "key_areas.png",
+        "landscape.png",
+        "landscape.json",
+    } | ({"plain"} if settings.compare_plain else set())
+    assert config.load(str(workdir / "config.json")) == settings
+    _check_results(json.loads((workdir / "results.json").read_text()), settings)
+
+    with open(workdir / "splits.csv", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert set(rows[0]) == {"path", "sha256", "label", "group", "split"}
+    counts = [sum(row["split"] == name for row in rows) for name in config_splits()]
+    assert counts == [24, 12, 12]
+
+    records = log.read(workdir / "metrics.jsonl")
+    steps = {kind: [r["step"] for r in records if r["kind"] == kind] for kind in KINDS}
+    assert steps == {"train": [1, 2, 3, 4, 5, 6], "validation": [2, 4, 6]}
+    named = {"task_loss", "policy_loss", "reward", "d1", "entropy", "side", "lung_iou"}
+    norms = {f"{a}_norm/{b}" for a in ("grad", "weight") for b in ("task", "policy")}
+    assert set(records[0]) == {"kind", "step", "sigma", *named, *norms}
+    assert all(math.isfinite(v) for r in records for v in list(r.values())[1:])
+
+    for name in ("key_areas.png", "landscape.png"):
+        with Image.open(workdir / name) as picture:
+            assert min(picture.size) > 200
+    for name in ("last", "best"):
+        (step,) = (workdir / "checkpoints" / name).iterdir()
+        assert step.name in ("2", "4", "6") and (name == "best" or step.name == "6")
+
+
+KINDS = ("train", "validation")
+
+
+def config_splits():
+    return ("train", "validation", "test")

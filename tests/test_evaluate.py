@@ -1,0 +1,309 @@
+import dataclasses
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn import metrics
+
+from hapre_jax import boxes, checkpoint, cli, evaluate
+from hapre_jax.config import Config, PolicyConfig, TrainConfig
+from hapre_jax.data import pipeline
+from hapre_jax.data.dataset import Dataset
+from hapre_jax.framework import Prediction
+from hapre_jax.methods import METHODS
+from hapre_jax.state import TrainState
+
+ROOT = pathlib.Path(__file__).parents[1]
+CLASSES = ("normal", "bacterial", "viral")
+NAN = np.full(4, np.nan, np.float32)
+
+
+def _dataset(labels, lung_boxes=None):
+    """Image k is of gray k."""
+    count = len(labels)
+    images = np.zeros((count, 2, 2, 1), np.uint8)
+    images += np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    names = tuple(map(str, range(count)))
+    return Dataset(
+        images, np.array(labels, np.int32), names, names, CLASSES, lung_boxes
+    )
+
+
+def _lookup(table, seen=None, actions=None):
+    """A `predict` that answers image k with line k of a table."""
+
+    def predict(params, model_state, batch):
+        assert (params, model_state) == ("average", "statistics")
+        index = batch["image"][:, 0, 0, 0]
+        if seen is not None:
+            seen.append(len(index))
+        if actions is None:
+            return Prediction(jnp.array(table[index]))
+        return Prediction(
+            jnp.array(table[index]),
+            jnp.array(actions[index]),
+            jnp.array(-1.0 * index),
+        )
+
+    return predict
+
+
+STATE = TrainState(None, "params", "model_state", None, ("average", "statistics"))
+
+
+def _sklearn_scores(labels, answers):
+    options = {"average": "macro", "zero_division": 0}
+    return {
+        "accuracy": metrics.accuracy_score(labels, answers),
+        "macro_precision": metrics.precision_score(labels, answers, **options),
+        "macro_recall": metrics.recall_score(labels, answers, **options),
+        "macro_f1": metrics.f1_score(labels, answers, **options),
+    }
+
+
+def _assert_scores(scores, labels, answers):
+    for name, expected in _sklearn_scores(labels, answers).items():
+        assert scores[name] == pytest.approx(expected, rel=1e-6), name
+        assert type(scores[name]) is float
+    matrix = metrics.confusion_matrix(labels, answers, labels=[0, 1, 2])
+    assert scores["confusion_matrix"] == matrix.tolist()
+    assert scores["n"] == len(labels)
+
+
+def test_scores_are_scikit_learn_s_and_padding_is_not_counted():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 13)
+    table = rng.dirichlet(np.ones(3), 13).astype(np.float32)
+    seen = []
+    config = Config(train=TrainConfig(batch_size=1))
+    source = _dataset(labels)
+    found = evaluate.evaluate(_lookup(table, seen), STATE, source, config=config)
+    assert seen == [4, 4, 4, 4]  # one shape, so one compilation; 3 of 16 are padding
+    np.testing.assert_array_equal(found.predictions.probabilities, table)
+    _assert_scores(found.scores, labels, table.argmax(axis=1))
+    assert found.scores["key_area"] is None
+    assert found.predictions.action is None
+
+
+def test_a_split_smaller_than_a_batch_is_one_batch():
+    seen = []
+    table = np.eye(3, dtype=np.float32)
+    found = evaluate.evaluate(
+        _lookup(table, seen), STATE, _dataset([0, 1, 1]), config=Config()
+    )
+    assert seen == [3]
+    assert found.scores["accuracy"] == pytest.approx(2 / 3)
+
+
+def test_key_areas_of_padding_are_not_counted():
+    whole, small = boxes.WHOLE, (0.0, 0.0, 0.5, 0.5)
+    areas = np.array([whole, small, small, small, small], np.float32)
+    lungs = np.tile(np.array(small, np.float32), (5, 1))
+    table = np.full((5, 3), 1 / 3, np.float32)
+    config = Config(train=TrainConfig(batch_size=1))
+    found = evaluate.evaluate(
+        _lookup(table, actions=areas),
+        STATE,
+        _dataset([0, 1, 2, 0, 1], lungs),
+        config=config,
+    )
+    area = found.scores["key_area"]
+    assert area["lung_iou"] == pytest.approx((0.25 + 4) / 5)
+    assert area["side_fraction"] == pytest.approx((1 + 4 * 0.5) / 5)
+    assert area["entropy"] == pytest.approx(-(0 + 1 + 2 + 3 + 4) / 5)
+    np.testing.assert_array_equal(found.predictions.action, areas)
+
+
+def _score(areas, lungs, **kwargs):
+    config = Config(policy=PolicyConfig(min_side=0.25, max_side=0.9))
+    lungs = None if lungs is None else np.array(lungs, np.float32)
+    return evaluate.score_key_areas(
+        np.array(areas, np.float32), lungs, config=config, **kwargs
+    )
+
+
+def test_key_area_scores_by_hand():
+    areas = [(0.0, 0.0, 0.5, 0.5), (0.25, 0.25, 0.75, 0.5), (0.1, 0.1, 0.9, 0.9)]
+    lungs = [(0.0, 0.0, 0.5, 0.5), (0.25, 0.25, 0.75, 0.75), NAN]
+    found = _score(areas, lungs, mean_box=np.array([0.0, 0.0, 0.5, 0.5], np.float32))
+    # Of the two films with known lungs: equal, and half of them.
+    assert found["lung_iou"] == pytest.approx((1 + 0.5) / 2)
+    assert found["lung_coverage"] == pytest.approx((1 + 0.5) / 2)
+    trivial = found["trivial_iou"]
+    assert trivial["whole"] == pytest.approx(0.25)
+    # The central 80 % share 0.4 * 0.4 with the first and hold all of the second.
+    first, second = 0.16 / (0.64 + 0.25 - 0.16), 0.25 / 0.64
+    assert trivial["central80"] == pytest.approx((first + second) / 2)
+    # Overlap 0.25 * 0.25 of two boxes of 0.25.
+    assert trivial["mean_box"] == pytest.approx((1 + 0.0625 / 0.4375) / 2)
+    # Of all films: sides 0.5, sqrt(0.5 * 0.25), 0.8; one is at the shortest side.
+    assert found["side_fraction"] == pytest.approx((0.5 + 0.125**0.5 + 0.8) / 3)
+    assert found["at_bound"] == pytest.approx(1 / 3)
+    centers = np.array([(0.25, 0.25), (0.5, 0.375), (0.5, 0.5)])
+    expected = centers.std(axis=0).mean()
+    assert found["displacement"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("lungs", [None, [NAN]])
+def test_unknown_lungs_have_no_scores(lungs):
+    found = _score([(0.0, 0.0, 0.9, 0.9)], lungs, mean_box=NAN)
+    assert found["lung_iou"] is found["lung_coverage"] is None
+    expected = {"whole": None, "central80": None, "mean_box": None}
+    assert found["trivial_iou"] == expected
+    assert found["at_bound"] == 1.0 and found["displacement"] == 0.0
+    assert found["side_fraction"] == pytest.approx(0.9)
+
+
+def test_mean_box_is_left_out_where_training_knows_none():
+    found = _score([(0.0, 0.0, 0.5, 0.5)], [(0.0, 0.0, 0.5, 0.5)])
+    assert found["trivial_iou"]["mean_box"] is None
+    assert found["trivial_iou"]["whole"] == pytest.approx(0.25)
+
+
+def test_mean_lung_box_ignores_films_without():
+    lungs = np.array([[0.0, 0.1, 0.5, 0.6], NAN, [0.2, 0.1, 0.7, 0.8]], np.float32)
+    found = evaluate.mean_lung_box(_dataset([0, 1, 2], lungs))
+    np.testing.assert_allclose(found, [0.1, 0.1, 0.6, 0.7], rtol=1e-6)
+    assert evaluate.mean_lung_box(_dataset([0, 1, 2])) is None
+
+
+def _read(path):
+    return json.loads(pathlib.Path(path).read_text())
+
+
+def test_results_of_a_run_are_what_its_best_networks_answer(finished_run, tiny_config):
+    """Image by image, with other code, from the pixels."""
+    data = pipeline.load(tiny_config.data, seed=tiny_config.seed)
+    method = METHODS["hapre"](tiny_config, 3)
+    best = checkpoint.restore_best(finished_run, tiny_config, method)
+    images = data.test.images.astype(np.float32) / 255
+    predict = jax.jit(method.predict)
+    singles = [predict(*best.average, image[None]) for image in images]
+    answers = [int(np.argmax(single.probabilities[0])) for single in singles]
+    results = _read(finished_run / "results.json")
+    _assert_scores(results["test"], data.test.labels, answers)
+    ious = [
+        float(boxes.iou(single.action[0], jnp.array(box)))
+        for single, box in zip(singles, data.test.lung_boxes, strict=True)
+    ]
+    area = results["test"]["key_area"]
+    assert area["lung_iou"] == pytest.approx(np.mean(ious), rel=1e-4)
+    mean_box = data.train.lung_boxes.mean(axis=0)
+    ious = [float(boxes.iou(jnp.array(mean_box), box)) for box in data.test.lung_boxes]
+    assert area["trivial_iou"]["mean_box"] == pytest.approx(np.mean(ious), rel=1e-4)
+
+
+def test_program_reproduces_the_results_of_the_run(tmp_path, finished_run):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    done = subprocess.run(
+        [sys.executable, "-m", "hapre_jax.evaluate", str(run)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    results, again = _read(run / "results.json"), _read(run / "evaluation.json")
+    assert again["test"] == results["test"]
+    assert again["plain"] is None
+    assert again["config"] == results["config"]
+    assert f"Written to {run}/evaluation.json." in done.stdout
+    assert f"{results['test']['macro_f1']:.3f}" in done.stdout
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr
+
+
+def test_plain_classifier_of_a_run_is_evaluated_on_the_run_s_split(
+    tmp_path, finished_run
+):
+    out = tmp_path / "e.json"
+    assert evaluate.main([str(finished_run / "plain"), "--out", str(out)]) == 0
+    results = _read(finished_run / "results.json")
+    assert _read(out)["test"] == results["plain"]
+    assert not (finished_run / "plain" / "splits.csv").exists()
+
+
+def test_another_quality_of_films(tmp_path, finished_run, capsys):
+    out = tmp_path / "high.json"
+    arguments = [str(finished_run), "--data.quality", "high", "--out", str(out)]
+    assert evaluate.main(arguments) == 0
+    results, high = _read(finished_run / "results.json"), _read(out)
+    assert high["config"]["data"]["quality"] == "high"
+    # Lungs fill such films.
+    before, after = results["test"]["key_area"], high["test"]["key_area"]
+    assert after["trivial_iou"]["whole"] > 0.6 > before["trivial_iou"]["whole"]
+    assert f"Written to {out}." in capsys.readouterr().out.replace("\n", "")
+
+
+def _fails(monkeypatch, capsys, *arguments):
+    """The sentence that the program ends with."""
+    monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(evaluate.main)
+    assert stopped.value.code == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and printed.startswith("error: ")
+    return printed.removeprefix("error: ").rstrip("\n")
+
+
+def test_other_classes_are_refused(tmp_path, finished_run, monkeypatch, capsys):
+    for name in ("covid", "normal"):
+        (tmp_path / "films" / name).mkdir(parents=True)
+        for index in range(12):
+            pixels = np.full((8, 8), 10 * index + len(name), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "films" / name / f"{index}.png")
+    flags = ("--data.name", "folder", "--data.root", tmp_path / "films")
+    said = _fails(monkeypatch, capsys, finished_run, *flags)
+    assert said == (
+        "folder has the classes covid, normal, but the run was trained on normal, "
+        "bacterial, viral"
+    )
+
+
+def test_only_data_flags_are_taken(finished_run, monkeypatch, capsys):
+    said = _fails(monkeypatch, capsys, finished_run, "--policy.min_side", "0.5")
+    assert said == (
+        "policy.min_side was 0.25 in training; evaluate takes --data flags only"
+    )
+
+
+def test_a_run_that_is_not_finished(tmp_path, monkeypatch, capsys):
+    checkpoint.write_config(tmp_path, Config())
+    said = _fails(monkeypatch, capsys, tmp_path)
+    assert said == (
+        f"{tmp_path} has no results.json: its training is not finished; give its "
+        "command again to go on"
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_damaged_files_of_a_run(tmp_path, monkeypatch, capsys):
+    checkpoint.write_config(tmp_path, Config())
+    (tmp_path / "results.json").write_text('{"classes": [')
+    said = _fails(monkeypatch, capsys, tmp_path)
+    assert said.startswith(f"{tmp_path}/results.json is not JSON: ")
+    (tmp_path / "config.json").write_text("{")
+    said = _fails(monkeypatch, capsys, tmp_path)
+    assert said.startswith(f"config file {tmp_path}/config.json cannot be read: ")
+
+
+def test_results_that_cannot_be_written(tmp_path, finished_run, monkeypatch, capsys):
+    out = tmp_path / "nowhere" / "e.json"
+    said = _fails(monkeypatch, capsys, finished_run, "--out", out)
+    assert said == f"{out} cannot be written: No such file or directory"
+
+
+def test_batch_size_follows_training(tiny_config):
+    """Evaluation must not need more memory than training did."""
+    seen = []
+    table = np.full((40, 3), 1 / 3, np.float32)
+    config = dataclasses.replace(tiny_config, train=TrainConfig(batch_size=8))
+    source = _dataset(np.arange(40) % 3)
+    evaluate.evaluate(_lookup(table, seen), STATE, source, config=config)
+    assert seen == [32, 32]

@@ -1,0 +1,96 @@
+import zipfile
+
+import pytest
+
+from hapre_jax import errors
+from hapre_jax.data import folder
+
+
+def write(root, names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    return root
+
+
+def test_first_level_is_the_class(tmp_path):
+    write(tmp_path, ["sick/b.png", "sick/ward 7/a.JPG", "fine/c.tif", "fine/notes.txt"])
+    tree, records, classes = folder.scan(str(tmp_path))
+    assert classes == ("fine", "sick")
+    assert [(r.name, r.label, r.group) for r in records] == [
+        ("fine/c.tif", 0, "fine/c.tif"),
+        ("sick/b.png", 1, "sick/b.png"),
+        ("sick/ward 7/a.JPG", 1, "sick/ward 7/a.JPG"),
+    ]
+    assert tree.read("sick/ward 7/a.JPG") == b"sick/ward 7/a.JPG"
+
+
+@pytest.mark.parametrize("prefix", ["", "data/", "data/set/"])
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_single_roots_and_splits_are_looked_through(tmp_path, prefix, kind):
+    names = ["train/a/1.png", "train/b/2.png", "Test/a/3.png", "valid/c/x/4.png"]
+    if kind == "zip":
+        root = tmp_path / "films.zip"
+        with zipfile.ZipFile(root, "w") as archive:
+            for name in [*names, "__MACOSX/train/a/._1.png"]:
+                archive.writestr(prefix + name, b"")
+    else:
+        root = write(tmp_path, [prefix + name for name in names])
+    _, records, classes = folder.scan(str(root))
+    assert classes == ("a", "b", "c")
+    expected = {"train/a/1.png": 0, "Test/a/3.png": 0, "train/b/2.png": 1}
+    expected = {**expected, "valid/c/x/4.png": 2}
+    got = {record.name: record.label for record in records}
+    assert got == {prefix + name: label for name, label in expected.items()}
+
+
+@pytest.mark.parametrize("place", ["", "data/"])
+def test_groups_file(tmp_path, place):
+    write(tmp_path, ["data/a/1.png", "data/a/2.png", "data/b/3.png"])
+    (tmp_path / place / "groups.csv").write_text(
+        "path,age,group\na/1.png,7,ann\na/2.png,8,bob\ndata/b/3.png,7,ann\n"
+    )
+    _, records, _ = folder.scan(str(tmp_path))
+    assert [record.group for record in records] == ["ann", "bob", "ann"]
+
+
+def test_groups_file_beside_the_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path / "films.zip", "w") as archive:
+        archive.writestr("a/1.png", b"")
+        archive.writestr("b/2.png", b"")
+    (tmp_path / "groups.csv").write_text("path,group\na/1.png,x\nb/2.png,y\n")
+    _, records, _ = folder.scan(str(tmp_path))
+    assert [record.group for record in records] == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("path,group\na/1.png,x\n", "no group for b/2.png"),
+        ("path,group\na/1.png,x\nb/2.png,\n", "no group for b/2.png"),
+        ("file;group\n", "not path,group"),
+        ("", "not path,group"),
+    ],
+)
+def test_incomplete_groups_file(tmp_path, text, said):
+    write(tmp_path, ["a/1.png", "b/2.png"])
+    (tmp_path / "groups.csv").write_text(text)
+    with pytest.raises(errors.UserError, match=said):
+        folder.scan(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a/1.png", "a/2.png"], "1 class folder"),
+        (["1.png", "2.png"], "0 class folder"),
+        (["train/a/1.png", "test/a/2.png"], "1 class folder"),
+        (["a/1.png", "b/2.png", "stray.png"], "stray.png .* outside the class folders"),
+        (["a/1.png", "b/2.dcm"], "class folder 'b' .* holds no image"),
+        (["a/1.dcm", "b/2.dcm"], "holds no image"),
+    ],
+)
+def test_wrong_trees(tmp_path, names, said):
+    write(tmp_path, names)
+    with pytest.raises(errors.UserError, match=said):
+        folder.scan(str(tmp_path))

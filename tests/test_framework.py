@@ -1,0 +1,597 @@
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from hapre_jax import boxes, framework, losses, operations, policy
+from hapre_jax.nets import Output
+
+GRID = 8
+KEY_AREA = operations.KeyArea(alpha=1.25, min_side=0.2)
+LEARNING = framework.Learning(
+    estimator="reinforce",
+    samples=4,
+    explore=True,
+    sigma=0.4,
+    final_sigma=0.1,
+    balance=0.5,
+    gamma=2.0,
+    warmup_steps=10,
+    steps=110,
+    random_share=0.0,
+    train_on_original=False,
+)
+KEY = jax.random.key(0)
+# Whole cells of the grid, so that its mask is read back exactly.
+DETECTED = (0.25, 0.25, 0.75, 0.75)
+EXPANDED = (0.1875, 0.1875, 0.8125, 0.8125)  # sides 0.5 * 1.25
+SHRUNK = (0.3, 0.3, 0.7, 0.7)  # sides 0.5 / 1.25
+
+
+def _learning(**changes):
+    return dataclasses.replace(LEARNING, **changes)
+
+
+def _logits_of(box):
+    return 40.0 * (boxes.mask(jnp.array(box), GRID) - 0.5)
+
+
+def _recorder(loss):
+    """An `evaluate` that remembers what it was asked."""
+    calls = []
+
+    def evaluate(actions):
+        calls.append(actions)
+        return jax.vmap(loss)(actions)
+
+    return evaluate, calls
+
+
+def _given(values):
+    """An `evaluate` whose losses do not depend on the actions."""
+    calls = []
+
+    def evaluate(actions):
+        calls.append(actions)
+        return jnp.array(values)
+
+    return evaluate, calls
+
+
+# Each line worked by hand from Eq. 5-8 with balance 0.5.
+@pytest.mark.parametrize(
+    ("task_losses", "optimal", "reward", "d1"),
+    [
+        # D1 = 0.5 - 1.0 < 0: the detected box, though both neighbors are better.
+        ((1.0, 0.5, 0.4, 0.3), DETECTED, np.exp(-0.5), -0.5),
+        # D1 = 0.5, D2 = 0.5 (1.2 - 1.5) + 0.5 * 0.5 = 0.1 > 0: R = D2.
+        ((1.0, 1.5, 1.2, 1.4), EXPANDED, 0.1, 0.5),
+        # D1 = 0.5, D2 = 0.5 (0.5 - 1.5) + 0.25 = -0.25: R = exp(D2).
+        ((1.0, 1.5, 1.4, 0.5), SHRUNK, np.exp(-0.25), 0.5),
+    ],
+)
+def test_paper_tries_four_boxes_once_and_imitates_the_optimal_one(
+    task_losses, optimal, reward, d1
+):
+    evaluate, calls = _given(task_losses)
+    logits = _logits_of(DETECTED)
+    trial = framework.paper(
+        KEY_AREA, _learning(explore=False), evaluate, logits, KEY, 0.4
+    )
+    (tried,) = calls
+    expected = [boxes.WHOLE, DETECTED, EXPANDED, SHRUNK]
+    np.testing.assert_allclose(tried, expected, atol=1e-4)
+    np.testing.assert_allclose(trial.optimal, optimal, atol=1e-4)
+    assert trial.reward == pytest.approx(reward, rel=1e-5)
+    assert trial.d1 == pytest.approx(d1, rel=1e-5)
+    target = boxes.mask(trial.optimal, GRID)
+    expected = losses.focal_loss(logits, target, gamma=2.0) * reward
+    assert trial.policy_loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_paper_explores_around_the_mean_box():
+    evaluate, calls = _given((1.0, 0.5, 0.4, 0.3))
+    logits = _logits_of(DETECTED)
+    trial = framework.paper(KEY_AREA, LEARNING, evaluate, logits, KEY, 0.3)
+    drawn = policy.sample(KEY, policy.mean_box(logits), sigma=0.3, num_samples=2)
+    expected = boxes.clip(drawn[0], min_side=0.2)
+    assert np.abs(expected - jnp.array(DETECTED)).max() > 0.02
+    np.testing.assert_array_equal(calls[0][1], expected)
+    np.testing.assert_array_equal(trial.optimal, expected)
+
+
+def test_paper_gives_no_gradient_through_the_box_it_detected():
+    """Only the focal loss moves the logits: neither its target nor R does."""
+    logits = _logits_of(DETECTED) / 20
+
+    def total(logits):
+        evaluate, _ = _recorder(lambda box: jnp.sum((box - 0.4) ** 2))
+        learning = _learning(explore=False)
+        return framework.paper(KEY_AREA, learning, evaluate, logits, KEY, 0.4)
+
+    trial = total(logits)
+    target = boxes.mask(trial.optimal, GRID)
+    expected = jax.grad(lambda z: losses.focal_loss(z, target, gamma=2.0))(logits)
+    gradient = jax.grad(lambda z: total(z).policy_loss)(logits)
+    assert np.abs(expected).max() > 1e-4
+    np.testing.assert_allclose(gradient, expected * trial.reward, rtol=1e-5)
+
+
+def test_reinforce_by_hand():
+    task_losses = np.array([2.0, 1.5, 1.0, 2.0, 4.0, 1.0])
+    evaluate, calls = _given(task_losses)
+    logits, sigma = _logits_of(DETECTED), 0.3
+    trial = framework.reinforce(KEY_AREA, LEARNING, evaluate, logits, KEY, sigma)
+    mean = policy.mean_box(logits)
+    samples = policy.sample(KEY, mean, sigma=sigma, num_samples=4)
+    valid = [boxes.clip(box, min_side=0.2) for box in samples]
+    (tried,) = calls
+    expected = [jnp.array(boxes.WHOLE), mean, *valid]
+    np.testing.assert_allclose(tried, expected, atol=1e-6)
+    assert trial.reward == -1.5 and trial.d1 == -0.5
+    np.testing.assert_array_equal(trial.optimal, valid[0])
+    log_probs = [float(policy.log_prob(box, mean, sigma=sigma)) for box in samples]
+    # The four samples have loss 2 on average.
+    expected = -sigma * np.mean(np.array(log_probs) * [1.0, 0.0, -2.0, 1.0])
+    assert trial.policy_loss == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["reinforce", "elite"])
+def test_boxes_are_valid_where_the_mean_is_not(name):
+    # One cell: sides of 1/8 are below 0.2.
+    logits = _logits_of((0.5, 0.5, 0.625, 0.625))
+    evaluate, calls = _recorder(lambda box: box[0])
+    framework.ESTIMATORS[name](KEY_AREA, LEARNING, evaluate, logits, KEY, 0.3)
+    (tried,) = calls
+    expected = (0.4625, 0.4625, 0.6625, 0.6625)
+    np.testing.assert_allclose(tried[1], expected, atol=1e-4)
+    for box in tried:
+        np.testing.assert_allclose(boxes.clip(box, min_side=0.2), box, atol=1e-6)
+
+
+def test_reinforce_pulls_back_a_mean_that_is_out_of_bounds():
+    def loss(logits):
+        evaluate, _ = _given([1.0] * 6)  # no advantage
+        trial = framework.reinforce(KEY_AREA, LEARNING, evaluate, logits, KEY, 0.3)
+        return trial.policy_loss
+
+    # Each edge of the box of one cell is 0.0375 out of bounds.
+    outside = _logits_of((0.5, 0.5, 0.625, 0.625))
+    assert loss(outside) == pytest.approx(3.0 * 4 * 0.0375**2, rel=1e-3)
+    assert loss(_logits_of(DETECTED)) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("task_losses", "best", "weight"),
+    [
+        ((2.0, 1.5, 3.0, 0.5, 3.0, 3.0, 1.0, 1.0), 3, 1.0),  # the second sample
+        ((2.0, 1.5, 3.0, 3.0, 3.0, 3.0, 1.4, 1.2), 7, 0.3),  # the shrunk box
+        ((2.0, 1.5, 3.0, 3.0, 3.0, 3.0, 1.6, 1.7), 6, 0.0),  # none beats the mean
+    ],
+)
+def test_elite_imitates_the_best_candidate_that_beats_the_mean(
+    task_losses, best, weight
+):
+    evaluate, calls = _given(task_losses)
+    logits = _logits_of(DETECTED)
+    trial = framework.elite(KEY_AREA, LEARNING, evaluate, logits, KEY, 0.3)
+    (tried,) = calls
+    np.testing.assert_allclose(tried[:2], [boxes.WHOLE, DETECTED], atol=1e-4)
+    np.testing.assert_allclose(tried[6:], [EXPANDED, SHRUNK], atol=1e-4)
+    np.testing.assert_array_equal(trial.optimal, tried[2])
+    assert trial.reward == -1.5 and trial.d1 == -0.5
+    expected = losses.focal_loss(logits, boxes.mask(tried[best], GRID), gamma=2.0)
+    assert trial.policy_loss == pytest.approx(float(expected) * weight, abs=1e-6)
+
+
+TARGET = jnp.array([0.2, 0.3, 0.7, 0.9])
+
+
+def _distance(box):
+    return 10 * jnp.sum((box - TARGET) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "gamma", "overlap"),
+    # What a map says weakly of cells far off widens its box: imitation needs long to
+    # be sure of them, so elite gets close more slowly.
+    [("reinforce", 0.1, 2.0, 0.8), ("elite", 0.3, 0.0, 0.7)],
+)
+def test_gradient_steps_on_the_logits_find_the_box_of_lowest_loss(
+    name, rate, gamma, overlap
+):
+    """From the whole image, with nothing but losses of boxes."""
+    optimizer, learning = optax.adam(rate), _learning(gamma=gamma)
+    start = jnp.zeros((GRID, GRID))
+    estimator, evaluate = framework.ESTIMATORS[name], jax.vmap(_distance)
+
+    def update(carry, inputs):
+        logits, state = carry
+        key, sigma = inputs
+
+        def loss(logits):
+            trials = jax.vmap(
+                lambda k: estimator(KEY_AREA, learning, evaluate, logits, k, sigma)
+            )(jax.random.split(key, 16))
+            return jnp.mean(trials.policy_loss)
+
+        updates, state = optimizer.update(jax.grad(loss)(logits), state)
+        return (optax.apply_updates(logits, updates), state), None
+
+    keys, sigmas = jax.random.split(KEY, 300), jnp.geomspace(0.3, 0.1, 300)
+    carry = (start, optimizer.init(start))
+    (logits, _), _ = jax.lax.scan(update, carry, (keys, sigmas))
+    assert boxes.iou(policy.mean_box(start), TARGET) < 0.31
+    assert boxes.iou(policy.mean_box(logits), TARGET) > overlap
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    # Updates of the policy: 100. Annealed in the first 90 of them, by a factor of 4.
+    [(0, 0.4), (10, 0.4), (55, 0.2), (100, 0.1), (109, 0.1)],
+)
+def test_sigma_is_annealed_after_the_warmup(step, expected):
+    sigma = framework.sigma_at(jnp.array(step), LEARNING)
+    assert sigma == pytest.approx(expected, rel=1e-5)
+
+
+def test_sigma_of_a_run_that_ends_in_its_warmup():
+    learning = _learning(steps=5)
+    assert framework.sigma_at(jnp.array(4), learning) == pytest.approx(0.4)
+
+
+# The method, with networks that can be seen through. Channels of an image are the
+# coordinates of its pixels, so that a crop tells the box it was cut from.
+
+SIZE, CROP, CLASSES = 64, 8, 3
+
+
+class _Network:
+    """Linear; its state counts the images that it was trained on."""
+
+    def __init__(self, shape, logits):
+        self._shape, self._logits = shape, logits
+
+    def init(self, key, image, *, train):
+        weights = 0.1 * jax.random.normal(key, self._shape)
+        return {"params": {"w": weights}, "batch_stats": {"seen": jnp.zeros(())}}
+
+    def apply(self, variables, image, *, train, mutable):
+        assert mutable == ["batch_stats"]
+        seen = variables["batch_stats"]["seen"] + (len(image) if train else 0)
+        logits = self._logits(variables["params"]["w"], image)
+        return Output(logits, {}), {"batch_stats": {"seen": seen}}
+
+
+class _Task:
+    """Classifies by a linear map; remembers what it was trained on."""
+
+    image_size = CROP
+
+    def __init__(self):
+        self.network = _Network(
+            (CROP * CROP * 2, CLASSES), lambda w, x: x.reshape(len(x), -1) @ w
+        )
+        self.trained_on = []
+
+    def init(self, key, image):
+        assert image.shape == (1, CROP, CROP, 2)
+        return self.network.init(key, image, train=False)
+
+    def apply(self, variables, image, *, train):
+        if train:
+            self.trained_on.append(image)
+        return self.network.apply(
+            variables, image, train=train, mutable=["batch_stats"]
+        )
+
+    def loss(self, outputs, target):
+        return optax.softmax_cross_entropy_with_integer_labels(outputs.logits, target)
+
+    def probabilities(self, outputs):
+        return jax.nn.softmax(outputs.logits)
+
+
+def _make(**changes):
+    """Method, task and all that its loss takes but the step."""
+    learning = _learning(**{"warmup_steps": 0} | changes)
+    task = _Task()
+    policy_network = _Network(
+        (GRID, GRID), lambda w, x: 10 * w[None] + 0.3 * jnp.mean(x, axis=-1)
+    )
+    method = framework.make(
+        task,
+        policy_network,
+        KEY_AREA,
+        learning,
+        policy_image_size=GRID,
+        policy_normalize="image",
+    )
+    line = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE
+    image = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1)
+    # Of different contrast, or all would have one key area.
+    image = jnp.array(image)[None] * jnp.array([1.0, 0.8, 0.9]).reshape(3, 1, 1, 1)
+    batch = {"image": image, "label": jnp.array([0, 2, 1])}
+    now = method.init(jax.random.key(1), image[:1])
+    average = method.init(jax.random.key(2), image[:1])
+    return method, task, (*now, average, batch, KEY)
+
+
+def _loss(method, arguments, step=0):
+    return method.loss(*arguments, jnp.array(step))
+
+
+def _gradients(method, arguments, step=0):
+    return jax.grad(lambda p: _loss(method, (p, *arguments[1:]), step)[0])(arguments[0])
+
+
+def _boxes_of(crops, image):
+    """The boxes that crops `f32[B, S, S, 2]` of coordinates were cut from."""
+    contrast = image[:, -1, -1, 0] * SIZE / (SIZE - 0.5)
+    crops = crops / contrast.reshape(-1, 1, 1, 1)
+    ends = []
+    for line in (crops[:, :, 0, 0], crops[:, 0, :, 1]):
+        # Inner pixels: the resampling kernel is cut off at the image's border.
+        slope = (line[:, 5] - line[:, 2]) / 3
+        ends.append((line[:, 2] - 2.5 * slope, line[:, 5] + 2.5 * slope))
+    (y_low, y_high), (x_low, x_high) = ends
+    return np.stack([y_low, x_low, y_high, x_high], axis=1)
+
+
+def test_crops_of_coordinates_tell_their_boxes():
+    _, _, (_, _, _, batch, _) = _make()
+    box = jnp.array([0.25, 0.375, 0.75, 1.0])
+    crops = jax.vmap(lambda image: KEY_AREA.apply(image, box, CROP))(batch["image"])
+    found = _boxes_of(crops, batch["image"])
+    np.testing.assert_allclose(found, np.tile(box, (3, 1)), atol=1e-3)
+
+
+def test_init_gives_each_network_its_parameters_and_state():
+    _, _, (params, model_state, *_) = _make()
+    assert jax.tree.map(jnp.shape, params) == {
+        "task": {"w": (CROP * CROP * 2, CLASSES)},
+        "policy": {"w": (GRID, GRID)},
+    }
+    assert model_state == {
+        "task": {"batch_stats": {"seen": 0.0}},
+        "policy": {"batch_stats": {"seen": 0.0}},
+    }
+    # Networks of equal shape would not start alike.
+    assert params["task"]["w"][0, 0] != params["policy"]["w"][0, 0]
+
+
+def test_policy_waits_in_the_warmup():
+    method, task, arguments = _make(warmup_steps=10)
+    _, aux = _loss(method, arguments, step=9)
+    assert aux.model_state["policy"] == arguments[1]["policy"]
+    assert aux.metrics["policy_loss"] != 0  # logged, but not learned from
+    gradients = _gradients(method, arguments, step=9)
+    assert not gradients["policy"]["w"].any() and gradients["task"]["w"].any()
+    _, aux = _loss(method, arguments, step=10)
+    assert aux.model_state["policy"]["batch_stats"]["seen"] == 3
+    assert _gradients(method, arguments, step=10)["policy"]["w"].any()
+
+
+def test_warmup_trains_on_random_boxes_that_know_nothing_of_the_policy():
+    method, task, arguments = _make(warmup_steps=10)
+    params, image = arguments[0], arguments[3]["image"]
+    other = params | {"policy": {"w": params["policy"]["w"] + jnp.eye(GRID)}}
+    for step in (0, 9, 10):
+        for given in (params, other):
+            _loss(method, (given, *arguments[1:]), step)
+    first, *same, learned, learned_other = task.trained_on
+    for inputs in same:
+        np.testing.assert_array_equal(first, inputs)
+    assert np.abs(learned - learned_other).max() > 0.01
+    found = _boxes_of(first, image)
+    sides = found[:, 2:] - found[:, :2]
+    assert (sides > 0.2 - 1e-3).all() and (sides < 1 + 1e-3).all()
+    assert np.std(found, axis=0).min() > 0.01  # its own box for each image
+    _loss(method, (*arguments[:4], jax.random.key(7)), 0)
+    assert np.abs(_boxes_of(task.trained_on[-1], image) - found).max() > 0.05
+
+
+def test_random_share_of_one_trains_on_random_boxes_after_the_warmup():
+    method, task, arguments = _make(random_share=1.0, warmup_steps=1)
+    _loss(method, arguments, step=0)
+    _loss(method, arguments, step=5)
+    np.testing.assert_array_equal(*task.trained_on)
+    # The policy learns nevertheless.
+    assert _gradients(method, arguments, step=5)["policy"]["w"].any()
+
+
+def test_random_share_is_a_share_of_the_images():
+    method, task, arguments = _make(random_share=0.5, warmup_steps=1)
+    pure, _, _ = _make(warmup_steps=1)
+    counts = []
+    for seed in range(12):
+        given = (*arguments[:4], jax.random.key(seed))
+        _loss(method, given, step=0)  # all random
+        _loss(method, given, step=5)
+        randoms, mixed = task.trained_on[-2:]
+        counts += [np.array_equal(a, b) for a, b in zip(randoms, mixed, strict=True)]
+    assert 8 <= sum(counts) <= 28  # of 36; outside with a chance of 0.1 %
+
+
+@pytest.mark.parametrize("estimator", ["paper", "reinforce", "elite"])
+def test_task_network_is_trained_on_the_optimal_boxes(estimator):
+    method, task, arguments = _make(estimator=estimator)
+    image = arguments[3]["image"]
+    loss, aux = _loss(method, arguments)
+    (inputs,) = task.trained_on
+    assert inputs.shape == (3, CROP, CROP, 2)
+    found = _boxes_of(inputs, image)
+    valid = jax.vmap(KEY_AREA.clip)(jnp.array(found))
+    np.testing.assert_allclose(found, valid, atol=2e-3)
+    assert np.abs(found - np.array(boxes.WHOLE)).max() > 0.05
+    w, label = arguments[0]["task"]["w"], arguments[3]["label"]
+    log_p = jax.nn.log_softmax(inputs.reshape(3, -1) @ w)
+    expected = -np.mean(np.asarray(log_p)[np.arange(3), label])
+    assert aux.metrics["task_loss"] == pytest.approx(expected, rel=1e-5)
+    expected += float(aux.metrics["policy_loss"])
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_train_on_original_adds_the_whole_images():
+    method, task, arguments = _make()
+    both, both_task, _ = _make(train_on_original=True)
+    _, alone = _loss(method, arguments)
+    _, aux = _loss(both, arguments)
+    (crops,), (inputs,) = task.trained_on, both_task.trained_on
+    originals = framework.resize(arguments[3]["image"], CROP)
+    np.testing.assert_array_equal(inputs, np.concatenate([crops, originals]))
+    assert aux.model_state["task"]["batch_stats"]["seen"] == 6
+    outputs, _ = task.network.apply(
+        {"params": arguments[0]["task"], **arguments[1]["task"]},
+        originals,
+        train=False,
+        mutable=["batch_stats"],
+    )
+    whole = jnp.mean(task.loss(outputs, arguments[3]["label"]))
+    expected = (alone.metrics["task_loss"] + whole) / 2
+    assert aux.metrics["task_loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["paper", "reinforce", "elite"])
+def test_trying_boxes_leaves_the_statistics_of_the_task_network_alone(estimator):
+    method, _, arguments = _make(estimator=estimator)
+    _, aux = _loss(method, arguments)
+    # Three images of the training pass; the probes saw many more.
+    assert aux.model_state["task"]["batch_stats"]["seen"] == 3
+    assert aux.model_state["policy"]["batch_stats"]["seen"] == 3
+
+
+def _shifted(params, name, key):
+    noise = 0.3 * jax.random.normal(key, params[name]["w"].shape)
+    return params | {name: {"w": params[name]["w"] + noise}}
+
+
+@pytest.mark.parametrize("estimator", ["paper", "reinforce", "elite"])
+def test_rewards_come_from_the_averaged_task_network(estimator):
+    method, _, (params, model_state, average, *rest) = _make(estimator=estimator)
+    before = _gradients(method, (params, model_state, average, *rest))["policy"]["w"]
+    other = _shifted(params, "task", jax.random.key(5))
+    same = _gradients(method, (other, model_state, average, *rest))["policy"]["w"]
+    np.testing.assert_array_equal(before, same)
+    other = (_shifted(average[0], "task", jax.random.key(5)), average[1])
+    changed = _gradients(method, (params, model_state, other, *rest))["policy"]["w"]
+    assert np.abs(before - changed).max() > 1e-3 * np.abs(before).max()
+    # The averaged policy plays no part.
+    other = (_shifted(average[0], "policy", jax.random.key(5)), average[1])
+    same = _gradients(method, (params, model_state, other, *rest))["policy"]["w"]
+    np.testing.assert_array_equal(before, same)
+
+
+@pytest.mark.parametrize("estimator", ["paper", "reinforce", "elite"])
+def test_policy_loss_has_no_gradient_for_the_task_network(estimator):
+    method, task, arguments = _make(estimator=estimator)
+    gradient = _gradients(method, arguments)["task"]["w"]
+    _loss(method, arguments)
+    crops, label = task.trained_on[-1], arguments[3]["label"]
+
+    def task_loss(w):
+        log_p = jax.nn.log_softmax(crops.reshape(3, -1) @ w)
+        return -jnp.mean(jnp.take_along_axis(log_p, label[:, None], axis=1))
+
+    expected = jax.grad(task_loss)(arguments[0]["task"]["w"])
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("estimator", ["paper", "reinforce", "elite"])
+def test_task_loss_has_no_gradient_for_the_policy(estimator):
+    """It has one through the crop's edges if they are not held fixed."""
+    method, task, arguments = _make(estimator=estimator, explore=False)
+    # An averaged network of zeros gives all boxes one loss: no reward, no advantage.
+    params, state = arguments[2]
+    blind = (jax.tree.map(jnp.zeros_like, params), state)
+    # Logits of 2 and -2: where they are large, the box has no gradient anyway.
+    now = arguments[0] | {"policy": {"w": _logits_of(DETECTED) / 100}}
+    arguments = (now, arguments[1], blind, *arguments[3:])
+    gradients = _gradients(method, arguments)
+    assert gradients["task"]["w"].any()
+    np.testing.assert_allclose(gradients["policy"]["w"], 0.0, atol=1e-6)
+
+
+def test_loss_is_the_same_compiled():
+    method, _, arguments = _make(warmup_steps=1)
+    for step in (0, 1):  # in the warm-up and after it
+        expected = _loss(method, arguments, step)
+        found = jax.jit(method.loss)(*arguments, jnp.array(step))
+        chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_logged_lung_iou_is_that_of_the_mean_boxes():
+    method, _, arguments = _make()
+    image = arguments[3]["image"]
+    areas = method.predict(*arguments[:2], image).action
+    unknown = jnp.full(4, jnp.nan)
+    lungs = jnp.stack([areas[0], jnp.array(boxes.WHOLE), unknown])
+    arguments[3]["lung_box"] = lungs
+    metrics = _loss(method, arguments)[1].metrics
+    expected = (1 + float(boxes.area(areas[1]))) / 2
+    assert metrics["lung_iou"] == pytest.approx(expected, rel=1e-5)
+    sides = np.sqrt(np.prod(areas[:, 2:] - areas[:, :2], axis=1))
+    assert metrics["side"] == pytest.approx(sides.mean(), rel=1e-5)
+    assert metrics["sigma"] == pytest.approx(0.4)
+
+
+def test_predict_answers_from_the_mean_box():
+    method, task, (params, model_state, _, batch, _) = _make()
+    # Left half, upper half: sides 0.5 and 1.
+    params |= {"policy": {"w": _logits_of((0.0, 0.0, 0.5, 1.0)) / 10}}
+    prediction = method.predict(params, model_state, batch["image"])
+    expected = np.tile([0.0, 0.0, 0.5, 1.0], (3, 1))
+    np.testing.assert_allclose(prediction.action, expected, atol=1e-3)
+    crops = jax.vmap(lambda i, a: boxes.crop_and_resize(i, a, size=CROP))(
+        batch["image"], prediction.action
+    )
+    logits = np.asarray(crops).reshape(3, -1) @ np.asarray(params["task"]["w"])
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(prediction.probabilities, expected, rtol=1e-4)
+    assert not task.trained_on
+    # Entropy of a normal density in four dimensions, of the narrowest policy.
+    entropy = 2 * np.log(2 * np.pi * np.e) + 4 * np.log(0.1) + np.log(0.5)
+    np.testing.assert_allclose(prediction.entropy, entropy, rtol=1e-3)
+    assert prediction.policy_map.shape == (3, GRID, GRID)
+    assert prediction.policy_map[0, 0, 0] > 0.99 > 0.01 > prediction.policy_map[0, 7, 7]
+
+
+def test_predicted_areas_are_valid():
+    method, _, (params, model_state, _, batch, _) = _make()
+    one_cell = (0.875, 0.875, 1.0, 1.0)
+    params |= {"policy": {"w": _logits_of(one_cell) / 10}}
+    areas = method.predict(params, model_state, batch["image"]).action
+    np.testing.assert_allclose(areas, np.tile([0.8, 0.8, 1, 1], (3, 1)), atol=1e-3)
+
+
+def test_task_losses_are_those_of_the_given_boxes():
+    method, _, (params, model_state, _, batch, _) = _make()
+    actions = jnp.array([boxes.WHOLE, DETECTED, SHRUNK])
+    found = method.task_losses(params, model_state, batch, actions)
+    for row, box in enumerate(actions):
+        crop = boxes.crop_and_resize(batch["image"][row], box, size=CROP)
+        logits = np.asarray(crop).reshape(-1) @ np.asarray(params["task"]["w"])
+        expected = np.log(np.exp(logits).sum()) - logits[batch["label"][row]]
+        assert found[row] == pytest.approx(expected, rel=1e-4)
+
+
+def test_resize_is_pillow_s():
+    pixels = np.random.default_rng(0).uniform(size=(20, 20)).astype(np.float32)
+    found = framework.resize(jnp.array(pixels)[None, :, :, None], 7)
+    expected = Image.fromarray(pixels).resize((7, 7), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(found[0, :, :, 0], np.asarray(expected), atol=1e-5)
+
+
+def test_split_variables_parts_what_is_learned():
+    variables = {
+        "task": {"params": {"w": 1}, "batch_stats": {"m": 2}},
+        "policy": {"params": {"z": 3}},
+    }
+    params, state = framework.split_variables(variables)
+    assert params == {"task": {"w": 1}, "policy": {"z": 3}}
+    assert state == {"task": {"batch_stats": {"m": 2}}, "policy": {}}

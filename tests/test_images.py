@@ -1,0 +1,198 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hapre_jax import errors
+from hapre_jax.data import images
+
+
+def encode(pixels, kind="PNG", *, mode=None, **options):
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    buffer = io.BytesIO()
+    (image.convert(mode) if mode else image).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def noise(height, width, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (height, width), np.uint8)
+
+
+def decode(data, size, geometry="squash"):
+    result = images.decode(data, size=size, geometry=geometry, name="film.png")
+    assert result.shape == (size, size, 1) and result.dtype == np.uint8
+    return result[:, :, 0]
+
+
+@pytest.mark.parametrize("geometry", images.GEOMETRIES)
+def test_square_of_its_own_size_is_untouched(geometry):
+    pixels = noise(7, 7)
+    np.testing.assert_array_equal(decode(encode(pixels), 7, geometry), pixels)
+
+
+@pytest.mark.parametrize(
+    ("geometry", "expected"),
+    [
+        ("letterbox", [[0, 0, 0, 0], [10, 20, 30, 40], [50, 60, 70, 80], [0, 0, 0, 0]]),
+        ("cover", [[20, 30], [60, 70]]),
+    ],
+)
+def test_wide_film_by_hand(geometry, expected):
+    film = np.array([[10, 20, 30, 40], [50, 60, 70, 80]], np.uint8)
+    expected = np.array(expected)
+    np.testing.assert_array_equal(
+        decode(encode(film), len(expected), geometry), expected
+    )
+    # A tall film is the same thing lying down.
+    tall = decode(encode(film.T), len(expected), geometry)
+    np.testing.assert_array_equal(tall, expected.T)
+
+
+def test_squash_is_pillows_antialiased_bilinear():
+    film = noise(40, 60)
+    oracle = Image.fromarray(film).resize((16, 16), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(decode(encode(film), 16), np.asarray(oracle))
+
+
+def test_downscaling_averages_instead_of_skipping():
+    # One-pixel stripes: a sampler without antialiasing returns 0 or 255.
+    film = np.tile(np.array([0, 255], np.uint8), (64, 32))
+    assert np.abs(decode(encode(film), 8)[:, 1:-1].astype(int) - 127).max() <= 8
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "1"])
+def test_modes_keep_gray_levels(mode):
+    film = noise(9, 9)
+    if mode == "1":
+        film = np.where(film > 127, 255, 0).astype(np.uint8)
+    np.testing.assert_array_equal(decode(encode(film, mode=mode), 9), film)
+
+
+def test_color_becomes_luma():
+    # 0.299 * 200 + 0.587 * 100 + 0.114 * 50 = 124.2
+    film = np.full((3, 3, 3), (200, 100, 50), np.uint8)
+    np.testing.assert_array_equal(decode(encode(film), 3), 124)
+    paletted = Image.fromarray(film).convert("P", palette=Image.Palette.ADAPTIVE)
+    assert paletted.mode == "P"
+    np.testing.assert_array_equal(decode(encode(paletted), 3), 124)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bits_keep_their_high_end(kind):
+    film = np.array([[0, 257, 40_000], [65_535, 128, 129], [514, 4096, 65_000]])
+    expected = [[0, 1, 156], [255, 0, 1], [2, 16, 253]]
+    data = encode(film.astype(np.uint16), kind)
+    np.testing.assert_array_equal(decode(data, 3), expected)
+
+
+def test_32_bit_integers_in_the_16_bit_range():
+    film = np.array([[0, 65_535], [257, 25_700]], np.int32)
+    assert Image.fromarray(film).mode == "I"
+    np.testing.assert_array_equal(decode(encode(film, "TIFF"), 2), [[0, 255], [1, 100]])
+
+
+@pytest.mark.parametrize(
+    "film",
+    [
+        np.array([[0, 70_000]], np.int32),
+        np.array([[-5, 700]], np.int32),
+        np.array([[0.0, 1.0]], np.float32),
+        np.array([[0, 4095]], np.uint16),  # 12 bits
+    ],
+)
+def test_unknown_ranges_are_not_guessed(film):
+    with pytest.raises(errors.UserError, match=r"film\.png holds .*values"):
+        decode(encode(film, "TIFF"), 2)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "expected"),
+    [
+        (1, [[1, 2], [3, 4]]),
+        (2, [[2, 1], [4, 3]]),  # mirrored
+        (3, [[4, 3], [2, 1]]),  # upside down
+        (6, [[3, 1], [4, 2]]),  # a quarter turn clockwise to be upright
+        (8, [[2, 4], [1, 3]]),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_exif_orientation(orientation, expected, dtype):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    film = (np.array([[1, 2], [3, 4]]) * (50 if dtype == np.uint8 else 12_850)).astype(
+        dtype
+    )
+    data = encode(film, exif=exif)
+    np.testing.assert_array_equal(decode(data, 2), np.array(expected) * 50)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 2, "mode": "RGB"}]
+)
+def test_jpeg_kinds(options):
+    rows = np.linspace(0, 255, 32).astype(np.uint8)
+    film = np.tile(rows[:, None], (1, 32))
+    decoded = decode(encode(film, "JPEG", quality=95, **options), 32)
+    assert np.abs(decoded.astype(int) - film).max() <= 6
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"plain text, not an image",
+        encode(noise(64, 64), "JPEG")[:1500],
+        encode(noise(64, 64), "PNG")[:1500],
+        encode(noise(64, 64), "PNG")[:20],
+    ],
+    ids=["empty", "text", "truncated jpeg", "truncated png", "header only"],
+)
+def test_broken_files_are_named(data):
+    with pytest.raises(errors.UserError, match="film.png cannot be read") as caught:
+        decode(data, 8)
+    assert "\n" not in str(caught.value) and "0x" not in str(caught.value)
+
+
+def test_unknown_geometry():
+    with pytest.raises(errors.UserError, match="'zoom' is none of letterbox"):
+        decode(encode(noise(4, 4)), 4, "zoom")
+
+
+# A film of 100 x 200: the letterbox frame is 200 x 200 from row -50, the cover frame
+# 100 x 100 from column 50.
+@pytest.mark.parametrize(
+    ("geometry", "box", "expected"),
+    [
+        ("squash", (10, 20, 60, 180), (0.1, 0.1, 0.6, 0.9)),
+        ("letterbox", (10, 20, 60, 180), (0.3, 0.1, 0.55, 0.9)),
+        ("letterbox", (0, 0, 100, 200), (0.25, 0, 0.75, 1)),
+        ("cover", (10, 60, 60, 140), (0.1, 0.1, 0.6, 0.9)),
+        ("cover", (10, 20, 60, 90), (0.1, 0, 0.6, 0.4)),  # cut
+        ("cover", (10, 0, 60, 50), (np.nan,) * 4),  # nothing left
+        ("squash", (np.nan,) * 4, (np.nan,) * 4),
+    ],
+)
+def test_frame_box_by_hand(geometry, box, expected):
+    got = images.frame_box(np.array(box, np.float32), 100, 200, geometry)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    # Lying down, rows and columns change places.
+    turned = np.array(box, np.float32)[[1, 0, 3, 2]]
+    got = images.frame_box(turned, 200, 100, geometry)
+    np.testing.assert_allclose(got, np.array(expected)[[1, 0, 3, 2]], atol=1e-6)
+
+
+@pytest.mark.parametrize("geometry", images.GEOMETRIES)
+@pytest.mark.parametrize(("height", "width"), [(83, 120), (121, 84), (60, 60)])
+def test_frame_box_goes_where_the_pixels_go(geometry, height, width):
+    film = np.zeros((height, width), np.uint8)
+    box = (30, 25, 58, 51)
+    film[box[0] : box[2], box[1] : box[3]] = 255
+    bright = decode(encode(film), 240, geometry) > 127
+    rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
+    seen = np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]) / 240
+    mapped = images.frame_box(np.array(box), height, width, geometry)
+    # Half a film pixel, where interpolation crosses one half.
+    np.testing.assert_allclose(seen, mapped, atol=1.5 / 240)

@@ -1,0 +1,87 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from hapre_jax import metrics
+
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
+
+def test_rows_are_true_classes_and_columns_predicted_ones():
+    labels, predictions = jnp.array([0, 0, 1, 2, 2, 2]), jnp.array([0, 1, 1, 2, 0, 2])
+    matrix = metrics.confusion_matrix(labels, predictions, num_classes=3)
+    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
+    assert matrix.dtype == jnp.int32
+
+
+# Which classes occur among the labels, and which among the predictions.
+CASES = {
+    "all": ([0, 1, 2, 3], [0, 1, 2, 3]),
+    "never predicted": ([0, 1, 2, 3], [0, 1, 3]),
+    "never occurs": ([0, 1, 3], [0, 1, 2, 3]),
+    "absent from both": ([0, 1, 3], [0, 1, 3]),
+    "one prediction": ([0, 1, 2, 3], [2]),
+    "never right": ([0, 1], [2, 3]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_agrees_with_scikit_learn(case, variant):
+    true, predicted = CASES[case]
+    rng = np.random.default_rng(0)
+    labels, predictions = rng.choice(true, 60), rng.choice(predicted, 60)
+    confusion = variant(functools.partial(metrics.confusion_matrix, num_classes=4))
+    matrix = confusion(jnp.array(labels), jnp.array(predictions))
+    expected = sklearn.metrics.confusion_matrix(labels, predictions, labels=range(4))
+    np.testing.assert_array_equal(matrix, expected)
+
+    scores = functools.partial(
+        sklearn.metrics.precision_recall_fscore_support,
+        labels,
+        predictions,
+        labels=range(4),
+        zero_division=0,
+    )
+    functions = (metrics.precision, metrics.recall, metrics.f1)
+    for function, by_class in zip(functions, scores(average=None), strict=False):
+        np.testing.assert_allclose(function(matrix), by_class, atol=1e-6)
+    accuracy = sklearn.metrics.accuracy_score(labels, predictions)
+    assert metrics.accuracy(matrix) == pytest.approx(accuracy, abs=1e-6)
+    summary = metrics.summary(matrix)
+    assert list(summary) == ["accuracy", "macro_precision", "macro_recall", "macro_f1"]
+    macro = scores(average="macro")[:3]
+    assert list(summary.values()) == pytest.approx([accuracy, *macro], abs=1e-6)
+    assert all(isinstance(value, float) for value in summary.values())
+
+
+def test_masked_examples_are_not_counted():
+    rng = np.random.default_rng(1)
+    labels, predictions = rng.integers(0, 3, (2, 40))
+    mask = rng.uniform(size=40) < 0.6
+    masked = metrics.confusion_matrix(
+        jnp.array(labels), jnp.array(predictions), num_classes=3, mask=jnp.array(mask)
+    )
+    expected = sklearn.metrics.confusion_matrix(labels[mask], predictions[mask])
+    np.testing.assert_array_equal(masked, expected)
+
+
+def test_matrices_of_parts_add_up_to_that_of_the_whole():
+    labels, predictions = np.random.default_rng(2).integers(0, 3, (2, 3, 20))
+    confusion = functools.partial(metrics.confusion_matrix, num_classes=3)
+    parts = jax.vmap(confusion)(jnp.array(labels), jnp.array(predictions)).sum(0)
+    whole = confusion(jnp.array(labels.ravel()), jnp.array(predictions.ravel()))
+    np.testing.assert_array_equal(parts, whole)
+
+
+def test_empty_split_scores_0():
+    summary = metrics.summary(jnp.zeros((3, 3), jnp.int32))
+    assert set(summary.values()) == {0.0}
+
+
+def test_labels_and_predictions_need_equal_length():
+    with pytest.raises(AssertionError):
+        metrics.confusion_matrix(jnp.array([0, 1]), jnp.array([0]), num_classes=2)

@@ -1,0 +1,100 @@
+import io
+
+import pytest
+import rich.console
+
+from hapre_jax import report
+
+AREA = {
+    "lung_iou": 0.71234,
+    "lung_coverage": 0.9,
+    "trivial_iou": {"whole": 0.21, "central80": 0.32, "mean_box": None},
+    "side_fraction": 0.5,
+    "at_bound": 0.125,
+    "displacement": 0.1,
+    "entropy": -2.5,
+}
+
+
+def _scores(accuracy, key_area=None):
+    return {
+        "n": 600,
+        "accuracy": accuracy,
+        "macro_precision": 0.5,
+        "macro_recall": 0.6,
+        "macro_f1": 0.7,
+        "confusion_matrix": [[1]],
+        "key_area": key_area,
+    }
+
+
+def _results(method, test, plain=None):
+    return {
+        "method": method,
+        "dataset": "phantom",
+        "seed": 3,
+        "test": test,
+        "plain": plain,
+    }
+
+
+def _shown(results):
+    console = rich.console.Console(file=io.StringIO(), width=100)
+    console.print(report.summary_table(results))
+    lines = console.file.getvalue().splitlines()
+    # Cells of the lines that have any.
+    table = [
+        [cell.strip() for cell in line.replace("┃", "│").strip("│").split("│")]
+        for line in lines
+        if line[0] in "│┃"
+    ]
+    return lines[0].strip(), table
+
+
+def test_table_of_a_run_beside_the_plain_classifier():
+    title, rows = _shown(_results("hapre", _scores(0.9, AREA), _scores(0.8)))
+    assert title == "phantom: 600 test images, seed 3"
+    assert rows == [
+        ["", "plain", "hapre"],
+        ["accuracy", "0.800", "0.900"],
+        ["macro precision", "0.500", "0.500"],
+        ["macro recall", "0.600", "0.600"],
+        ["macro f1", "0.700", "0.700"],
+        ["lung IoU of the key area", "", "0.712"],
+        ["of the whole image", "", "0.210"],
+        ["of the central 80 %", "", "0.320"],
+        ["of the mean lung box", "", "-"],
+        ["lung coverage", "", "0.900"],
+        ["side fraction", "", "0.500"],
+        ["share at a bound", "", "0.125"],
+        ["policy entropy (nats)", "", "-2.500"],
+    ]
+
+
+def test_table_of_the_plain_classifier_alone():
+    _, rows = _shown(_results("plain", _scores(0.8)))
+    assert rows[0] == ["", "plain"]
+    assert [row[0] for row in rows[1:]] == [
+        "accuracy",
+        "macro precision",
+        "macro recall",
+        "macro f1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"side_fraction": 0.98, "at_bound": 1.0}, "still the whole image"),
+        ({"at_bound": 0.75}, "75% of the key areas are at a bound of their size"),
+        ({"displacement": 0.01}, "The key areas hardly differ between images"),
+    ],
+)
+def test_verdict_says_what_went_wrong(changes, said):
+    sentence = report.verdict(_results("hapre", _scores(0.9, AREA | changes)))
+    assert said in sentence and "\n" not in sentence and sentence.endswith(".")
+
+
+def test_verdict_is_silent_where_the_policy_looks():
+    assert report.verdict(_results("hapre", _scores(0.9, AREA))) is None
+    assert report.verdict(_results("plain", _scores(0.9))) is None

@@ -1,0 +1,177 @@
+"""An interrupted run, given the same command again, ends in the same bits."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import chex
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from hapre_jax import train
+
+ROOT = pathlib.Path(__file__).parents[1]
+EXPERIMENT = """
+from hapre_jax import config
+
+def get_config():
+    return config.tiny(config.load("configs/phantom.py"))
+"""
+# Runs the training program, which kills itself the hard way at a chosen moment.
+KILLED = """
+import os, signal, threading
+from hapre_jax import checkpoint, cli, log, train
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+{patch}
+cli.run(train.main)
+"""
+# In the middle of writing a record, after the checkpoint of step 2.
+IN_A_RECORD = """
+write = log.MetricsLog.write
+
+def half(self, kind, step, metrics):
+    if step == 3:
+        self._file.write('{"kind": "tra')
+        self._file.flush()
+        die()
+    write(self, kind, step, metrics)
+
+log.MetricsLog.write = half
+"""
+# At a moment that only the clock knows, while the checkpoint of step 4 is written.
+IN_A_CHECKPOINT = """
+save = checkpoint.Checkpoints.save
+
+def late(self, name, state, progress):
+    is_chosen = name == "last" and state.step == 4 and "plain" not in self.find(name)
+    if is_chosen:
+        threading.Timer(0.03, die).start()
+    save(self, name, state, progress)
+    if is_chosen:
+        die()
+
+checkpoint.Checkpoints.save = late
+"""
+
+
+def _command(tmp_path, workdir, *start):
+    experiment = tmp_path / "experiment.py"
+    experiment.write_text(EXPERIMENT)
+    arguments = ["--config", str(experiment), "--workdir", str(workdir)]
+    return subprocess.run(
+        [sys.executable, *start, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def _train(tmp_path, workdir):
+    done = _command(tmp_path, workdir, "-m", "hapre_jax.train")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def _kill(tmp_path, workdir, patch):
+    done = _command(tmp_path, workdir, "-c", KILLED.format(patch=patch))
+    assert done.returncode == -9, done.stderr
+    assert not (workdir / "results.json").exists()
+
+
+def _arrays(workdir, name):
+    """All arrays of a checkpoint, and the rest of what it says."""
+    (folder,) = (workdir / "checkpoints" / name).iterdir()
+    handler = ocp.CompositeCheckpointHandler(
+        state=ocp.StandardCheckpointHandler(), progress=ocp.JsonCheckpointHandler()
+    )
+    with ocp.Checkpointer(handler) as reader:
+        restored = reader.restore(
+            folder,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(), progress=ocp.args.JsonRestore()
+            ),
+        )
+    restored.progress.pop("seconds", None)
+    return folder.name, restored.state, restored.progress
+
+
+def _without_seconds(path):
+    results = json.loads(path.read_text())
+    assert results.pop("seconds") > 0
+    return results
+
+
+def _assert_same_run(first, second):
+    for a, b in ((first, second), (first / "plain", second / "plain")):
+        for name in ("last", "best"):
+            (step, state, progress), other = _arrays(a, name), _arrays(b, name)
+            assert (step, progress) == (other[0], other[2])
+            chex.assert_trees_all_equal(state, other[1])
+        for name in ("metrics.jsonl", "config.json"):
+            assert (a / name).read_bytes() == (b / name).read_bytes()
+        results = (_without_seconds(run / "results.json") for run in (a, b))
+        assert next(results) == next(results)
+    for name in ("splits.csv", "key_areas.png", "landscape.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_comparison_notices_one_bit(tmp_path, finished_run):
+    _, state, _ = _arrays(finished_run, "last")
+    changed = {**state, "step": np.asarray(state["step"]) + 1}
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(state, changed)
+    kernel = state["params"]["policy"]["logits"]["kernel"]
+    assert np.abs(kernel).max() > 0  # the policy has learned something
+
+
+def test_six_steps_are_three_and_three_in_a_new_process(
+    tmp_path, tiny_config, finished_run
+):
+    workdir = tmp_path / "run"
+    # The plain classifier is done; HAPre-KRS stops between two checkpoints.
+    shutil.copytree(finished_run / "plain", workdir / "plain")
+    assert train.train_and_evaluate(tiny_config, workdir, stop_after=3) is None
+    assert _arrays(workdir, "last")[0] == "3"
+    assert not (workdir / "results.json").exists()
+    said = _train(tmp_path, workdir)
+    assert "hapre: going on from step 3" in said
+    assert "plain" not in said.split("hapre")[0]
+    _assert_same_run(finished_run, workdir)
+
+
+def test_kill_9_in_both_phases_changes_nothing(tmp_path, finished_run):
+    workdir = tmp_path / "run"
+    _kill(tmp_path, workdir, IN_A_RECORD)
+    assert (workdir / "plain" / "metrics.jsonl").read_text().endswith('{"kind": "tra')
+    assert not (workdir / "metrics.jsonl").exists()
+    _kill(tmp_path, workdir, IN_A_CHECKPOINT)
+    assert (workdir / "plain" / "results.json").exists()
+    said = _train(tmp_path, workdir)
+    assert "hapre: going on from step" in said
+    _assert_same_run(finished_run, workdir)
+
+
+def test_a_finished_run_started_again_does_nothing_and_prints_its_table(
+    tmp_path, finished_run, monkeypatch, capsys
+):
+    experiment = tmp_path / "experiment.py"
+    experiment.write_text(EXPERIMENT)
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("a finished run needs no data")
+
+    monkeypatch.setattr("hapre_jax.data.pipeline.load", forbidden)
+    paths = [p for p in finished_run.rglob("*") if p.is_file()]
+    before = {p: p.stat().st_mtime_ns for p in paths}
+    arguments = ["--config", str(experiment), "--workdir", str(finished_run)]
+    assert train.main(arguments) == 0
+    said = capsys.readouterr().out
+    results = json.loads((finished_run / "results.json").read_text())
+    assert f"{results['test']['accuracy']:.3f}" in said
+    assert f"Everything is in {finished_run}: " in said
+    paths = [p for p in finished_run.rglob("*") if p.is_file()]
+    assert before == {p: p.stat().st_mtime_ns for p in paths}

@@ -1,0 +1,284 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from hapre_jax import checkpoint, state
+from hapre_jax.config import Config, TrainConfig
+from hapre_jax.data import pipeline
+from hapre_jax.framework import Aux, Method
+from hapre_jax.methods import METHODS
+
+# 60 steps: 10 to rise, 50 to fall.
+TRAIN = TrainConfig(steps=60, lr_warmup_steps=10, schedule="cosine")
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (0, 0.0),
+        (5, 1.0),
+        (10, 2.0),
+        (35, 1.0),  # cos(pi / 2) = 0
+        (22.5, 2 * 0.853553),  # (1 + cos(pi / 4)) / 2
+        (60, 0.0),
+        (70, 0.0),
+    ],
+)
+def test_cosine_schedule_by_hand(count, expected):
+    found = state.schedule(2.0, TRAIN)(jnp.array(count))
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    # Starts at 20: rises until 30, falls until 60.
+    [(0, 0.0), (19, 0.0), (20, 0.0), (25, 1.0), (30, 2.0), (45, 1.0), (60, 0.0)],
+)
+def test_schedule_of_the_policy_starts_after_the_warmup(count, expected):
+    found = state.schedule(2.0, TRAIN, start=20)(jnp.array(count))
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, 0.0), (5, 1.0), (10, 2), (59, 2)])
+def test_constant_schedule_rises_and_stays(count, expected):
+    train = dataclasses.replace(TRAIN, schedule="constant")
+    found = state.schedule(2.0, train)(jnp.array(count))
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_schedule_without_rise_starts_at_the_peak():
+    train = dataclasses.replace(TRAIN, schedule="constant", lr_warmup_steps=0)
+    assert state.schedule(2.0, train)(jnp.array(0)) == 2.0
+    rate = state.schedule(2.0, train, start=3)
+    assert [float(rate(jnp.array(n))) for n in (0, 2, 3, 4)] == [0, 0, 2, 2]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("start", [0, 300])
+def test_schedule_of_a_run_shorter_than_its_rise_stays_finite(schedule, start):
+    train = dataclasses.replace(TRAIN, steps=4, schedule=schedule)
+    rate = state.schedule(2.0, train, start=start)
+    found = [float(rate(jnp.array(n))) for n in range(4)]
+    expected = [0.0] * 4 if start else [0.0, 0.2, 0.4, 0.6]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("step", "decay", "expected"),
+    [
+        # kept = min(decay, (1 + step) / (10 + step)) of the 10.
+        (0, 0.9, 20 - 0.1 * 10),
+        (2, 0.9, 20 - 0.25 * 10),
+        (1000, 0.9, 20 - 0.9 * 10),
+    ],
+)
+def test_move_average_by_hand(step, decay, expected):
+    average = {"a": jnp.array(10.0)}, {"b": jnp.array([10.0])}
+    new = {"a": jnp.array(20.0)}, {"b": jnp.array([20.0])}
+    moved = state.move_average(average, new, jnp.array(step), decay=decay)
+    assert moved[0]["a"] == pytest.approx(expected)
+    np.testing.assert_allclose(moved[1]["b"], [expected])
+
+
+def test_average_without_decay_is_the_new_value_exactly():
+    new = jnp.array([0.1, 1e-8, 3.0])
+    average = jnp.array([1e4, 1e4, -7.0])
+    moved = state.move_average(average, new, jnp.array(5), decay=0.0)
+    np.testing.assert_array_equal(moved, new)
+
+
+def test_to_float_maps_bytes_to_one():
+    label = np.array([1])
+    image = np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1)
+    batch = state.to_float({"image": image, "label": label})
+    assert batch["image"].dtype == jnp.float32
+    np.testing.assert_allclose(batch["image"].ravel(), [0, 0.2, 1], rtol=1e-6)
+    assert batch["label"] is label
+
+
+# Image of 2 x 2 pixels, one distinct value each.
+IMAGE = np.arange(4, dtype=np.float32).reshape(1, 2, 2, 1)
+BOX = np.array([[0.1, 0.2, 0.4, 0.8]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("axis", "pixels", "box"),
+    [
+        ("vertical", [[2, 3], [0, 1]], [0.6, 0.2, 0.9, 0.8]),
+        ("horizontal", [[1, 0], [3, 2]], [0.1, 0.2, 0.4, 0.8]),
+        ("none", [[0, 1], [2, 3]], [0.1, 0.2, 0.4, 0.8]),
+    ],
+)
+def test_flip_turns_image_and_lung_box_along_the_axis(axis, pixels, box):
+    batch = {"image": jnp.array(IMAGE), "lung_box": jnp.array(BOX), "label": 1}
+    flipped = state.flip(batch, jax.random.key(0), axis=axis, probability=1.0)
+    np.testing.assert_array_equal(flipped["image"][0, :, :, 0], pixels)
+    np.testing.assert_allclose(flipped["lung_box"], [box], atol=1e-6)
+    assert flipped["label"] == 1
+    kept = state.flip(batch, jax.random.key(0), axis=axis, probability=0.0)
+    np.testing.assert_array_equal(kept["image"], IMAGE)
+    np.testing.assert_array_equal(kept["lung_box"], BOX)
+
+
+def test_flip_mirrors_a_box_from_left_to_right():
+    batch = {"image": jnp.array(IMAGE), "lung_box": jnp.array([[0.1, 0.0, 0.4, 0.3]])}
+    flipped = state.flip(batch, jax.random.key(0), axis="horizontal", probability=1.0)
+    np.testing.assert_allclose(flipped["lung_box"], [[0.1, 0.7, 0.4, 1.0]], atol=1e-6)
+
+
+def test_flip_leaves_unknown_lungs_unknown():
+    batch = {"image": jnp.array(IMAGE), "lung_box": jnp.full((1, 4), jnp.nan)}
+    flipped = state.flip(batch, jax.random.key(0), axis="vertical", probability=1.0)
+    assert np.isnan(flipped["lung_box"]).all()
+
+
+def test_flip_chooses_each_image_by_the_key():
+    batch = {"image": jnp.array(np.repeat(IMAGE, 400, axis=0))}
+
+    def chosen(seed):
+        key = jax.random.key(seed)
+        flipped = state.flip(batch, key, axis="vertical", probability=0.3)
+        return np.asarray(flipped["image"])[:, 0, 0, 0] == 2
+
+    np.testing.assert_array_equal(chosen(0), chosen(0))
+    assert (chosen(0) != chosen(1)).any()
+    assert 0.2 < chosen(0).mean() < 0.4  # four standard deviations
+
+
+def _quadratic():
+    """A method whose gradients are known: weights of both networks times 1 and 100."""
+
+    def loss(params, model_state, average, batch, key, step):
+        value = jnp.sum(params["task"]) + 100 * jnp.sum(params["policy"])
+        new_state = {"task": {"n": model_state["task"]["n"] + 1}, "policy": {}}
+        noise = jax.random.uniform(key)
+        return value, Aux(new_state, {"loss": value, "noise": noise})
+
+    def init(key, image):
+        assert image.shape == (1, 128, 128, 1)
+        params = {"task": jnp.full(4, 5.0), "policy": jnp.full(9, 5.0)}
+        return params, {"task": {"n": jnp.zeros(())}, "policy": {}}
+
+    return Method(init, loss, None, None)
+
+
+def _batch():
+    return {"image": np.zeros((2, 4, 4, 1), np.uint8), "label": np.zeros(2, np.int32)}
+
+
+def _config(**train):
+    defaults = {"lr_warmup_steps": 0, "schedule": "constant", "average_decay": 0.0}
+    return Config(train=TrainConfig(**defaults | train))
+
+
+def test_each_network_has_its_own_learning_rate_and_start():
+    config = _config(task_learning_rate=0.1, policy_learning_rate=0.2)
+    config = dataclasses.replace(
+        config, policy=dataclasses.replace(config.policy, warmup_steps=2)
+    )
+    method, optimizer = _quadratic(), state.make_optimizer(config)
+    now = state.init(method, optimizer, config)
+    step = state.make_step(method, optimizer, config)
+    tasks, policies = [], []
+    for _ in range(3):
+        now, _ = step(now, _batch())
+        tasks.append(float(now.params["task"][0]))
+        policies.append(float(now.params["policy"][0]))
+    # Adam moves by the learning rate against a constant gradient, whatever its size.
+    np.testing.assert_allclose(tasks, [4.9, 4.8, 4.7], rtol=1e-4)
+    np.testing.assert_allclose(policies, [5.0, 5.0, 4.8], rtol=1e-4)
+
+
+def test_gradients_are_clipped_before_adam():
+    # Adam forgets the scale of a constant gradient, but not its first moment's size.
+    for clip_norm, expected in ((0.0, 0.1 * 100), (1.0, 0.1 / 3)):
+        optimizer = state.make_optimizer(_config(clip_norm=clip_norm))
+        params = {"task": jnp.zeros(4), "policy": jnp.zeros(9)}
+        gradients = {"task": jnp.ones(4), "policy": jnp.full(9, 100.0)}
+        _, after = optimizer.update(gradients, optimizer.init(params), params)
+        moments = optax.tree_utils.tree_get_all_with_path(after, "mu")
+        found = {
+            leaf.shape: leaf for _, tree in moments for leaf in jax.tree.leaves(tree)
+        }
+        np.testing.assert_allclose(found[(9,)], np.full(9, expected), rtol=1e-5)
+
+
+def test_step_says_its_norms_and_counts():
+    config = _config()
+    method, optimizer = _quadratic(), state.make_optimizer(config)
+    now = state.init(method, optimizer, config)
+    step = state.make_step(method, optimizer, config)
+    now, metrics = step(now, _batch())
+    assert metrics["loss"] == 4 * 5 + 100 * 45
+    assert metrics["grad_norm/task"] == pytest.approx(2.0)
+    assert metrics["grad_norm/policy"] == pytest.approx(300.0)
+    expected = np.sqrt(np.sum(np.square(now.params["task"])) + 1)  # statistic n = 1
+    assert metrics["weight_norm/task"] == pytest.approx(expected, rel=1e-6)
+    assert now.step == 1 and now.model_state["task"]["n"] == 1
+    # Without decay the average is the state itself.
+    np.testing.assert_array_equal(now.average[0]["task"], now.params["task"])
+
+
+def test_noise_of_a_step_depends_on_seed_and_step_alone():
+    def noises(seed):
+        config = dataclasses.replace(_config(), seed=seed)
+        method, optimizer = _quadratic(), state.make_optimizer(config)
+        now = state.init(method, optimizer, config)
+        step = state.make_step(method, optimizer, config)
+        found = []
+        for _ in range(3):
+            now, metrics = step(now, _batch())
+            found.append(float(metrics["noise"]))
+        return found
+
+    assert noises(0) == noises(0)
+    assert len({*noises(0), *noises(1), *noises(2**32 - 1)}) == 9
+
+
+def test_init_depends_on_the_seed_and_shares_no_buffer(tiny_config):
+    config = dataclasses.replace(tiny_config, method="plain")
+    method = METHODS["plain"](config, 3)
+    optimizer = state.make_optimizer(config)
+    first, again = (state.init(method, optimizer, config) for _ in range(2))
+    other = dataclasses.replace(config, seed=1)
+    other = state.init(method, optimizer, other)
+    kernel = ("task", "stem_conv", "kernel")
+    values = [
+        np.asarray(s.params[kernel[0]][kernel[1]][kernel[2]])
+        for s in (first, again, other)
+    ]
+    np.testing.assert_array_equal(values[0], values[1])
+    assert (values[0] != values[2]).any()
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(first)]
+    assert len(set(pointers)) == len(pointers)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), first)
+    blank = state.blank(method, config)
+    assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), blank)
+
+
+def test_one_compilation_serves_a_whole_run(tmp_path, tiny_config):
+    """Before and after the warm-up, and after a restart; and the state is donated."""
+    policy = dataclasses.replace(tiny_config.policy, warmup_steps=1)
+    config = dataclasses.replace(tiny_config, policy=policy)
+    data = pipeline.load(config.data, seed=config.seed)
+    batches = pipeline.train_iterator(
+        data.train, batch_size=config.train.batch_size, seed=config.seed
+    )
+    method, optimizer = METHODS["hapre"](config, 3), state.make_optimizer(config)
+    step = state.make_step(method, optimizer, config)
+    now = state.init(method, optimizer, config)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    for _ in range(3):
+        before = now
+        now, _ = step(now, next(batches))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+    checkpoints.save("last", now, {})
+    now, _ = checkpoints.restore("last", now)
+    checkpoints.close()
+    now, _ = step(now, next(batches))
+    assert now.step == 4
+    assert step._cache_size() == 1

@@ -1,0 +1,346 @@
+"""The training program from its command line."""
+
+import dataclasses
+import io
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+from PIL import Image
+
+from hapre_jax import checkpoint, cli, config, state, train
+from hapre_jax import evaluate as evaluation
+from hapre_jax.errors import UserError
+from hapre_jax.framework import Prediction
+from hapre_jax.methods import METHODS
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture
+def plain_config(tiny_config):
+    """The plain classifier alone."""
+    return dataclasses.replace(tiny_config, method="plain", compare_plain=False)
+
+
+@pytest.fixture
+def experiment(tmp_path, plain_config):
+    """A config file as `--config` takes it."""
+    path = tmp_path / "experiment.json"
+    path.write_text(json.dumps(config.to_dict(plain_config)))
+    return path
+
+
+def _films(root, per_class=12, classes=("normal", "pneumonia")):
+    rng = np.random.default_rng(0)
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        for index in range(per_class):
+            pixels = rng.integers(0, 256, (12, 16), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.jpeg")
+    return root
+
+
+@pytest.fixture
+def fails(monkeypatch, capsys):
+    """Runs the program and gives the one sentence that it ends with."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["train", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.run(train.main)
+        assert stopped.value.code == 2
+        printed = capsys.readouterr().err
+        assert printed.startswith("error: ") and printed.endswith("\n")
+        assert printed.count("\n") == 1
+        return printed.removeprefix("error: ").rstrip("\n")
+
+    return run
+
+
+def test_a_run_says_where_it_is_and_what_is_next(finished_run, capsys, tmp_path):
+    """From the files of a finished run; `test_resume` runs the program itself."""
+    arguments = ["--config", str(finished_run / "config.json")]
+    assert train.main([*arguments, "--workdir", str(finished_run)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    results = json.loads((finished_run / "results.json").read_text())
+    assert said[0].strip() == "phantom: 12 test images, seed 0"
+    assert any(f"{results['plain']['macro_f1']:.3f}" in line for line in said)
+    # Six steps do not move the policy.
+    assert said[-3] == (
+        "The key area is still the whole image: the policy did not learn to crop."
+    )
+    assert said[-2] == (
+        f"Everything is in {finished_run}: results.json, metrics.jsonl, key_areas.png, "
+        "landscape.png"
+    )
+    assert said[-1] == (
+        f"Next: python -m hapre_jax.evaluate {finished_run} --data.quality medium"
+    )
+
+
+def test_progress_of_a_run_in_a_log_file(tmp_path, plain_config):
+    console = rich.console.Console(file=io.StringIO())
+    train.train_and_evaluate(plain_config, tmp_path / "run", console=console)
+    lines = console.file.getvalue().splitlines()
+    images = [line for line in lines if line.startswith("phantom images ")]
+    assert len(images) == 10 and images[-1] == "phantom images 48/48"
+    steps = [line for line in lines if line not in images]
+    assert [line.split("  ")[0] for line in steps] == [
+        f"plain {n}/6" for n in range(1, 7)
+    ]
+    assert all(line.split("  ")[1].startswith("loss ") for line in steps)
+
+
+def test_a_run_on_one_s_own_films(tmp_path, experiment, capsys):
+    """Lungs unknown, two classes, other numbers of images than a batch divides."""
+    films = _films(tmp_path / "films")
+    workdir = tmp_path / "run"
+    flags = ["--data.name", "folder", "--data.root", films, "--workdir", workdir]
+    assert train.main(["--config", str(experiment), *map(str, flags)]) == 0
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["classes"] == ["normal", "pneumonia"]
+    assert results["dataset"] == "folder" and results["test"]["n"] == 6
+    said = capsys.readouterr().out
+    assert said.endswith(f"evaluate {workdir} --data.root DIR\n")
+    assert "key_areas.png" not in said
+
+
+def test_stop_after_leaves_a_checkpoint_and_no_result(tmp_path, plain_config):
+    stopped = train.train_and_evaluate(plain_config, tmp_path, stop_after=1)
+    assert stopped is None
+    assert (tmp_path / "checkpoints" / "last" / "1").is_dir()
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    # Validated at steps 2, 4 and 6. Of equal ones the later: its policy is further.
+    [((0.5, 0.7, 0.6), 4), ((0.7, 0.6, 0.5), 2), ((0.4, 0.7, 0.7), 6)],
+)
+def test_best_checkpoint_has_the_highest_validation_f1(
+    tmp_path, monkeypatch, plain_config, scores, best
+):
+    def make_step(method, optimizer, config):
+        def step(now, batch):
+            return now._replace(step=np.int32(now.step + 1)), {"loss": np.float32(1)}
+
+        return step
+
+    tested = []
+
+    def evaluate(predict, now, source, *, config, mean_box=None):
+        steps = {2: 0, 4: 1, 6: 2}
+        tested.append((int(now.step), len(source)))
+        found = {"macro_f1": scores[steps[int(now.step)]], "key_area": None}
+        return evaluation.Evaluation(found, Prediction(None))
+
+    monkeypatch.setattr(state, "make_step", make_step)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    counts = {"validation_images": 6, "test_images": 9}
+    data = dataclasses.replace(plain_config.data, **counts)
+    settings = dataclasses.replace(plain_config, data=data)
+    results = train.train_and_evaluate(settings, tmp_path)
+    assert results["best_step"] == best
+    assert tested == [(2, 6), (4, 6), (6, 6), (best, 9)]
+
+
+# Not a number.
+
+
+def _assert_finite(workdir, settings):
+    method = METHODS[settings.method](settings, 3)
+    checkpoints = checkpoint.Checkpoints(workdir)
+    restored, _ = checkpoints.restore("last", state.blank(method, settings))
+    checkpoints.close()
+    for array in jax.tree.leaves(restored):
+        assert np.isfinite(array).all()
+    return int(restored.step)
+
+
+def test_a_huge_learning_rate_stops_with_the_last_good_checkpoint(
+    tmp_path, plain_config, experiment, fails
+):
+    changes = {"train.task_learning_rate": "1e30", "train.checkpoint_every": "1"}
+    flags = [f"--{name}={value}" for name, value in changes.items()]
+    workdir = tmp_path / "run"
+    said = fails("--config", experiment, "--workdir", workdir, *flags)
+    # The rate rises from 0 in the first step, so the second one destroys the weights.
+    assert said == (
+        f"weight_norm/task is not finite at step 2; the last good checkpoint is "
+        f"{workdir}/checkpoints/last/1; lower train.task_learning_rate or "
+        "train.policy_learning_rate"
+    )
+    settings = config.override_all(plain_config, changes)
+    assert _assert_finite(workdir, settings) == 1
+    assert not (workdir / "results.json").exists()
+    again = fails("--config", experiment, "--workdir", workdir, *flags)
+    assert again == said
+
+
+@pytest.mark.parametrize("name", ["task_loss", "grad_norm/task"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_step_is_named_though_metrics_are_read_rarely(
+    tmp_path, monkeypatch, plain_config, name, value
+):
+    """Five steps wait on the device when the bad one is found among them."""
+
+    def make_step(method, optimizer, config):
+        def step(now, batch):
+            count = int(now.step) + 1
+            metrics = {"a": np.float32(1), name: np.float32(value if count > 1 else 0)}
+            return now._replace(step=np.int32(count)), metrics
+
+        return step
+
+    monkeypatch.setattr(state, "make_step", make_step)
+    rare = {"log_every": 5, "checkpoint_every": 5, "eval_every": 10}
+    rarely = dataclasses.replace(plain_config.train, **rare)
+    settings = dataclasses.replace(plain_config, train=rarely)
+    with pytest.raises(UserError) as error:
+        train.train_and_evaluate(settings, tmp_path)
+    assert str(error.value) == (
+        f"{name} is not finite at step 2; no checkpoint yet; lower "
+        "train.task_learning_rate or train.policy_learning_rate"
+    )
+    assert not list((tmp_path / "checkpoints" / "last").iterdir())
+
+
+# Bad input. A command that cannot work leaves nothing behind, so that the corrected one
+# is not refused.
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--train.stepz=5"], "unknown option --train.stepz; did you mean"),
+        (["--train.steps=many"], "train.steps is 'many', but must be an integer"),
+        (["--policy.grid=5"], "policy.image_size is 16, but must be a multiple of"),
+        (["--data.name=ped_pneumonia"], "data.root is empty: give the folder or the"),
+        (["--data.name=folder", "--data.root=nowhere"], "nowhere does not exist: give"),
+        (["--data.name=folder", "--data.root=empty"], "empty holds no image ("),
+        (["--data.name=folder", "--data.root=no.zip"], "no.zip is not a readable zip"),
+        (["--train.batch_size=25"], "train.batch_size 25 is more than the 24 training"),
+    ],
+)
+def test_wrong_input_leaves_nothing_behind(
+    tmp_path, monkeypatch, experiment, fails, flags, said
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "no.zip").write_text("This is not an archive.")
+    before = sorted(tmp_path.rglob("*"))
+    arguments = ("--config", experiment, "--workdir", "runs/a", *flags)
+    assert fails(*arguments).startswith(said)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_class_of_damaged_films(tmp_path, experiment, fails):
+    films = _films(tmp_path / "films")
+    for path in (films / "normal").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    flags = ("--data.name", "folder", "--data.root", films)
+    workdir = tmp_path / "run"
+    said = fails("--config", experiment, "--workdir", workdir, *flags)
+    assert said.startswith(
+        "class 'normal' has no readable image; for one, normal/0.jpeg"
+    )
+    assert not workdir.exists()
+
+
+def test_the_corrected_command_is_not_refused(tmp_path, experiment, fails, capsys):
+    """After each kind of failure the same folder serves; one run at the end."""
+    workdir = tmp_path / "run"
+    start = ["--config", str(experiment), "--workdir", str(workdir)]
+    fails(*start, "--data.name", "folder", "--data.root", tmp_path / "nowhere")
+    fails(*start, "--train.batch_size", "25", "--data.train_images", "20")
+    assert train.main(start) == 0
+    assert "Everything is in" in capsys.readouterr().out
+
+
+def test_a_folder_of_another_run(tmp_path, experiment, plain_config, fails):
+    workdir = tmp_path / "run"
+    checkpoint.write_config(workdir, plain_config)
+    before = (workdir / "config.json").read_bytes()
+    start = ("--config", experiment, "--workdir", workdir)
+    said = fails(*start, "--task.image_size", "24")
+    assert said.startswith(f"{workdir} holds a run with task.image_size = 16, not 24; ")
+    (workdir / "config.json").write_bytes(before[:50])
+    assert fails(*start).startswith(f"config file {workdir}/config.json cannot be read")
+    assert [path.name for path in workdir.iterdir()] == ["config.json"]
+
+
+def test_a_checkpoint_of_another_architecture(
+    tmp_path, finished_run, experiment, fails
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run / "plain", workdir)
+    (workdir / "config.json").unlink()
+    (workdir / "results.json").unlink()
+    before = (workdir / "metrics.jsonl").read_bytes()
+    start = ("--config", experiment, "--workdir", workdir)
+    assert fails(*start, "--task.norm", "group") == (
+        f"the checkpoint {workdir}/checkpoints/last/6 was written by another "
+        "architecture than this config's"
+    )
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_damaged_results_and_records(tmp_path, finished_run, experiment, fails):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run / "plain", workdir)
+    results = workdir / "results.json"
+    results.write_bytes(results.read_bytes()[:40])
+    start = ("--config", experiment, "--workdir", workdir)
+    said = fails(*start)
+    assert said.startswith(f"{results} is not JSON: ") and said.endswith("; delete it")
+    results.unlink()
+    records = workdir / "metrics.jsonl"
+    records.write_bytes(b"{" + records.read_bytes())
+    assert fails(*start) == f"line 1 of {records} is no record; delete that line"
+
+
+def test_a_workdir_that_is_a_file(tmp_path, experiment, fails):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    said = fails("--config", experiment, "--workdir", file)
+    assert said == f"{file} is a file; choose another --workdir"
+    assert file.read_text() == "mine"
+
+
+def test_missing_tensorboard_is_found_before_the_data_are_read(
+    tmp_path, experiment, fails, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.setattr("hapre_jax.data.pipeline.load", None)
+    flags = ("--workdir", tmp_path / "run", "--train.tensorboard", "true")
+    said = fails("--config", experiment, *flags)
+    assert said.startswith("train.tensorboard needs tensorboardX: pip install ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_program_ends_with_a_sentence_and_status_2(tmp_path):
+    """As its users call it."""
+    flags = ["--config", "configs/ped_pneumonia.py", "--data.root", "nowhere"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "hapre_jax.train",
+            *flags,
+            "--workdir",
+            tmp_path / "run",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: nowhere does not exist: give a folder or a zip\n"
+    assert not (tmp_path / "run").exists()
