@@ -6,7 +6,7 @@ Hardware: two CPU cores; a GPU for another task.net than resnet8.
 Expected result: macro-F1 0.80 against 0.79 plain; the key area stays the whole film.
 """
 
-from hapre_jax.config import Config, DataConfig, PolicyConfig, TaskConfig
+from hapre_jax.config import Config, DataConfig, PolicyConfig, TaskConfig, TrainConfig
 
 
 def get_config() -> Config:
@@ -16,4 +16,5 @@ def get_config() -> Config:
         task=TaskConfig(net="resnet10", image_size=128),
         # Lungs fill more than half of these films: smaller key areas only cut them.
         policy=PolicyConfig(image_size=64, min_side=0.4),
+        train=TrainConfig(steps=1500, task_learning_rate=5e-3),
     )

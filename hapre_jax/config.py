@@ -208,10 +208,10 @@ class PolicyConfig:
 class TrainConfig:
     """Optimization and what is written when."""
 
-    steps: int = option(1500, "Updates of the task network.", at_least=1)
+    steps: int = option(1000, "Updates of the task network.", at_least=1)
     batch_size: int = option(32, "Images in a step.", at_least=1)
     task_learning_rate: float = option(
-        5e-3, "Largest learning rate of the task network.", above=0
+        2e-3, "Largest learning rate of the task network.", above=0
     )
     policy_learning_rate: float = option(
         2e-3, "Largest learning rate of the policy network.", above=0
