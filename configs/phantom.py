@@ -2,8 +2,8 @@
 
 Command:  python -m hapre_jax.train --config configs/phantom.py
 Hardware: two CPU cores, minutes.
-Expected result: macro-F1 0.99 against 0.69 plain, lung IoU 0.7, in two of three seeds;
-          in the third the policy stays at the whole film (see README).
+Expected result: macro-F1 0.994 ± 0.006 against 0.689 ± 0.025 plain, lung IoU
+          0.69 ± 0.06 against 0.43 of the mean box (five seeds).
 """
 
 from hapre_jax.config import Config
