@@ -23,7 +23,9 @@ from typing import Any
 
 from hapre_jax.errors import UserError
 
-NETS = ("resnet8", "resnet10", "resnet18", "resnet34", "resnet50")
+_RESNETS = ("resnet8", "resnet10", "resnet18", "resnet34", "resnet50")
+TRUNKS = (*_RESNETS, "densenet121", "densenet169", "vgg16", "vgg19")
+NETS = (*TRUNKS, *(f"{net}+{a}" for net in _RESNETS for a in ("cbam", "danet")))
 NORMS = ("batch", "frozen", "group")
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 
@@ -106,6 +108,20 @@ class DataConfig:
             )
 
 
+def check_net(section: Any, prefix: str) -> None:
+    """Raises `UserError` where a network cannot be built as a section asks."""
+    if section.net.startswith(("densenet", "vgg")) and section.image_size < 32:
+        raise UserError(
+            f"{prefix}image_size is {section.image_size}, but {section.net} halves it "
+            "five times and must have at least 32"
+        )
+    if section.pretrained and section.norm == "group":
+        raise UserError(
+            f"{prefix}pretrained weights come with the statistics of BatchNorm: "
+            f"{prefix}norm must be batch or frozen, not group"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskConfig:
     """The task network, which classifies the key area."""
@@ -129,16 +145,20 @@ class TaskConfig:
         "Type of the computation; parameters are float32.",
         choices=("float32", "bfloat16"),
     )
+    pretrained: str = option(
+        "", "File of torchvision weights to start from, .safetensors or .pth."
+    )
 
     def __post_init__(self):
         check(self, "task.")
+        check_net(self, "task.")
 
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
     """The policy network, which proposes the key area, and its learning rule."""
 
-    net: str = option("resnet8", "Architecture of the trunk.", choices=NETS)
+    net: str = option("resnet8", "Architecture of the trunk.", choices=TRUNKS)
     image_size: int = option(
         32,
         "Pixels of a side of the whole image that it sees; a multiple of policy.grid.",
@@ -147,6 +167,9 @@ class PolicyConfig:
     grid: int = option(16, "Cells of a side of the key area map.", at_least=2)
     width: int = option(32, "Channels of the pyramid on the trunk.", at_least=1)
     norm: str = option("group", "Normalization layers.", choices=NORMS)
+    pretrained: str = option(
+        "", "File of torchvision weights that the trunk starts from."
+    )
     estimator: str = option(
         "reinforce",
         "Learning rule: as published, score function, or imitation of the best box.",
@@ -190,6 +213,7 @@ class PolicyConfig:
 
     def __post_init__(self):
         check(self, "policy.")
+        check_net(self, "policy.")
         if self.image_size % self.grid:
             raise UserError(
                 f"policy.image_size is {self.image_size}, but must be a multiple of "
@@ -474,11 +498,12 @@ def tiny(config: Config) -> Config:
         validation_images=12,
         test_images=12,
     )
-    task = dataclasses.replace(config.task, net="resnet8", image_size=16)
+    task = dataclasses.replace(config.task, net="resnet8", image_size=16, pretrained="")
     policy = dataclasses.replace(
         config.policy,
         net="resnet8",
         image_size=16,
+        pretrained="",
         grid=8,
         samples=2,
         warmup_steps=min(config.policy.warmup_steps, 1),

@@ -241,7 +241,8 @@ def make(
             inputs = jnp.concatenate([inputs, originals])
             target = jnp.concatenate([target, target])
         variables = {"params": params["task"], **model_state["task"]}
-        outputs, task_state = task.apply(variables, inputs, train=True)
+        dropout_key = jax.random.fold_in(key, 1)
+        outputs, task_state = task.apply(variables, inputs, train=True, key=dropout_key)
         task_loss = jnp.mean(task.loss(outputs, target))
         # The two losses share no parameters, so their sum has both gradients.
         return task_loss + policy_loss, Aux(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hapre_jax import pretrained
 from hapre_jax.config import Config, TrainConfig
 from hapre_jax.framework import Method
 
@@ -91,6 +92,58 @@ def init(
     return jax.device_put(
         make(jax.random.key(config.seed)), jax.devices()[0], may_alias=False
     )
+
+
+def start_from_files(
+    state: TrainState, config: Config
+) -> tuple[TrainState, tuple[str, ...]]:
+    """The state before the first step with the weights of `*.pretrained`.
+
+    Args:
+      state: a new one, or its shapes: then this only checks the files.
+      config: of the run.
+
+    Returns:
+      The state, and sentences on what could not be taken over.
+
+    Raises:
+      UserError: see `pretrained.load`.
+    """
+    params, model_state = dict(state.params), dict(state.model_state)
+    notes: tuple[str, ...] = ()
+    if config.task.pretrained:
+        loaded = pretrained.load(
+            config.task.pretrained,
+            config.task.net,
+            params["task"],
+            model_state["task"],
+        )
+        params["task"], model_state["task"] = loaded.params, loaded.model_state
+        notes += loaded.notes
+    if config.policy.pretrained and "policy" in params:
+        policy = model_state["policy"]
+        loaded = pretrained.load(
+            config.policy.pretrained,
+            config.policy.net,
+            params["policy"]["trunk"],
+            {collection: tree["trunk"] for collection, tree in policy.items()},
+        )
+        params["policy"] = {**params["policy"], "trunk": loaded.params}
+        model_state["policy"] = {
+            collection: {**tree, "trunk": loaded.model_state[collection]}
+            for collection, tree in policy.items()
+        }
+        notes += loaded.notes
+    if isinstance(state.step, jax.ShapeDtypeStruct):
+        return state, notes
+    started, average = (
+        jax.device_put((params, model_state), jax.devices()[0], may_alias=False)
+        for _ in range(2)
+    )
+    params, model_state = started
+    return state._replace(
+        params=params, model_state=model_state, average=average
+    ), notes
 
 
 def blank(method: Method, config: Config) -> TrainState:

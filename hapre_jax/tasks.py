@@ -28,8 +28,11 @@ class Task(Protocol):
     def init(self, key: jax.Array, image: jax.Array) -> dict:
         """Variables for images like `image` f32[B, S, S, C]."""
 
-    def apply(self, variables: dict, image: jax.Array, *, train: bool):
-        """Outputs for `image` f32[B, S, S, C] and the new model state."""
+    def apply(self, variables: dict, image: jax.Array, *, train: bool, key=None):
+        """Outputs for `image` f32[B, S, S, C] and the new model state.
+
+        `key` is for dropout, where the network has some; needed in training.
+        """
 
     def loss(self, outputs: Any, target: jax.Array) -> jax.Array:
         """Loss of each example, `f32[B]`."""
@@ -58,10 +61,16 @@ def normalize(image: jax.Array, how: str) -> jax.Array:
     return (image - mean.reshape(shape)) / std.reshape(shape)
 
 
-def apply_network(network: Any, variables: dict, image: jax.Array, *, train: bool):
+def apply_network(
+    network: Any, variables: dict, image: jax.Array, *, train: bool, key=None
+):
     """Output of a Linen module and its new state, empty where it has none."""
     output, state = network.apply(
-        variables, image, train=train, mutable=["batch_stats"]
+        variables,
+        image,
+        train=train,
+        mutable=["batch_stats"],
+        rngs=None if key is None else {"dropout": key},
     )
     return output, dict(state)
 
@@ -83,12 +92,17 @@ class Classification:
     def init(self, key, image):
         return self.network.init(key, normalize(image, self.normalize), train=False)
 
-    def apply(self, variables, image, *, train):
+    def apply(self, variables, image, *, train, key=None):
         image = normalize(image, self.normalize)
-        return apply_network(self.network, variables, image, train=train)
+        return apply_network(self.network, variables, image, train=train, key=key)
 
     def loss(self, outputs, target):
-        return jax.vmap(losses.cross_entropy)(outputs.logits, target)
+        """Cross-entropy, and in training those of auxiliary logits with weight 1."""
+        cross_entropy = jax.vmap(losses.cross_entropy)
+        return sum(
+            (cross_entropy(logits, target) for logits in outputs.auxiliary),
+            start=cross_entropy(outputs.logits, target),
+        )
 
     def probabilities(self, outputs):
         return jax.nn.softmax(outputs.logits)

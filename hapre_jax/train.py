@@ -81,6 +81,9 @@ def _prepare(config, workdir, console) -> datasets.Splits:
             config.data, seed=config.seed, splits_file=splits_file, progress=update
         )
         _iterate(config, data)
+        if not (workdir / "config.json").exists():
+            method = METHODS[config.method](config, len(data.train.classes))
+            state.start_from_files(state.blank(method, config), config)
         checkpoint.write_config(workdir, config)
         if splits_file != saved:
             splits.write(saved, splits.read(splits_file))
@@ -175,6 +178,10 @@ def fit(
             batches.set_state(progress["data"])
             best_f1, seconds_before = progress["best_f1"], progress["seconds"]
             log.say(console, f"{config.method}: going on from step {int(now.step)}")
+        else:
+            now, notes = state.start_from_files(now, config)
+            for note in notes:
+                log.say(console, f"{config.method}: {note}")
         first = int(now.step)
         end = train.steps if stop_after is None else min(train.steps, stop_after)
 

@@ -9,8 +9,8 @@ import pytest
 import scipy.ndimage
 import scipy.signal
 
-from hapre_jax import boxes, nets, policy
-from hapre_jax.nets import resnet
+from hapre_jax import boxes, config, nets, policy
+from hapre_jax.nets import layers, resnet, vgg
 
 
 def image_shape(height, width, channels=3, batch=1):
@@ -47,6 +47,20 @@ def count(tree):
         ("resnet34", 3, 21_286_211),
         ("resnet50", 3, 23_514_179),
         ("resnet50", 1000, 25_557_032),
+        ("densenet121", 3, 6_956_931),
+        ("densenet169", 3, 12_489_475),
+        ("vgg16", 3, 134_272_835),
+        ("vgg19", 3, 139_582_531),
+        # Without a head.
+        ("resnet18", 0, 11_176_512),
+        ("densenet121", 0, 6_953_856),
+        ("vgg16", 0, 14_714_688),
+        # The authors' CBAM and DANet (three outputs) on top of those.
+        ("resnet18+cbam", 3, 11_178_051 + 89_880),
+        ("resnet34+cbam", 3, 21_286_211 + 162_796),
+        ("resnet50+cbam", 3, 23_514_179 + 2_532_592),
+        ("resnet18+danet", 3, 11_176_512 + 1_497_387),
+        ("resnet50+danet", 3, 23_508_032 + 23_929_995),
     ],
 )
 def test_parameter_counts_are_those_of_torchvision(name, classes, parameters):
@@ -66,6 +80,11 @@ def test_one_channel_saves_two_of_three_planes_of_the_stem():
         ("resnet10", [(16, 16, 16), (8, 8, 32), (4, 4, 64), (2, 2, 128)]),
         ("resnet18", [(16, 16, 64), (8, 8, 128), (4, 4, 256), (2, 2, 512)]),
         ("resnet50", [(16, 16, 256), (8, 8, 512), (4, 4, 1024), (2, 2, 2048)]),
+        ("densenet121", [(16, 16, 256), (8, 8, 512), (4, 4, 1024), (2, 2, 1024)]),
+        (
+            "vgg16",
+            [(64, 64, 64), (32, 32, 128), (16, 16, 256), (8, 8, 512), (4, 4, 512)],
+        ),
     ],
 )
 def test_features_of_each_stage(name, shapes):
@@ -166,13 +185,14 @@ def test_convolutions_start_as_in_torchvision():
 
 def test_batch_norm_keeps_nine_tenths_of_its_statistics():
     x = jnp.arange(8.0).reshape(2, 2, 2, 1)
-    net = resnet.Norm("batch")
+    net = layers.Norm("batch")
     variables = net.init(jax.random.key(0), x, train=False)
     y, changed = net.apply(variables, x, train=True, mutable="batch_stats")
     stats = changed["batch_stats"]["BatchNorm"]
     # Mean 3.5 and variance 5.25 of the batch; 0 and 1 before.
     assert stats["mean"].tolist() == pytest.approx([0.35])
-    assert stats["var"].tolist() == pytest.approx([0.9 + 0.525])
+    # The running variance is unbiased, 6, though the batch is divided by the other one.
+    assert stats["var"].tolist() == pytest.approx([0.9 + 0.6])
     expected = (np.arange(8) - 3.5) / math.sqrt(5.25 + 1e-5)
     np.testing.assert_allclose(y.ravel(), expected, atol=1e-5)
 
@@ -188,7 +208,7 @@ def small_images():
     return jnp.array(rng.uniform(size=(2, 8, 8, 1)), jnp.float32)
 
 
-@pytest.fixture(scope="module", params=resnet.NORMS)
+@pytest.fixture(scope="module", params=layers.NORMS)
 def trained(request):
     """Variables of a network, its inference output, and both after a training pass."""
     net = tiny_resnet(3, norm=request.param)
@@ -239,7 +259,7 @@ def test_batch_and_frozen_share_their_parameters(norm):
     )
 
 
-@pytest.mark.parametrize("norm", resnet.NORMS)
+@pytest.mark.parametrize("norm", layers.NORMS)
 def test_bfloat16_computes_in_it_and_keeps_float32_parameters_and_logits(norm):
     net = nets.NETS["resnet18"](3, norm=norm, dtype=jnp.bfloat16)
     variables = init_shapes(net, image_shape(64, 64))
@@ -319,3 +339,22 @@ def test_networks_take_the_common_arguments():
     for name, make in nets.NETS.items():
         net = make(num_classes=2, norm="frozen", dtype=jnp.bfloat16)
         assert isinstance(net, nn.Module), name
+
+
+@pytest.mark.parametrize("side", [3, 7, 20, 28])
+def test_adaptive_pool_averages_windows_that_cover_the_image(side):
+    x = np.random.default_rng(0).normal(size=(2, side, 20, 3)).astype(np.float32)
+    expected = np.empty((2, 7, 7, 3))
+    for i in range(7):
+        for j in range(7):
+            rows = slice(math.floor(i * side / 7), math.ceil((i + 1) * side / 7))
+            columns = slice(math.floor(j * 20 / 7), math.ceil((j + 1) * 20 / 7))
+            expected[:, i, j] = x[:, rows, columns].mean((1, 2))
+    pooled = vgg.adaptive_average_pool(jnp.array(x), 7)
+    np.testing.assert_allclose(pooled, expected, atol=1e-5)
+
+
+def test_config_names_the_networks_there_are():
+    assert set(config.NETS) == set(nets.NETS)
+    assert not any("+" in name for name in config.TRUNKS)
+    assert config.NORMS == layers.NORMS

@@ -26,13 +26,14 @@ def make(config: Config, num_classes: int) -> Method:
     def init(key, image):
         return split_variables({"task": task.init(key, resize(image, task.image_size))})
 
-    def apply(params, model_state, image, *, train):
+    def apply(params, model_state, image, *, train, key=None):
         variables = {"params": params["task"], **model_state["task"]}
-        return task.apply(variables, resize(image, task.image_size), train=train)
+        image = resize(image, task.image_size)
+        return task.apply(variables, image, train=train, key=key)
 
     def loss(params, model_state, average, batch, key, step):
-        del average, key, step
-        outputs, state = apply(params, model_state, batch["image"], train=True)
+        del average, step
+        outputs, state = apply(params, model_state, batch["image"], train=True, key=key)
         task_loss = jnp.mean(task.loss(outputs, batch["label"]))
         return task_loss, Aux({"task": state}, {"task_loss": task_loss})
 

@@ -1,15 +1,33 @@
 """Networks, and the only modules that import Flax."""
 
-from hapre_jax.nets import resnet
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+
+from hapre_jax.nets import densenet, resnet, vgg
 from hapre_jax.nets.output import Output
 from hapre_jax.nets.policy_net import PolicyNet
 
-NETS = {
+_RESNETS = {
     "resnet8": resnet.resnet8,
     "resnet10": resnet.resnet10,
     "resnet18": resnet.resnet18,
     "resnet34": resnet.resnet34,
     "resnet50": resnet.resnet50,
 }
+# Each takes `num_classes`, `norm` and `dtype`.
+NETS: dict[str, Callable[..., nn.Module]] = {
+    **_RESNETS,
+    **{
+        f"{name}+{attention}": functools.partial(net, attention=attention)
+        for name, net in _RESNETS.items()
+        for attention in ("cbam", "danet")
+    },
+    "densenet121": densenet.densenet121,
+    "densenet169": densenet.densenet169,
+    "vgg16": vgg.vgg16,
+    "vgg19": vgg.vgg19,
+}
 
-__all__ = ["NETS", "Output", "PolicyNet", "resnet"]
+__all__ = ["NETS", "Output", "PolicyNet", "densenet", "resnet", "vgg"]

@@ -18,7 +18,7 @@ class PolicyNet(nn.Module):
     is uniform and the first key area is the whole image.
 
     Attributes:
-      trunk: a network returning `Output`, whose own logits are unused.
+      trunk: a network returning `Output`, with 0 classes: its logits are unused.
       grid: g, cells a side.
       width: channels of the pyramid. Not stated in the paper; 32 costs about as much as
         a ResNet-8 trunk.

@@ -1,0 +1,104 @@
+"""Where a network looks: class activation maps and their pictures.
+
+Both maps are unbatched, of one image and one class, at any named feature of any network
+in `nets`; `jax.vmap` them.
+"""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+
+def cam(feature: jax.Array, weights: jax.Array) -> jax.Array:
+    """Class activation map: the channels, weighted as the classifier weighs them.
+
+    Args:
+      feature: `f32[h, w, C]`, such as `Output.features["stage4"]` of one image.
+      weights: `f32[C]`, a class's column of the layer on the mean of the feature, such
+        as `params["head"]["kernel"][:, label]`.
+
+    Returns:
+      `f32[h, w]`; its mean plus the bias is the class's logit, so it has both signs.
+      Zhou et al., "Learning Deep Features for Discriminative Localization", 2016.
+    """
+    chex.assert_rank([feature, weights], [3, 1])
+    chex.assert_equal(feature.shape[-1], weights.shape[0])
+    return feature @ weights
+
+
+def grad_cam(
+    network: Any, variables: dict, image: jax.Array, label: jax.Array, feature: str
+) -> jax.Array:
+    """Gradient-weighted class activation map at any feature of any network.
+
+    Args:
+      network: Linen module of `nets` that returns `Output`; for a policy network the
+        label is the cell `(row, column)` of its grid.
+      variables: its parameters and statistics.
+      image: `f32[H, W, C]`, normalized as the network was trained.
+      label: `i32[]` class, or `i32[2]` cell.
+      feature: name in `Output.features`.
+
+    Returns:
+      `f32[h, w]` at least 0: the rectified sum of the channels, each weighted by the
+      mean over places of the logit's gradient. Selvaraju et al., "Grad-CAM", 2017.
+
+    Raises:
+      ValueError: the network has no such feature.
+    """
+    chex.assert_rank(image, 3)
+    batch = image[None]
+    output = jax.eval_shape(
+        lambda image: network.apply(variables, image, train=False), batch
+    )
+    if feature not in output.features:
+        known = ", ".join(sorted(output.features))
+        raise ValueError(f"the network has no feature {feature!r}, but {known}")
+    shape = output.features[feature]
+    # The trunk of a policy network names its own features.
+    nested = hasattr(network, "trunk") and feature.startswith("stage")
+
+    def logit(perturbation):
+        perturbations = {feature: perturbation}
+        if nested:
+            perturbations = {"trunk": perturbations}
+        output = network.apply(
+            {**variables, "perturbations": perturbations}, batch, train=False
+        )
+        index = tuple(jnp.atleast_1d(label))
+        return output.logits[(0, *index)], output.features[feature][0]
+
+    zeros = jnp.zeros(shape.shape, shape.dtype)
+    gradient, value = jax.grad(logit, has_aux=True)(zeros)
+    return jax.nn.relu(cam(value, jnp.mean(gradient[0], axis=(0, 1))))
+
+
+def overlay(
+    image: np.ndarray, heat: np.ndarray, *, opacity: float = 0.5
+) -> Image.Image:
+    """The picture of a map over its image: black over red and yellow to white.
+
+    Args:
+      image: `f32[H, W]` or `f32[H, W, 1]` in [0, 1].
+      heat: `f32[h, w]`; values below 0 count as 0, the largest is the brightest.
+      opacity: share of the map in each pixel, in [0, 1], where it is hottest; a cold
+        place shows the image alone.
+
+    Returns:
+      An RGB picture of W x H pixels.
+    """
+    height, width = image.shape[:2]
+    gray = np.asarray(image, np.float32).reshape(height, width, 1)
+    heat = np.maximum(np.asarray(heat, np.float32), 0)
+    heat = heat / max(float(heat.max()), np.finfo(np.float32).tiny)
+    resized = Image.fromarray(heat).resize((width, height), Image.Resampling.BILINEAR)
+    heat = np.clip(np.asarray(resized), 0, 1)[..., None]
+    # Three ramps one after the other, so that hotter is also brighter.
+    colors = np.clip(3 * heat - np.arange(3, dtype=np.float32), 0, 1)
+    share = opacity * np.sqrt(heat)
+    mixed = (1 - share) * gray + share * colors
+    return Image.fromarray(np.round(255 * np.clip(mixed, 0, 1)).astype(np.uint8))

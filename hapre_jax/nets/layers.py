@@ -1,0 +1,113 @@
+"""Layers that several networks share, as torchvision computes them."""
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+NORMS = ("batch", "frozen", "group")
+_GROUP = 8
+
+
+class Norm(nn.Module):
+    """Normalization with affine parameters and statistics in float32.
+
+    `batch`: torchvision's BatchNorm, its running variance unbiased. `frozen`: the same
+    parameters, but the stored statistics are used in training too, as batches of one
+    image need. `group`: GroupNorm with 8 channels a group, no statistics.
+
+    Attributes:
+      kind: one of `NORMS`.
+      dtype: of the computation.
+      momentum: share of the old statistics that stays; 1 - momentum in PyTorch.
+      scale_init: of the factor.
+    """
+
+    kind: str
+    dtype: Any = jnp.float32
+    momentum: float = 0.9
+    scale_init: Any = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if self.kind == "group":
+            # As many groups as fit ResNet-8's narrowest stage twice; Wu and He, "Group
+            # Normalization", find 8 to 32 channels a group alike.
+            return nn.GroupNorm(
+                num_groups=None,
+                group_size=min(_GROUP, x.shape[-1]),
+                dtype=self.dtype,
+                scale_init=self.scale_init,
+            )(x)
+        updates = self.kind == "batch" and train and not self.is_initializing()
+        old: Any = updates and dict(self.get_variable("batch_stats", "BatchNorm"))
+        y = nn.BatchNorm(
+            use_running_average=self.kind == "frozen" or not train,
+            momentum=self.momentum,
+            epsilon=1e-5,
+            dtype=self.dtype,
+            scale_init=self.scale_init,
+            name="BatchNorm",
+        )(x)
+        if updates and self.is_mutable_collection("batch_stats"):
+            # Flax keeps the biased variance of a batch, PyTorch the unbiased one.
+            new: Any = self.get_variable("batch_stats", "BatchNorm")
+            kept = self.momentum * old["var"]
+            count = x.size // x.shape[-1]
+            var = kept + (new["var"] - kept) * (count / max(count - 1, 1))
+            self.put_variable("batch_stats", "BatchNorm", {**new, "var": var})
+        return y
+
+
+def conv(
+    features: int,
+    kernel: int,
+    stride: int = 1,
+    *,
+    use_bias: bool = False,
+    mode: Literal["fan_in", "fan_out"] = "fan_out",
+    dtype: Any = jnp.float32,
+    name: str | None = None,
+) -> nn.Conv:
+    """A square convolution with PyTorch's padding, kernel // 2 on both sides.
+
+    It starts as torchvision's `kaiming_normal_(mode=mode, nonlinearity="relu")`.
+    """
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=stride,
+        padding=kernel // 2,
+        use_bias=use_bias,
+        kernel_init=nn.initializers.variance_scaling(2.0, mode, "normal"),
+        dtype=dtype,
+        name=name,
+    )
+
+
+def stem_pool(x: jax.Array) -> jax.Array:
+    """Max-pool 3x3 with stride 2 and padding 1, which halves H and W, rounded up."""
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def tap(module: nn.Module, name: str, x: jax.Array) -> jax.Array:
+    """`x`, plus `name` of the collection "perturbations" where a caller gives one.
+
+    The gradient with respect to the perturbation is the gradient with respect to the
+    feature, which `hapre_jax.heatmap.grad_cam` needs.
+    """
+    if module.has_variable("perturbations", name):
+        return x + module.get_variable("perturbations", name)
+    return x
+
+
+def head(num_classes: int, x: jax.Array) -> jax.Array:
+    """Logits `f32[B, K]` of features `[B, h, w, C]`: a layer on their means.
+
+    Without classes, for a trunk, there are no parameters and no logits: `f32[B, 0]`.
+    """
+    pooled = jnp.mean(x.astype(jnp.float32), axis=(1, 2))
+    if not num_classes:
+        return pooled[:, :0]
+    return nn.Dense(num_classes, name="head")(pooled)

@@ -1,0 +1,108 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hapre_jax import heatmap, nets
+from hapre_jax.nets import resnet
+
+net = resnet.ResNet(num_classes=3, stage_sizes=(1, 1), width=8, small_stem=True)
+
+
+@pytest.fixture(scope="module")
+def example():
+    image = np.random.default_rng(0).uniform(size=(8, 8, 1)).astype(np.float32)
+    variables = net.init(jax.random.key(0), image[None], train=False)
+    return variables, jnp.array(image)
+
+
+def output(variables, image):
+    return net.apply(variables, image[None], train=False)
+
+
+def test_cam_weighs_the_channels():
+    feature = jnp.array([[[1.0, 2.0], [0.0, 1.0]]])
+    weights = jnp.array([3.0, -1.0])
+    assert heatmap.cam(feature, weights).tolist() == [[1.0, -1.0]]
+
+
+def test_mean_of_cam_is_the_logit(example):
+    variables, image = example
+    answer, head = output(*example), variables["params"]["head"]
+    for label in range(3):
+        mean = heatmap.cam(
+            answer.features["stage2"][0], head["kernel"][:, label]
+        ).mean()
+        expected = answer.logits[0, label] - head["bias"][label]
+        assert mean == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_grad_cam_of_the_last_feature_is_cam_rectified(example, variant):
+    # The gradient of a mean is one over the number of places, 4 x 4.
+    variables, image = example
+    feature = output(*example).features["stage2"][0]
+    grad_cam = variant(functools.partial(heatmap.grad_cam, net, feature="stage2"))
+    for label in range(3):
+        kernel = variables["params"]["head"]["kernel"][:, label]
+        expected = np.maximum(heatmap.cam(feature, kernel), 0) / 16
+        np.testing.assert_allclose(
+            grad_cam(variables, image, label), expected, atol=1e-6
+        )
+
+
+def test_grad_cam_of_an_inner_feature_has_the_gradient_of_the_logit(example):
+    variables, image = example
+    feature = output(*example).features["stage1"]
+
+    def logit(change):
+        perturbed = {**variables, "perturbations": {"stage1": change}}
+        return net.apply(perturbed, image[None], train=False).logits[0, 1]
+
+    # Central differences along each channel: the sum over places is 64 times a mean.
+    # They meet kinks of rectifiers, so they are only near.
+    step, gradient = 1e-2, []
+    for channel in range(8):
+        change = jnp.zeros_like(feature).at[..., channel].set(step)
+        gradient.append((logit(change) - logit(-change)) / (2 * step) / 64)
+    expected = np.maximum(feature[0] @ np.array(gradient), 0)
+    heat = heatmap.grad_cam(net, variables, image, 1, "stage1")
+    assert heat.shape == (8, 8) and heat.max() > 0
+    np.testing.assert_allclose(heat, expected, atol=0.05 * float(heat.max()))
+
+
+def test_grad_cam_of_a_policy_network(example):
+    trunk = resnet.ResNet(num_classes=0, stage_sizes=(1, 1), width=8, small_stem=True)
+    policy = nets.PolicyNet(trunk, grid=4, width=8)
+    variables = policy.init(jax.random.key(0), example[1][None], train=False)
+    kernel = variables["params"]["logits"]["kernel"]
+    variables["params"]["logits"]["kernel"] = jnp.ones_like(kernel)
+    heats = [
+        heatmap.grad_cam(policy, variables, example[1], jnp.array(cell), "stage2")
+        for cell in ((0, 0), (3, 3))
+    ]
+    assert heats[0].shape == (4, 4)
+    assert np.abs(heats[0] - heats[1]).max() > 1e-5
+
+
+def test_unknown_feature_names_the_known_ones(example):
+    with pytest.raises(ValueError, match="no feature 'stage9', but stage1, stage2"):
+        heatmap.grad_cam(net, *example, 0, "stage9")
+
+
+def test_overlay_shows_the_image_where_it_is_cold_and_light_where_it_is_hot():
+    image = np.full((6, 9, 1), 0.2, np.float32)
+    heat = np.zeros((2, 3), np.float32)
+    heat[:, 2] = 7.0
+    heat[:, 0] = -7.0
+    picture = np.asarray(heatmap.overlay(image, heat, opacity=0.5))
+    assert picture.shape == (6, 9, 3)
+    assert picture[0, 0].tolist() == [51, 51, 51]  # 0.2 * 255
+    assert picture[0, -1].tolist() == [153, 153, 153]  # (0.2 + 1) / 2 * 255
+
+
+def test_overlay_of_no_heat_is_the_image():
+    image = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
+    picture = np.asarray(heatmap.overlay(image, np.zeros((2, 2))))
+    np.testing.assert_array_equal(picture[..., 0], np.round(image * 255))
