@@ -65,12 +65,9 @@ def apply_network(
     network: Any, variables: dict, image: jax.Array, *, train: bool, key=None
 ):
     """Output of a Linen module and its new state, empty where it has none."""
+    random = {} if key is None else {"rngs": {"dropout": key}}
     output, state = network.apply(
-        variables,
-        image,
-        train=train,
-        mutable=["batch_stats"],
-        rngs=None if key is None else {"dropout": key},
+        variables, image, train=train, mutable=["batch_stats"], **random
     )
     return output, dict(state)
 

@@ -283,7 +283,8 @@ class _Task:
         assert image.shape == (1, CROP, CROP, 2)
         return self.network.init(key, image, train=False)
 
-    def apply(self, variables, image, *, train):
+    def apply(self, variables, image, *, train, key=None):
+        assert (key is not None) == train
         if train:
             self.trained_on.append(image)
         return self.network.apply(

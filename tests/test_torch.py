@@ -136,8 +136,10 @@ def test_training_equals_torchvision(pair):
         pytest.skip("VGG has no statistics, and dropout draws other numbers")
     # Large enough that the last statistics are of more than a handful of values.
     image = np.random.default_rng(2).normal(size=(4, 128, 128, 3)).astype(np.float32)
-    model.train()
-    logits, features = _torch_output(name, model, image)
+    # In double precision: over 50 layers, statistics of few values lift PyTorch's own
+    # rounding in float32 to 2e-4, ours to 7e-5.
+    model.double().train()
+    logits, features = _torch_output(name, model, image.astype(np.float64))
     apply = functools.partial(net.apply, train=True, mutable=["batch_stats"])
     output, changed = jax.jit(apply)(variables, image)
     assert_close(output.logits, logits)
