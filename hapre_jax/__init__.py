@@ -8,6 +8,7 @@ The pure functions are useful alone, on arrays, under `jax.vmap`, `jit` and `gra
 * `hapre_jax.policy`: a Gaussian over boxes, read off a grid of logits
 * `hapre_jax.policy_gradient`: three objectives for the policy network
 * `hapre_jax.metrics`: accuracy, macro precision, recall and F1 of a confusion matrix
+* `hapre_jax.heatmap`: class activation maps at any feature, and their pictures
 
 `hapre_jax.framework` puts them together; `hapre_jax.train`, `hapre_jax.evaluate` and
 `hapre_jax.landscape` are programs.
