@@ -86,8 +86,8 @@ def test_incomplete_groups_file(tmp_path, text, said):
         (["1.png", "2.png"], "0 class folder"),
         (["train/a/1.png", "test/a/2.png"], "1 class folder"),
         (["a/1.png", "b/2.png", "stray.png"], "stray.png .* outside the class folders"),
-        (["a/1.png", "b/2.dcm"], "class folder 'b' .* holds no image"),
-        (["a/1.dcm", "b/2.dcm"], "holds no image"),
+        (["a/1.png", "b/2.txt"], "class folder 'b' .* holds no image"),
+        (["a/1.txt", "b/2.txt"], "holds no image"),
     ],
 )
 def test_wrong_trees(tmp_path, names, said):

@@ -7,8 +7,9 @@ import zipfile
 from collections.abc import Callable, Iterable, Sequence
 
 from hapre_jax import errors
+from hapre_jax.data import dicom
 
-EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff")
+EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", *dicom.EXTENSIONS)
 
 
 class Tree:

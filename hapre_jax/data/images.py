@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from hapre_jax import errors
+from hapre_jax.data import dicom
 
 GEOMETRIES = ("letterbox", "squash", "cover")
 
@@ -22,7 +23,7 @@ def decode(data: bytes, *, size: int, geometry: str, name: str) -> np.ndarray:
     """The film in an image file as a square: `open_gray`, then `fit`.
 
     Args:
-      data: a JPEG, PNG, BMP or TIFF file.
+      data: a JPEG, PNG, BMP, TIFF or DICOM file.
       size: S, pixels of a side of the result.
       geometry: one of `GEOMETRIES`.
       name: of the file, for messages.
@@ -41,11 +42,13 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
 
     Color becomes luma (ITU-R 601; equal channels keep their value), transparency is
     ignored, the EXIF orientation is applied, 16-bit values are divided by 257 so that
-    65535 becomes 255.
+    65535 becomes 255. DICOM films: see `hapre_jax.data.dicom`.
 
     Raises:
       UserError: see `decode`.
     """
+    if dicom.is_dicom(data, name):
+        return dicom.open_gray(data, name=name)
     try:
         image: Image.Image = Image.open(io.BytesIO(data))
         image.load()

@@ -1,0 +1,165 @@
+"""DICOM films as the gray levels that a radiologist is shown.
+
+The order is the standard's (PS3.3 C.11, PS3.4 N.2): stored values, modality LUT or
+rescale, VOI LUT or window, and only then the inversion of MONOCHROME1. A film without
+a window is given one by its own percentiles, since stored values have no fixed scale.
+"""
+
+import importlib
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hapre_jax import errors
+
+EXTENSIONS = (".dcm", ".dicom")
+
+# Of a film without a window. Not the extremes: burned-in letters are brighter than
+# any tissue, and a few dead pixels are darker.
+_PERCENTILES = (0.5, 99.5)
+# As Pillow refuses images: a forged header must not claim all of the memory.
+_MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+
+
+def is_dicom(data: bytes, name: str) -> bool:
+    """Whether a file is one, or says by its name that it is."""
+    return data[128:132] == b"DICM" or name.lower().endswith(EXTENSIONS)
+
+
+def open_gray(data: bytes, *, name: str) -> Image.Image:
+    """The film in a DICOM file at full size, in Pillow's 8-bit mode L, 0 black.
+
+    Args:
+      data: the file, of any transfer syntax that pydicom has a decoder for.
+      name: of the file, for messages.
+
+    Raises:
+      UserError: not a DICOM file, no image in it, several frames, color, damaged, a
+        compression that needs another package, or pydicom is not installed.
+    """
+    pydicom = _import("pydicom", name)
+    try:
+        film = pydicom.dcmread(io.BytesIO(data))
+    except Exception as error:  # many kinds, as with Pillow: see images.open_gray
+        raise errors.UserError(f"{name} is not a DICOM file: {error}") from error
+    try:
+        _check(film, name)
+        stored = film.pixel_array
+        gray = _gray_levels(film, stored)
+    except errors.UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise errors.UserError(f"{name} cannot be read: {reason}") from error
+    return Image.fromarray(np.round(255 * gray).astype(np.uint8))
+
+
+def window(
+    values: np.ndarray, *, center: float, width: float, function: str = "LINEAR"
+) -> np.ndarray:
+    """Gray levels of a DICOM window (PS3.3 C.11.2.1.2 and C.11.2.1.3).
+
+    Args:
+      values: after the modality LUT, any shape.
+      center: in units of the values.
+      width: above 1 for `LINEAR`, above 0 for the others.
+      function: `LINEAR`, `LINEAR_EXACT` or `SIGMOID`.
+
+    Returns:
+      `f64` in [0, 1], of the shape of the values.
+
+    Raises:
+      UserError: another function.
+    """
+    values = values.astype(np.float64)
+    if function == "SIGMOID":
+        # exp does not overflow: beyond 40 the level is 0 or 1 in 8 bits anyway.
+        return 1 / (1 + np.exp(np.clip(-4 * (values - center) / width, -40, 40)))
+    if function == "LINEAR":
+        # The standard's half pixel: both ends of a window are values inside it.
+        center, width = center - 0.5, width - 1
+    elif function != "LINEAR_EXACT":
+        raise errors.UserError(
+            f"VOI LUT function {function!r} is none of LINEAR, LINEAR_EXACT, SIGMOID"
+        )
+    return np.clip((values - center) / width + 0.5, 0, 1)
+
+
+def _check(film: Any, name: str) -> None:
+    """Raises `UserError` where the header promises anything but one gray film."""
+    if "PixelData" not in film:
+        raise errors.UserError(f"{name} holds no image (no pixel data)")
+    frames = int(film.get("NumberOfFrames") or 1)
+    if frames != 1:
+        raise errors.UserError(f"{name} holds {frames} frames: one film is accepted")
+    kind = film.PhotometricInterpretation
+    if kind not in ("MONOCHROME1", "MONOCHROME2") or film.SamplesPerPixel != 1:
+        raise errors.UserError(
+            f"{name} is {kind}, {film.SamplesPerPixel} sample(s) a pixel: only "
+            "MONOCHROME1 and MONOCHROME2 are gray films"
+        )
+    if film.Rows * film.Columns > _MAX_PIXELS:
+        raise errors.UserError(
+            f"{name} says it has {film.Rows} x {film.Columns} pixels: at most "
+            f"{_MAX_PIXELS} are read"
+        )
+    syntax = film.file_meta.TransferSyntaxUID
+    if syntax.is_encapsulated:
+        pixels = importlib.import_module("pydicom.pixels")
+        if not pixels.get_decoder(syntax).is_available:
+            raise errors.UserError(
+                f"{name} is compressed as {syntax.name}, which needs a decoder: "
+                "pip install 'hapre_jax[dicom]'"
+            )
+
+
+def _gray_levels(film: Any, stored: np.ndarray) -> np.ndarray:
+    """`f64[H, W]` in [0, 1], 0 black, of the stored values."""
+    pixels = importlib.import_module("pydicom.pixels")
+    values = pixels.apply_modality_lut(stored, film)
+    padding = _padding(film, stored)
+    center, width = _first(film.get("WindowCenter")), _first(film.get("WindowWidth"))
+    function = str(film.get("VOILUTFunction") or "LINEAR").upper()
+    narrowest = 1 if function == "LINEAR" else 0
+    if film.get("VOILUTSequence"):
+        bits = film.VOILUTSequence[0].LUTDescriptor[2]
+        gray = pixels.apply_voi_lut(values, film, index=0) / (2.0**bits - 1)
+    # Some devices write a width of 0 or 1 where there is no window.
+    elif center is not None and width is not None and width > narrowest:
+        gray = window(values, center=center, width=width, function=function)
+    else:
+        inside = values if padding.all() else values[~padding]
+        low, high = np.percentile(inside, _PERCENTILES)
+        gray = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
+    # Two ways to say the same; films of mode DX say both.
+    inverse = film.get("PresentationLUTShape") == "INVERSE"
+    if inverse or film.PhotometricInterpretation == "MONOCHROME1":
+        gray = 1 - gray
+    return np.where(padding, 0.0, np.clip(gray, 0, 1))
+
+
+def _padding(film: Any, stored: np.ndarray) -> np.ndarray:
+    """`bool[H, W]`: pixels outside the film proper (PS3.3 C.7.5.1.1.2)."""
+    first = film.get("PixelPaddingValue")
+    if first is None:
+        return np.zeros(stored.shape, bool)
+    last = film.get("PixelPaddingRangeLimit", first)
+    return (stored >= min(first, last)) & (stored <= max(first, last))
+
+
+def _first(value: Any) -> float | None:
+    """The first of several windows; they are alternatives for the eye."""
+    if value is None or value == "":
+        return None
+    return float(value[0] if hasattr(value, "__getitem__") else value)
+
+
+def _import(module: str, name: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise errors.UserError(
+            f"{name} is a DICOM file, which needs pip install 'hapre_jax[dicom]'"
+        ) from error
