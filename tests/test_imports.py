@@ -7,7 +7,7 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "hapre_jax"
 
-OPTIONAL = ("gdcm", "matplotlib", "optuna", "pydicom", "submitit", "tensorboardX")
+OPTIONAL = ("matplotlib", "optuna", "pydicom", "pylibjpeg", "submitit", "tensorboardX")
 HEAVY = ("flax", "grain", "tensorflow_datasets", *OPTIONAL)
 
 
