@@ -70,6 +70,11 @@ class DataConfig:
         "phantom: how well the films were pre-processed.",
         choices=("high", "medium", "low"),
     )
+    degrade: str = option(
+        "none",
+        "Real films: shown as a hospital with less careful framing would store them.",
+        choices=("none", "medium", "low"),
+    )
     train_images: int = option(3000, "phantom: images to train on.", at_least=1)
     validation_images: int = option(300, "phantom: images to validate on.", at_least=1)
     test_images: int = option(600, "phantom: images to test on.", at_least=1)
@@ -100,6 +105,11 @@ class DataConfig:
 
     def __post_init__(self):
         check(self, "data.")
+        if self.name == "phantom" and self.degrade != "none":
+            raise UserError(
+                f"data.degrade is {self.degrade}, but is for real films: phantoms have "
+                "data.quality"
+            )
         shares = self.split_fractions
         if len(shares) != 3 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
             raise UserError(

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hapre_jax import errors
-from hapre_jax.data import dataset, ped_pneumonia
+from hapre_jax.data import dataset, images, ped_pneumonia
 
 NORMAL, BACTERIAL, VIRAL = 0, 1, 2
 
@@ -174,7 +174,7 @@ def mask_png(pixels):
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "beside"])
-def test_lung_boxes(tmp_path, kind):
+def test_lung_masks(tmp_path, kind):
     mask = np.zeros((10, 20), np.uint8)
     mask[2:5, 4:8] = 255
     mask[3:9, 10:13] = 255
@@ -189,16 +189,17 @@ def test_lung_boxes(tmp_path, kind):
         write(tmp_path, [name], mask_png(mask))
         write(tmp_path, [blank], mask_png(np.zeros((4, 4), np.uint8)))
     root = tmp_path / "chest_xray" if kind == "beside" else tmp_path
-    boxes = ped_pneumonia.lung_boxes(str(root), prefixed("chest_xray/"))
-    unknown = [np.nan] * 4
-    # Rows 2..9 of 10, columns 4..13 of 20.
-    expected = [[0.2, 0.2, 0.9, 0.65], unknown, unknown, unknown]
-    np.testing.assert_allclose(boxes, expected, atol=1e-6)
-    assert boxes.dtype == np.float32
+    masks = ped_pneumonia.lung_masks(str(root))
+    found = [masks(name) for name in prefixed("chest_xray/")]
+    np.testing.assert_array_equal(found[0], mask == 255)
+    np.testing.assert_array_equal(images.tight_box(found[0]), [2, 4, 9, 13])
+    # A blank mask knows no lungs; the last two films have none.
+    np.testing.assert_array_equal(images.tight_box(found[1]), [np.nan] * 4)
+    assert not found[1].any() and found[2:] == [None, None]
 
 
 def test_no_masks_at_all(tmp_path):
-    assert ped_pneumonia.lung_boxes(str(the_tree(tmp_path)), list(TREE)) is None
+    assert ped_pneumonia.lung_masks(str(the_tree(tmp_path))) is None
 
 
 def test_the_real_films():
@@ -218,9 +219,12 @@ def test_the_real_films():
         assert len({record.group for record in records}) == 4097
     film = Image.open(io.BytesIO(tree.read(records[0].name)))
     assert film.format == "JPEG"
-    boxes = ped_pneumonia.lung_boxes(root, [record.name for record in records])
-    if boxes is not None:
-        known = boxes[~np.isnan(boxes).any(1)]
+    masks = ped_pneumonia.lung_masks(root)
+    if masks is not None:
+        found = [masks(record.name) for record in records]
+        known = np.stack(
+            [images.tight_box(m) / (m.shape * 2) for m in found if m is not None]
+        )
         assert len(known) == 4859
         assert (known >= 0).all() and (known <= 1).all()
         assert (known[:, :2] < known[:, 2:]).all()

@@ -213,6 +213,35 @@ def test_lung_masks_become_boxes_of_the_stored_frame(tmp_path, geometry, box):
     assert not set(loaded.train.groups) & set(loaded.test.groups)
 
 
+@pytest.mark.parametrize("geometry", ["letterbox", "squash", "cover"])
+def test_degraded_films_keep_their_lungs(tmp_path, geometry):
+    ped_pneumonia_tree(tmp_path)
+    data = config.DataConfig(
+        name="ped_pneumonia",
+        root=str(tmp_path),
+        image_size=32,
+        geometry=geometry,
+        degrade="low",
+    )
+    first, again = pipeline.load(data, seed=0), pipeline.load(data, seed=0)
+    other = pipeline.load(data, seed=1)
+    for a, b in zip(first, again, strict=True):
+        np.testing.assert_array_equal(a.images, b.images)
+        np.testing.assert_array_equal(a.lung_boxes, b.lung_boxes)
+        known = np.isfinite(a.lung_boxes[:, 0])
+        np.testing.assert_array_equal(known, a.labels == 1)
+        sides = a.lung_boxes[known][:, 2:] - a.lung_boxes[known][:, :2]
+        # The mask is half of the film's height and a quarter of its width.
+        assert (sides > 0.05).all() and (sides < 0.55).all()
+    assert np.ptp(first.train.lung_boxes[first.train.labels == 1], axis=0).min() > 0.1
+    both = set(first.train.names) & set(other.train.names)
+    name = sorted(both)[0]
+    mine, theirs = (
+        part.images[part.names.index(name)] for part in (first.train, other.train)
+    )
+    assert (mine != theirs).any()
+
+
 def test_image_level_split_says_what_it_leaks(tmp_path, caplog):
     ped_pneumonia_tree(tmp_path)
     data = config.DataConfig(

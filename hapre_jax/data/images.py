@@ -89,6 +89,24 @@ def fit(image: Image.Image, *, size: int, geometry: str) -> np.ndarray:
     return np.asarray(resized)[:, :, None]
 
 
+def shape(image: Image.Image, geometry: str) -> Image.Image:
+    """A film as a geometry shows it, without the bars of `letterbox`."""
+    if geometry == "squash":
+        return image.resize((max(image.size),) * 2, Image.Resampling.BILINEAR)
+    if geometry == "cover":
+        top, left, bottom, right = _frame(image.height, image.width, geometry)
+        return image.crop((left, top, right, bottom))
+    return image
+
+
+def tight_box(mask: np.ndarray) -> np.ndarray:
+    """`f32[4]` yxyx in pixels, half-open, of a `bool[H, W]`; NaN if none is True."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not rows.size:
+        return np.full(4, np.nan, np.float32)
+    return np.array((rows[0], columns[0], rows[-1] + 1, columns[-1] + 1), np.float32)
+
+
 def frame_box(box: np.ndarray, height: int, width: int, geometry: str) -> np.ndarray:
     """A box in pixels of the upright film, in fractions of the square frame.
 

@@ -32,6 +32,7 @@ Lung masks, if any, are PNG files of the same names and sizes under
 
 import pathlib
 import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -108,16 +109,15 @@ def scan(root: str) -> tuple[files.Tree, list[dataset.Record]]:
     return tree, [dataset.Record(name, *parse_name(name)) for name in names]
 
 
-def lung_boxes(root: str, names: list[str]) -> np.ndarray | None:
-    """Tight boxes around the lung masks.
+def lung_masks(root: str) -> Callable[[str], np.ndarray | None] | None:
+    """Reads the lung masks.
 
     Args:
       root: as for `scan`; the masks lie in it, or beside the zip or `chest_xray`.
-      names: N paths of films, as `scan` gives them.
 
     Returns:
-      `f32[N, 4]` yxyx in fractions of the film, NaN where there is no mask; None
-      where there are no masks at all.
+      From the path of a film, as `scan` gives it, to `bool[H, W]`, True inside the
+      lungs, or None where there is no mask; None where there are no masks at all.
     """
     path = pathlib.Path(root).expanduser()
     places = [path]
@@ -129,13 +129,14 @@ def lung_boxes(root: str, names: list[str]) -> np.ndarray | None:
         return None
     tree = files.open_tree(str(existing[0]))
     masks = {_stem(name): name for name in tree.names()}
-    boxes = np.full((len(names), 4), np.nan, np.float32)
-    for row, name in enumerate(names):
+
+    def read(name):
         mask = masks.get(_stem(name))
-        if mask:
-            pixels = images.open_gray(tree.read(mask), name=mask)
-            boxes[row] = _tight_box(np.asarray(pixels) == 255)
-    return boxes
+        if mask is None:
+            return None
+        return np.asarray(images.open_gray(tree.read(mask), name=mask)) == 255
+
+    return read
 
 
 def _tail(name: str) -> str:
@@ -149,11 +150,3 @@ def _stem(name: str) -> str:
     return (
         str(pathlib.PurePosixPath(_tail(name)).with_suffix("")) if _tail(name) else ""
     )
-
-
-def _tight_box(mask: np.ndarray) -> np.ndarray:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not rows.size:
-        return np.full(4, np.nan, np.float32)
-    edges = np.array((rows[0], columns[0], rows[-1] + 1, columns[-1] + 1), np.float32)
-    return edges / np.array(mask.shape * 2, np.float32)

@@ -14,6 +14,8 @@ import math
 
 import numpy as np
 
+from hapre_jax.data import images
+
 CLASSES = ("normal", "bacterial", "viral")
 
 
@@ -105,7 +107,7 @@ def make(
         image += patch * _INTERSTITIAL * _reticulum(u, v, rng)
     image = image * (1 - 0.68 * lungs) + _bones(u, v, inside, rng)
 
-    lesion_box = np.full(4, np.nan, np.float32)
+    lesion_box: np.ndarray = np.full(4, np.nan, np.float32)
     if CLASSES[label] == "bacterial":
         radius, sign = _radius(rng), float(rng.choice([-1, 1]))
         # The heart hides the lower part of its side.
@@ -113,7 +115,7 @@ def make(
         x = sign * rng.uniform(0.35, 0.65)
         shape = _blob(u, v, y, x, radius, 1.0, rng) * lungs
         image += _CONSOLIDATION * shape
-        lesion_box = _tight_box(shape > 0.5, size)
+        lesion_box = images.tight_box(shape > 0.5) / np.float32(size)
     elif CLASSES[label] == "viral":
         image += lungs * _INTERSTITIAL * _reticulum(u, v, rng)
 
@@ -123,7 +125,8 @@ def make(
     gamma = (1 + spec.gamma * rng.uniform()) ** float(rng.choice([-1, 1]))
     image = np.clip(image, 0, 1) ** gamma * rng.uniform(0.8, 1.0)
     pixels = np.round(255 * image).astype(np.uint8)
-    return Phantom(pixels, label, _tight_box(lungs > 0.5, size), lesion_box)
+    lung_box = images.tight_box(lungs > 0.5) / np.float32(size)
+    return Phantom(pixels, label, lung_box, lesion_box)
 
 
 def _sigmoid(x):
@@ -230,11 +233,3 @@ def _hand_or_marker(image, line, inside, rng):
     shape *= inside < 0.05
     image *= 1 - shape
     image += shape * rng.uniform(0.7, 0.95)
-
-
-def _tight_box(mask, size):
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not rows.size:
-        return np.full(4, np.nan, np.float32)
-    edges = (rows[0], columns[0], rows[-1] + 1, columns[-1] + 1)
-    return np.array(edges, np.float32) / size

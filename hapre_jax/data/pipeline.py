@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from hapre_jax import config, errors
 from hapre_jax.data import (
     dataset,
+    degrade,
     files,
     folder,
     images,
@@ -139,14 +141,14 @@ def _phantoms(data: config.DataConfig, seed: int) -> _Source:
 
 def _ped_pneumonia(data: config.DataConfig, seed: int) -> _Source:
     tree, records = ped_pneumonia.scan(data.root)
-    boxes = ped_pneumonia.lung_boxes(data.root, [record.name for record in records])
-    read = functools.partial(_read_file, data, tree, records, boxes)
+    masks = ped_pneumonia.lung_masks(data.root)
+    read = functools.partial(_read_file, data, tree, records, masks, seed)
     return _Source(ped_pneumonia.CLASSES, records, read)
 
 
 def _folder(data: config.DataConfig, seed: int) -> _Source:
     tree, records, classes = folder.scan(data.root)
-    read = functools.partial(_read_file, data, tree, records, None)
+    read = functools.partial(_read_file, data, tree, records, None, seed)
     return _Source(classes, records, read)
 
 
@@ -157,18 +159,35 @@ def _read_file(
     data: config.DataConfig,
     tree: files.Tree,
     records: Sequence[dataset.Record],
-    boxes: np.ndarray | None,  # f32[N, 4] in fractions of the film
+    masks: Callable[[str], np.ndarray | None] | None,  # of the lungs, by name
+    seed: int,
     index: int,
 ) -> _Example:
     name = records[index].name
     encoded = tree.read(name)
     film = images.open_gray(encoded, name=name)
+    digest = hashlib.sha256(encoded).hexdigest()
+    lungs = masks(name) if masks else None
+    if data.degrade != "none":
+        film = images.shape(film, data.geometry)
+        if lungs is not None:
+            lungs = np.asarray(images.shape(Image.fromarray(lungs), data.geometry))
+        degraded = degrade.degrade(
+            film,
+            lungs,
+            level=degrade.LEVELS[data.degrade],
+            size=data.image_size,
+            # By content: a film looks the same whatever it is called.
+            rng=np.random.default_rng((seed, int(digest[:16], 16))),
+        )
+        return _Example(degraded.image[:, :, None], digest, degraded.lung_box)
     box = _NOWHERE
-    if boxes is not None:
-        pixels = boxes[index] * np.array((film.height, film.width) * 2)
+    if lungs is not None:
+        shares = images.tight_box(lungs) / np.array(lungs.shape * 2)
+        pixels = shares * np.array((film.height, film.width) * 2)
         box = images.frame_box(pixels, film.height, film.width, data.geometry)
     square = images.fit(film, size=data.image_size, geometry=data.geometry)
-    return _Example(square, hashlib.sha256(encoded).hexdigest(), box)
+    return _Example(square, digest, box)
 
 
 def _read_all(
