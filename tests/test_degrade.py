@@ -101,7 +101,8 @@ def test_levels_shrink_and_displace():
         assert sides.max() <= min(longest / level.frame[0], 1) + 0.5 / 32
         assert boxes.min() >= 0 and boxes.max() <= 1
         centers = (boxes[:, 2:] + boxes[:, :2]) / 2
-        mean[name] = (sides.mean(), centers.std())
+        # Across only: along, a film as wide as this has room at any level.
+        mean[name] = (sides.mean(), centers[:, 1].std())
         np.testing.assert_allclose(centers.mean(0), 0.5, atol=0.04)
     assert mean["low"][0] < 0.75 * mean["medium"][0]
     assert mean["low"][1] > 2 * mean["medium"][1]
