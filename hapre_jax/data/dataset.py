@@ -1,33 +1,83 @@
-"""What every data source is turned into: arrays in memory, one row an image."""
+"""What data sources are made of: records and films on disk, then arrays of squares."""
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
+
+NOWHERE = np.full(4, np.nan, np.float32)  # a box that is not known
+NO_BOXES = np.zeros((0, 4), np.float32)
+NOWHERE.flags.writeable = NO_BOXES.flags.writeable = False
 
 
 class Record(NamedTuple):
-    """One image file before it is read."""
+    """One film before it is read."""
 
     name: str  # posix path inside the tree
     label: int  # index into the classes
-    group: str  # images of one group are never divided between splits
+    group: str  # films of one group are never divided between splits
+    view: str = ""  # "PA", "AP" or another, where the source says it
+    official: str = ""  # "train", "validation" or "test", where it was published so
+
+
+class Facts(NamedTuple):
+    """What is known of a film besides its pixels.
+
+    Boxes are yxyx in [0, 1] of the whole upright film.
+    """
+
+    sha256: str  # of the original file
+    height: int  # of the upright film, in pixels
+    width: int
+    lung_box: np.ndarray = NOWHERE  # f32[4], tight around both lungs; NaN where unknown
+    lesion_boxes: np.ndarray = NO_BOXES  # f32[n, 4]
+
+
+class Film(NamedTuple):
+    """A film as it was read."""
+
+    image: Image.Image  # mode L, upright, full size
+    encoded: bytes  # a file of it: the original, or a PNG
+    facts: Facts
+    lungs: np.ndarray | None = None  # u8[h, w]: 255 lung, 127 unknown, 0 elsewhere
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A collection of films that can be read one by one.
+
+    `read` takes the index of a record. Threads may call it at once, and processes after
+    pickling; it raises `UserError`, which names the file, where there is no film.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    records: Sequence[Record]
+    read: Callable[[int], Film]
+    facts: Sequence[Facts] | None = None  # of all records, if known without reading
+    # Whether `Record.official` divides the source whatever is configured.
+    is_divided: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """N square images of H = W pixels.
 
-    `lung_boxes` are yxyx in [0, 1] of the stored frame, NaN where unknown; None if
-    they are known of no image.
+    Boxes are yxyx in [0, 1] of the stored frame.
     """
 
-    images: np.ndarray  # u8[N, H, W, 1]
+    images: np.ndarray  # u8[N, H, W, 1], or what reads like it (`pipeline.Stream`)
     labels: np.ndarray  # i32[N]
     names: tuple[str, ...]
     groups: tuple[str, ...]
     classes: tuple[str, ...]
-    lung_boxes: np.ndarray | None = None  # f32[N, 4]
+    # f32[N, 4], NaN where unknown; None if lungs are known in no image.
+    lung_boxes: np.ndarray | None = None
+    # f32[n, 4] for each image; None if lesions are known in no image.
+    lesion_boxes: tuple[np.ndarray, ...] | None = None
+    views: tuple[str, ...] = ()  # N, or none where the source says none
 
     def __len__(self) -> int:
         return len(self.labels)

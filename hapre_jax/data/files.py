@@ -1,5 +1,6 @@
 """Read-only access to the image files below a folder or inside a zip."""
 
+import functools
 import os
 import pathlib
 import threading
@@ -13,7 +14,9 @@ EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", *dicom.EXTENSION
 
 
 class Tree:
-    """Files by posix path relative to the root. Threads may share one.
+    """Files by posix path relative to the root.
+
+    Threads may share a tree, and it pickles for processes.
 
     Hidden files, `__MACOSX` and what lies below them are not part of a tree.
 
@@ -115,7 +118,7 @@ def _open_folder(root: pathlib.Path) -> Tree:
         relative = pathlib.Path(folder).relative_to(root)
         folders.append("" if relative == pathlib.Path() else relative.as_posix())
         found += [(relative / name).as_posix() for name in names]
-    return Tree(root, found, folders, lambda name: (root / name).read_bytes())
+    return Tree(root, found, folders, functools.partial(_read_below, root))
 
 
 def _open_zip(path: pathlib.Path) -> Tree:
@@ -130,17 +133,30 @@ def _open_zip(path: pathlib.Path) -> Tree:
         for name in entries
         for parent in pathlib.PurePosixPath(name + "x").parents
     } - {"."}
-    # An archive has one file position; that zipfile guards it is not documented.
-    lock = threading.Lock()
-
-    def read(name):
-        with lock:
-            return archive.read(name)
-
-    tree = Tree(path, found, folders, read)
+    tree = Tree(path, found, folders, _ZipReader(path, archive))
     if not tree.names():
         raise errors.UserError(f"{path} holds no image ({' '.join(EXTENSIONS)})")
     return tree
+
+
+def _read_below(root: pathlib.Path, name: str) -> bytes:
+    return (root / name).read_bytes()
+
+
+class _ZipReader:
+    """Reads entries of a zip; a copy in another process opens the zip anew."""
+
+    def __init__(self, path: pathlib.Path, archive: zipfile.ZipFile | None = None):
+        self._path = path
+        # An archive has one file position; that zipfile guards it is not documented.
+        self._archive, self._lock = archive or zipfile.ZipFile(path), threading.Lock()
+
+    def __call__(self, name: str) -> bytes:
+        with self._lock:
+            return self._archive.read(name)
+
+    def __reduce__(self):
+        return _ZipReader, (self._path,)
 
 
 def _is_hidden(name: str) -> bool:
