@@ -51,12 +51,12 @@ def parse(
     """
     base, default_examples = None, _RUN_EXAMPLES
     if default_config is not None:
-        first = _Parser(add_help=False, allow_abbrev=False)
+        first = Parser(add_help=False, allow_abbrev=False)
         first.add_argument("--config", default=default_config)
         spec = first.parse_known_args(argv)[0].config
         base, default_examples = config_lib.load(spec), _EXAMPLES
 
-    parser = _Parser(
+    parser = Parser(
         prog=program,
         usage=f"{program} {'RUN ' if base is None else ''}[options]",
         description=description,
@@ -112,7 +112,7 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         sys.exit(130)
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Raises one sentence, which `run` prints, where argparse prints its usage."""
 
     def error(self, message):

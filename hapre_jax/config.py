@@ -52,11 +52,21 @@ class DataConfig:
     name: str = option(
         "phantom",
         "Data set: drawn on the fly, or read from data.root.",
-        choices=("phantom", "ped_pneumonia", "folder"),
+        choices=(
+            "phantom",
+            "ped_pneumonia",
+            "rsna_pneumonia",
+            "nih_chest_xray",
+            "folder",
+        ),
     )
-    root: str = option("", "Folder or zip file that holds the data set's images.")
+    root: str = option(
+        "",
+        "Folder or zip file of the data set's images, CSV file of your own, or what "
+        "hapre_jax.data prepare wrote.",
+    )
     image_size: int = option(
-        128,
+        1024,
         "Pixels of a side of the stored square image that key areas are cut from.",
         at_least=8,
     )
@@ -83,16 +93,51 @@ class DataConfig:
         "What a split keeps together: all images of a patient, or single images.",
         choices=("group", "image"),
     )
+    official_split: bool = option(
+        False,
+        "Test on the images that the source was published to be tested on, and divide "
+        "only the others.",
+    )
     split_fractions: tuple[float, ...] = option(
         (0.7, 0.1, 0.2), "Shares of training, validation and test images.", above=0
     )
-    unreadable: str = option(
+    bare_groups: bool = option(
+        False,
+        "ped_pneumonia: films of one number are of one child, whatever the pneumonia.",
+    )
+    rsna_labels: str = option(
+        "class",
+        "rsna_pneumonia: Normal against Lung Opacity, or Target 0 against 1.",
+        choices=("class", "target"),
+    )
+    view: str = option(
+        "all",
+        "Views to take, where the source says which film is of which.",
+        choices=("all", "PA", "AP"),
+    )
+    draw: tuple[int, ...] | None = option(
+        None,
+        "Films of each class to draw by seed, as 1849,1962; none takes all.",
+        at_least=1,
+    )
+    on_error: str = option(
         "skip",
         "What an image that cannot be read does: it is left out, or stops the program.",
-        choices=("skip", "error"),
+        choices=("skip", "stop"),
+    )
+    memory_gib: float = option(
+        4.0,
+        "Images are kept in memory if they take at most this much, else read anew for "
+        "each batch.",
+        at_least=0,
     )
     threads: int = option(
-        2, "Threads that prepare batches; 0 reads inline.", at_least=0
+        2, "Threads that read images; 0 reads them between steps.", at_least=0
+    )
+    processes: int = option(
+        0,
+        "Processes that read images which are not kept in memory; 0 uses threads.",
+        at_least=0,
     )
     flip: str = option(
         "none",
@@ -110,6 +155,8 @@ class DataConfig:
                 f"data.degrade is {self.degrade}, but is for real films: phantoms have "
                 "data.quality"
             )
+        if self.name != "ped_pneumonia" and self.bare_groups:
+            raise UserError(f"data.bare_groups is for ped_pneumonia, not {self.name}")
         shares = self.split_fractions
         if len(shares) != 3 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
             raise UserError(

@@ -4,7 +4,7 @@
 """
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from hapre_jax import boxes, checkpoint, cli, log, metrics, report
 from hapre_jax import config as config_lib
 from hapre_jax.config import Config
 from hapre_jax.data import dataset as datasets
-from hapre_jax.data import pipeline
+from hapre_jax.data import labels, pipeline
 from hapre_jax.errors import UserError
 from hapre_jax.framework import Method, Prediction
 from hapre_jax.methods import METHODS
@@ -46,6 +46,7 @@ def evaluate(
     source: datasets.Dataset,
     *,
     config: Config,
+    classes: Sequence[str] | None = None,
     mean_box: np.ndarray | None = None,
 ) -> Evaluation:
     """Predicts a whole split and scores it from one confusion matrix.
@@ -55,37 +56,68 @@ def evaluate(
       state: the trained networks.
       source: the split.
       config: of the run; gives the batch size and the bounds of a key area.
+      classes: that the networks tell apart; those of the split by default. Others are
+        scored in the label space that both have in common.
       mean_box: `f32[4]`, mean lung box of the training split, a trivial key area.
+
+    Raises:
+      UserError: the two have no label space in common.
     """
+    space = labels.common(classes or source.classes, source.classes)
+    told = labels.projection(classes or source.classes, space)
+    truth = labels.projection(source.classes, space).argmax(1)[source.labels]
     chunks = []
     # Four times the images of a training step, which also keeps all activations and
     # tries several key areas of each, are sure to fit into memory.
     batch_size = min(4 * config.train.batch_size, len(source))
-    for batch in pipeline.eval_batches(source, batch_size):
+    for batch in pipeline.eval_batches(
+        source,
+        batch_size,
+        threads=config.data.threads,
+        processes=config.data.processes,
+    ):
         prediction = predict(*state.average, {"image": batch["image"]})
         kept = batch["mask"]
         chunks.append(
             jax.tree.map(lambda x, kept=kept: np.asarray(x)[kept], prediction)
         )
     predictions = jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
-    answers = np.argmax(predictions.probabilities, axis=1)
-    matrix = metrics.confusion_matrix(
-        jnp.asarray(source.labels),
-        jnp.asarray(answers),
-        num_classes=len(source.classes),
-    )
+    answers = np.argmax(predictions.probabilities @ told, axis=1)
+    matrix = _confusion_matrix(truth, answers, space)
     key_area = None
     if predictions.action is not None:
         key_area = score_key_areas(
-            predictions.action, source.lung_boxes, config=config, mean_box=mean_box
+            predictions.action,
+            source.lung_boxes,
+            config=config,
+            lesion_boxes=source.lesion_boxes,
+            mean_box=mean_box,
         ) | {"entropy": float(np.mean(predictions.entropy))}
     scores = {
         "n": len(source),
+        "classes": list(space),
         **metrics.summary(matrix),
         "confusion_matrix": np.asarray(matrix).tolist(),
+        "views": _score_views(source.views, truth, answers, space),
         "key_area": key_area,
     }
     return Evaluation(scores, predictions)
+
+
+def _confusion_matrix(truth, answers, space) -> jax.Array:
+    return metrics.confusion_matrix(
+        jnp.asarray(truth), jnp.asarray(answers), num_classes=len(space)
+    )
+
+
+def _score_views(views, truth, answers, space) -> dict[str, dict]:
+    """Scores of each view, which may go with the label: the sick are filmed in bed."""
+    scored = {}
+    for view in sorted(set(views)):
+        rows = np.array(views) == view
+        matrix = _confusion_matrix(truth[rows], answers[rows], space)
+        scored[view or "unknown"] = {"n": int(rows.sum()), **metrics.summary(matrix)}
+    return scored
 
 
 def score_key_areas(
@@ -93,6 +125,7 @@ def score_key_areas(
     lung_boxes: np.ndarray | None,
     *,
     config: Config,
+    lesion_boxes: Sequence[np.ndarray] | None = None,
     mean_box: np.ndarray | None = None,
 ) -> dict:
     """How well key areas find the lungs, beside areas that look at no image.
@@ -101,6 +134,7 @@ def score_key_areas(
       areas: `f32[N, 4]` yxyx, valid key areas.
       lung_boxes: `f32[N, 4]`, NaN where unknown; or None: no lung scores.
       config: gives the bounds of a key area.
+      lesion_boxes: N arrays `f32[n, 4]`; or None: no lesion score.
       mean_box: `f32[4]`, mean lung box of the training split.
     """
     bounds = {"min_side": config.policy.min_side, "max_side": config.policy.max_side}
@@ -109,6 +143,7 @@ def score_key_areas(
     result = {
         "lung_iou": None,
         "lung_coverage": None,
+        "lesion_coverage": _lesion_coverage(areas, lesion_boxes),
         "trivial_iou": {"whole": None, "central80": None, "mean_box": None},
         "side_fraction": float(np.mean(sides)),
         "at_bound": float(np.mean(at_bound)),
@@ -136,6 +171,20 @@ def score_key_areas(
         "mean_box": None if mean_box is None else mean_iou(mean_box),
     }
     return result
+
+
+def _lesion_coverage(areas, lesion_boxes) -> float | None:
+    """Mean share of an image's lesion boxes inside its key area, over sick images."""
+    counts = [len(of) for of in lesion_boxes or ()]
+    if not any(counts):
+        return None
+    image = np.repeat(np.arange(len(areas)), counts)
+    shares = jax.vmap(boxes.coverage)(
+        jnp.asarray(areas[image]), jnp.asarray(np.concatenate(lesion_boxes))
+    )
+    sums = np.bincount(image, shares, minlength=len(areas))
+    sick = np.array(counts) > 0
+    return float(np.mean(sums[sick] / np.array(counts)[sick]))
 
 
 def mean_lung_box(source: datasets.Dataset) -> np.ndarray | None:
@@ -190,18 +239,14 @@ def main(argv: list[str]) -> int:
             splits_file=splits_file(workdir) if own else None,
             progress=update,
         )
-    if list(data.test.classes) != results["classes"]:
-        raise UserError(
-            f"{config.data.name} has the classes {', '.join(data.test.classes)}, but "
-            f"the run was trained on {', '.join(results['classes'])}"
-        )
-    method = METHODS[config.method](config, len(data.test.classes))
+    method = METHODS[config.method](config, len(results["classes"]))
     best = checkpoint.restore_best(workdir, config, method)
     tested = evaluate(
         make_predict(method),
         best,
         data.test,
         config=config,
+        classes=results["classes"],
         mean_box=mean_lung_box(data.train),
     )
     results |= {"dataset": config.data.name, "test": tested.scores, "plain": None}

@@ -5,7 +5,6 @@ network is better on them than elsewhere, which that learns from boxes that the 
 proposes. Look here first when a policy does not learn.
 """
 
-import dataclasses
 import math
 import pathlib
 from typing import NamedTuple
@@ -104,7 +103,7 @@ def measure(
     if len(rows) > max_images:
         # Random, since phantoms take turns in their classes; fixed, to compare runs.
         rows = np.sort(np.random.default_rng(0).permutation(rows)[:max_images])
-    source = _take(source, rows)
+    source = source.take(rows)
 
     predict = evaluation.make_predict(method)
     place_each = jax.jit(jax.vmap(place, in_axes=(0, None, None)))
@@ -152,17 +151,6 @@ def _known(source):
     if source.lung_boxes is None:
         return np.zeros(len(source), bool)
     return np.isfinite(source.lung_boxes).all(axis=1)
-
-
-def _take(source, rows):
-    return dataclasses.replace(
-        source,
-        images=source.images[rows],
-        labels=source.labels[rows],
-        names=tuple(source.names[row] for row in rows),
-        groups=tuple(source.groups[row] for row in rows),
-        lung_boxes=None if source.lung_boxes is None else source.lung_boxes[rows],
-    )
 
 
 def _class_means(losses, labels, num_classes):

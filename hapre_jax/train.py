@@ -77,22 +77,34 @@ def _prepare(config, workdir, console) -> datasets.Splits:
         log.progress_bar(console, f"{config.data.name} images") as update,
     ):
         splits_file = saved if saved.exists() else pathlib.Path(scratch) / saved.name
+        unreadable: list[pipeline.Unreadable] = []
         data = pipeline.load(
-            config.data, seed=config.seed, splits_file=splits_file, progress=update
+            config.data,
+            seed=config.seed,
+            splits_file=splits_file,
+            progress=update,
+            on_unreadable=unreadable.extend,
         )
-        _iterate(config, data)
+        _iterate(config, data, start=0)
         if not (workdir / "config.json").exists():
             method = METHODS[config.method](config, len(data.train.classes))
             state.start_from_files(state.blank(method, config), config)
         checkpoint.write_config(workdir, config)
         if splits_file != saved:
             splits.write(saved, splits.read(splits_file))
+        if unreadable:
+            pipeline.write_unreadable(workdir / "unreadable.csv", unreadable)
     return data
 
 
-def _iterate(config, data) -> pipeline.TrainIterator:
+def _iterate(config, data, *, start) -> pipeline.TrainIterator:
     return pipeline.train_iterator(
-        data.train, batch_size=config.train.batch_size, seed=config.seed
+        data.train,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start=start,
+        threads=config.data.threads,
+        processes=config.data.processes,
     )
 
 
@@ -168,14 +180,12 @@ def fit(
     train = config.train
     optimizer = state.make_optimizer(config)
     now = state.init(method, optimizer, config)
-    batches = _iterate(config, data)
     best_f1, seconds_before = -1.0, 0.0
     with contextlib.ExitStack() as stack:
         checkpoints = checkpoint.Checkpoints(workdir)
         stack.callback(checkpoints.close)
         if restored := checkpoints.restore("last", now):
             now, progress = restored
-            batches.set_state(progress["data"])
             best_f1, seconds_before = progress["best_f1"], progress["seconds"]
             log.say(console, f"{config.method}: going on from step {int(now.step)}")
         else:
@@ -183,6 +193,14 @@ def fit(
             for note in notes:
                 log.say(console, f"{config.method}: {note}")
         first = int(now.step)
+        # A step takes one batch, so its number is the position in the data.
+        batches = _iterate(config, data, start=first)
+        stack.callback(batches.close)
+        if restored:
+            batches.check(progress["data"])
+        # The step is dispatched, not awaited: the next batch is read and copied to the
+        # device while it runs.
+        upcoming = map(jax.device_put, batches)
         end = train.steps if stop_after is None else min(train.steps, stop_after)
 
         step_fn = state.make_step(method, optimizer, config)
@@ -193,7 +211,7 @@ def fit(
             log.progress_bar(console, config.method, start=first)
         )
         for step in range(first + 1, end + 1):
-            now, step_metrics = step_fn(now, next(batches))
+            now, step_metrics = step_fn(now, next(upcoming))
             pending.append(step_metrics)
             evaluates = step % train.eval_every == 0 or step == train.steps
             saves = step % train.checkpoint_every == 0 or step == end
@@ -213,7 +231,7 @@ def fit(
                     checkpoints.save("best", now, {"macro_f1": best_f1})
             if saves:
                 progress = {
-                    "data": batches.get_state(),
+                    "data": batches.identity,
                     "best_f1": best_f1,
                     "seconds": seconds_before + time.perf_counter() - started,
                 }

@@ -1,4 +1,5 @@
 import concurrent.futures
+import logging
 import os
 import zipfile
 
@@ -50,6 +51,19 @@ def test_only_image_files_are_listed_in_order(tmp_path, kind):
     assert not tree.has("b/.DS_Store")
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_files_are_found_by_base_name(tmp_path, kind):
+    members = MEMBERS | {"notes.txt": b"more", "b/other_notes.txt": b"", "notes": b""}
+    if kind == "folder":
+        root = write_folder(tmp_path, members)
+    else:
+        root = write_zip(tmp_path / "x.zip", members)
+    tree = files.open_tree(str(root))
+    assert tree.find("notes.txt") == ["b/notes.txt", "notes.txt"]
+    assert tree.find("10.png") == ["b/10.png"]
+    assert tree.find(".DS_Store") == tree.find("b/10.png") == tree.find("b") == []
+
+
 def test_named_zip_is_preferred_unless_it_was_extracted(tmp_path):
     write_zip(tmp_path / "a.zip", {"x.png": b"from a"})
     write_zip(tmp_path / "b.zip", {"x.png": b"from b"})
@@ -78,6 +92,73 @@ def test_threads_share_a_zip(tmp_path):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for _ in range(5):
             assert list(pool.map(tree.read, members)) == list(members.values())
+
+
+def test_tables_lie_beside_the_zip_or_in_the_tree(tmp_path):
+    write_zip(tmp_path / "x.zip", {"a.png": b"", "deep/t.csv": b"inside", "u.csv": b""})
+    for root in (tmp_path, tmp_path / "x.zip"):
+        tree = files.open_tree(str(root))
+        assert files.read_beside(tree, "t.csv") == b"inside"
+        assert files.read_beside(tree, "missing.csv") is None
+        assert files.read_csv(tree, "missing.csv", ("a",)) is None
+    write_folder(tmp_path, {"t.csv": b"beside"})
+    assert files.read_beside(tree, "t.csv") == b"beside"
+    write_folder(tmp_path / "f", {"root/a.png": b"", "t.csv": b"a,b\n1,2\n"})
+    tree = files.open_tree(str(tmp_path / "f" / "root"))
+    assert files.read_beside(tree, "t.csv") is None  # not above a folder
+    tree = files.open_tree(str(tmp_path / "f"))
+    assert files.read_csv(tree, "t.csv", ("b",)) == [{"b": "2"}]
+    write_folder(tmp_path / "f", {"root/t.csv": b"a,b\n"})
+    tree = files.open_tree(str(tmp_path / "f"))
+    with pytest.raises(errors.UserError, match=r"t.csv 2 times \(root/t.csv, t.csv\)"):
+        files.read_csv(tree, "t.csv", ("a",))
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        (b"a,b\n1,2\n", [("1", "2", "")]),
+        (b"\xef\xbb\xbfb,x,a,c\r\n2,0,1,3\r\n", [("1", "2", "3")]),
+        (b"a,b,,\n1,2,,\n3,4,,,,\n", [("1", "2", ""), ("3", "4", "")]),
+        (b"a,c,b\n1\n\n2,3,4", [("1", "", ""), ("2", "4", "3")]),
+        (b'a,b\n"1,\n0",\xff\n', [("1,\n0", "\udcff", "")]),
+        (b"a,b\n", []),
+    ],
+)
+def test_rows_of_a_table(text, rows):
+    found = files.parse_csv(text, ("a", "b"), optional=("c",), name="t.csv")
+    assert found == [dict(zip("abc", row, strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"a;b\n1;2\n", r"t.csv has the columns \['a;b'\], not a,b"),
+        (b"", "t.csv has the columns None, not a,b"),
+        (b'a,b\n1,"' + b"2" * 200_000, "t.csv is not a CSV file: field larger"),
+    ],
+)
+def test_other_tables_are_named(text, said):
+    with pytest.raises(errors.UserError, match=said):
+        files.parse_csv(text, ("a", "b"), name="t.csv")
+
+
+def test_films_are_found_by_stem(tmp_path, caplog):
+    names = ["b/1.png", "a/2.jpg", "a/3.png", "a/4.png"]
+    tree = files.open_tree(str(write_folder(tmp_path, dict.fromkeys(names, b""))))
+    known = {str(number) for number in range(1, 9)} - {"4"}
+    with caplog.at_level(logging.WARNING):
+        found = files.find_films(tree, names, wanted=known - {"3"}, known=known)
+    assert list(found.items()) == [("2", "a/2.jpg"), ("1", "b/1.png")]
+    assert [record.message for record in caplog.records] == [
+        f"left out 4 of 6 labelled films, which are not in {tmp_path}: 5, 6, 7 and 1 "
+        "more",
+        f"left out 1 of 4 films in {tmp_path}, which have no label: 4",
+    ]
+    with pytest.raises(errors.UserError, match="none of the labelled films: 7, 8"):
+        files.find_films(tree, names, wanted={"7", "8"}, known=known)
+    with pytest.raises(errors.UserError, match="film 1 twice, as b/1.png and c/1.png"):
+        files.find_films(tree, [*names, "c/1.png"], wanted=known, known=known)
 
 
 def not_there(path):

@@ -39,7 +39,7 @@ class Film(NamedTuple):
     """A film as it was read."""
 
     image: Image.Image  # mode L, upright, full size
-    encoded: bytes  # a file of it: the original, or a PNG
+    encoded: bytes  # the original file; empty if there is none
     facts: Facts
     lungs: np.ndarray | None = None  # u8[h, w]: 255 lung, 127 unknown, 0 elsewhere
 
@@ -81,6 +81,20 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, rows: np.ndarray) -> "Dataset":
+        """The images of some rows `i[n]`, in memory."""
+        lesions = self.lesion_boxes
+        return Dataset(
+            images=self.images[rows],
+            labels=self.labels[rows],
+            names=tuple(self.names[row] for row in rows),
+            groups=tuple(self.groups[row] for row in rows),
+            classes=self.classes,
+            lung_boxes=None if self.lung_boxes is None else self.lung_boxes[rows],
+            lesion_boxes=None if lesions is None else tuple(lesions[r] for r in rows),
+            views=tuple(self.views[row] for row in rows) if self.views else (),
+        )
 
 
 class Splits(NamedTuple):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from hapre_jax.data import images
+from hapre_jax.data import dataset, images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +40,15 @@ LEVELS = {
 }
 
 
+_WHOLE = (0.0, 0.0, 1.0, 1.0)
+
+
 class Degraded(NamedTuple):
     """A film in its new frame of S x S pixels."""
 
     image: np.ndarray  # u8[S, S]
     lung_box: np.ndarray  # f32[4] yxyx in [0, 1] of the frame; NaN where unknown
+    boxes: np.ndarray  # f32[n, 4] yxyx in [0, 1] of the frame
 
 
 def degrade(
@@ -54,6 +58,7 @@ def degrade(
     level: Level,
     size: int,
     rng: np.random.Generator,
+    boxes: np.ndarray = dataset.NO_BOXES,
 ) -> Degraded:
     """The film as another hospital might have stored it.
 
@@ -64,9 +69,11 @@ def degrade(
       level: one of `LEVELS`, or another.
       size: S, pixels of a side of the frame.
       rng: decides everything: the same state gives the same pixels.
+      boxes: `f32[n, 4]` yxyx in [0, 1] of the film, of lesions for example; they do
+        not change the pixels.
 
     Returns:
-      The frame, and the tight box of the lungs in it.
+      The frame, and in it the tight box of the lungs and those of the turned boxes.
     """
     side = size / rng.uniform(*level.frame)
     scale = side / max(film.size)
@@ -99,9 +106,14 @@ def degrade(
     image = np.clip(image, 0, 1) ** gamma * rng.uniform(0.75, 1)
     grain = rng.standard_normal(image.shape, np.float32)
     image += rng.uniform(0.2, 1) * level.noise * grain
-    film_frame = _frame_of(np.ones((2, 2), bool), height, width, angle, size)
-    film_frame += np.array([center_y, center_x] * 2) / size
-    field = _field(film_frame, level.edge, size, rng)
+
+    def place_box(outline):
+        """Tight box in the frame of points `f64[2, n]`, yx in [0, 1] of the film."""
+        y, x = (outline.T * (height, width) - (height / 2, width / 2)).T
+        turned = np.stack((cos * y + sin * x + center_y, cos * x - sin * y + center_x))
+        return np.concatenate((turned.min(1), turned.max(1))) / size
+
+    field = _field(place_box(_corners(_WHOLE)), level.edge, size, rng)
     # Shutters are drawn black; a film without them is white where no ray came.
     outside = rng.uniform(0, 0.05) if rng.uniform() < 0.7 else rng.uniform(0.85, 1)
     image = field * image + (1 - field) * outside
@@ -109,13 +121,12 @@ def degrade(
         plate = _clear_of_lungs(_marker, clear, size, rng)
         image += plate * (0.95 - image)
 
-    box = np.full(4, np.nan, np.float32)
-    if lungs is not None and lungs.any():
-        box = _frame_of(lungs, height, width, angle, size)
-        box += np.array([center_y, center_x] * 2) / size
-        box = np.clip(box, 0, 1).astype(np.float32)
     pixels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
-    return Degraded(pixels, box)
+    lung_box = dataset.NOWHERE
+    if lungs is not None and lungs.any():
+        lung_box = np.clip(place_box(_outline(lungs)), 0, 1).astype(np.float32)
+    placed = np.array([place_box(_corners(box)) for box in boxes], np.float32)
+    return Degraded(pixels, lung_box, np.clip(placed.reshape(-1, 4), 0, 1))
 
 
 def _surroundings(film, v, u, size):
@@ -161,18 +172,19 @@ def _core(lungs, height, width):
     return box * np.array((height, width) * 2)
 
 
-def _frame_of(mask, height, width, angle, size):
-    """Tight box, in sides of the frame from the film's center, of a turned mask."""
-    # The corners of the outermost pixels of each row; the rest lies between them.
+def _outline(mask):
+    """`f64[2, n]`, yx in [0, 1]: the corners of the outermost pixels of each row."""
     rows = np.flatnonzero(mask.any(1))
     first, last = mask[rows].argmax(1), mask.shape[1] - mask[rows, ::-1].argmax(1)
-    y = np.concatenate([rows, rows, rows + 1, rows + 1]) / mask.shape[0] * height
-    x = np.concatenate([first, last, first, last]) / mask.shape[1] * width
-    y, x = y - height / 2, x - width / 2
-    cos, sin = math.cos(angle), math.sin(angle)
-    turned_y, turned_x = cos * y + sin * x, cos * x - sin * y
-    low, high = (turned_y.min(), turned_x.min()), (turned_y.max(), turned_x.max())
-    return np.array((*low, *high)) / size
+    y = np.concatenate([rows, rows, rows + 1, rows + 1]) / mask.shape[0]
+    x = np.concatenate([first, last, first, last]) / mask.shape[1]
+    return np.stack((y, x))
+
+
+def _corners(box):
+    """`f64[2, 4]`, yx of a box."""
+    top, left, bottom, right = map(float, box)
+    return np.array(((top, top, bottom, bottom), (left, right, left, right)))
 
 
 def _clear_of_lungs(draw: Callable, clear, size, rng):

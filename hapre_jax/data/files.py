@@ -1,14 +1,19 @@
 """Read-only access to the image files below a folder or inside a zip."""
 
+import csv
 import functools
+import io
+import logging
 import os
 import pathlib
 import threading
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from hapre_jax import errors
 from hapre_jax.data import dicom
+
+_log = logging.getLogger(__name__)
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", *dicom.EXTENSIONS)
 
@@ -45,6 +50,10 @@ class Tree:
     def has(self, name: str) -> bool:
         """Whether there is such a file, image or not."""
         return name in self._files
+
+    def find(self, base_name: str) -> list[str]:
+        """Sorted paths of all files of that name, image or not."""
+        return sorted(n for n in self._files if n.rpartition("/")[2] == base_name)
 
     def read(self, name: str) -> bytes:
         """The bytes of a file.
@@ -102,6 +111,124 @@ def open_tree(root: str, *, zip_names: Sequence[str] = ()) -> Tree:
     raise errors.UserError(
         f"{path} holds no image ({' '.join(EXTENSIONS)}) and no zip of images"
     )
+
+
+def read_beside(tree: Tree, base_name: str) -> bytes | None:
+    """What comes with the images: a file beside their zip, else anywhere in the tree.
+
+    Returns:
+      Its bytes; None if there is no such file.
+
+    Raises:
+      UserError: the tree holds several, or see `Tree.read`.
+    """
+    beside = tree.root.parent / base_name
+    if tree.root.is_file() and beside.is_file():
+        return beside.read_bytes()
+    found = tree.find(base_name)
+    if len(found) > 1:
+        raise errors.UserError(
+            f"{tree.root} holds {base_name} {len(found)} times ({', '.join(found)}): "
+            "keep one"
+        )
+    return tree.read(found[0]) if found else None
+
+
+def read_csv(
+    tree: Tree, base_name: str, columns: Sequence[str]
+) -> list[dict[str, str]] | None:
+    """The rows of a CSV file that comes with the images: `read_beside`, `parse_csv`.
+
+    Returns:
+      The rows; None if there is no such file.
+
+    Raises:
+      UserError: see `read_beside` and `parse_csv`.
+    """
+    data = read_beside(tree, base_name)
+    if data is None:
+        return None
+    return parse_csv(data, columns, name=f"{base_name} of {tree.root}")
+
+
+def parse_csv(
+    data: bytes, columns: Sequence[str], *, optional: Sequence[str] = (), name: str
+) -> list[dict[str, str]]:
+    """The rows of a CSV file, with the columns asked for and no others.
+
+    Args:
+      data: the file; its first line names the columns.
+      columns: that it must have.
+      optional: columns that it may have; without them, and in short rows, fields are
+        empty.
+      name: of the file, for messages.
+
+    Raises:
+      UserError: a column is missing, or a quotation has no end.
+    """
+    # Names of files need not be UTF-8.
+    text = io.StringIO(data.decode("utf-8-sig", "surrogateescape"), newline="")
+    reader = csv.DictReader(text, restval="")
+    wanted = (*columns, *optional)
+    try:
+        if not set(columns) <= set(reader.fieldnames or ()):
+            raise errors.UserError(
+                f"{name} has the columns {reader.fieldnames}, not {','.join(columns)}"
+            )
+        return [{column: row.get(column, "") for column in wanted} for row in reader]
+    except csv.Error as error:
+        raise errors.UserError(f"{name} is not a CSV file: {error}") from error
+
+
+def find_films(
+    tree: Tree,
+    names: Iterable[str],
+    *,
+    wanted: Collection[str],
+    known: Collection[str],
+) -> dict[str, str]:
+    """Finds the films that a table lists by the stems of their names.
+
+    Those that are missing, and films that the table does not know, are warned of only:
+    of large collections often a part is downloaded.
+
+    Args:
+      tree: holds the films.
+      names: of the films in it.
+      wanted: stems of the films to find.
+      known: stems of all films in the table.
+
+    Returns:
+      From stem to name, in the order of the names.
+
+    Raises:
+      UserError: two films have one stem, or none of those wanted is there.
+    """
+    films: dict[str, str] = {}
+    for name in sorted(names):
+        stem = pathlib.PurePosixPath(name).stem
+        if films.setdefault(stem, name) != name:
+            raise errors.UserError(
+                f"{tree.root} holds film {stem} twice, as {films[stem]} and {name}: "
+                "give the folder of one copy"
+            )
+    missing = sorted(stem for stem in wanted if stem not in films)
+    unknown = sorted(stem for stem in films if stem not in known)
+    if len(missing) == len(wanted):
+        raise errors.UserError(
+            f"{tree.root} holds none of the labelled films: {errors.listing(missing)}"
+        )
+    if missing:
+        _log.warning(
+            f"left out {len(missing)} of {len(wanted)} labelled films, which are not "
+            f"in {tree.root}: {errors.listing(missing)}"
+        )
+    if unknown:
+        _log.warning(
+            f"left out {len(unknown)} of {len(films)} films in {tree.root}, which have "
+            f"no label: {errors.listing(unknown)}"
+        )
+    return {stem: name for stem, name in films.items() if stem in wanted}
 
 
 def _open_folder(root: pathlib.Path) -> Tree:

@@ -1,22 +1,93 @@
-"""Your own images: one folder a class.
+"""Your own images: one folder a class, or a table.
 
     root/normal/*.png            root/train/normal/*.png
     root/pneumonia/*.png         root/test/pneumonia/*.png
 
-Folders below a class are allowed. Splits at the top are pooled and divided anew. A zip
-of such a tree works as well. `groups.csv` (columns `path,group`, paths as seen from the
-root) says which images belong to one patient; without it each image stands alone, and
-two films of one patient may be divided between training and test.
+Folders below a class are allowed. Splits at the top are pooled and divided anew, unless
+`data.official_split` asks for them. A zip of such a tree works as well. `groups.csv`
+(columns `path,group`, paths as seen from the root) says which images belong to one
+patient; without it each image stands alone, and two films of one patient may be divided
+between training and test.
+
+A table is a CSV file, given as the root, with the columns `path,label` and, if known,
+`group`, `view` (PA, AP) and `split` (train, validation, test); paths as seen from its
+folder. Images that it does not list are not used.
 """
 
-import csv
-import io
+import collections
 import pathlib
 
 from hapre_jax import errors
-from hapre_jax.data import dataset, files
+from hapre_jax.data import dataset, files, reader
 
-_SPLITS = {"train", "val", "valid", "validation", "test"}
+_SPLITS = {
+    "train": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+    "test": "test",
+}
+
+
+def source(root: str) -> dataset.Source:
+    """The images of a tree or of a table.
+
+    Raises:
+      UserError: see `scan` and `scan_table`.
+    """
+    scanner = scan_table if root.lower().endswith(".csv") else scan
+    tree, records, classes = scanner(root)
+    return dataset.Source("folder", classes, records, reader.FilmReader(tree, records))
+
+
+def scan_table(
+    path: str,
+) -> tuple[files.Tree, list[dataset.Record], tuple[str, ...]]:
+    """All images that a CSV file lists, and the sorted names of their classes.
+
+    Raises:
+      UserError: no such file, wrong columns, a row without a label or with an unknown
+        split, a path that is not there or listed twice, fewer than two classes.
+    """
+    table = pathlib.Path(path).expanduser()
+    if not table.is_file():
+        raise errors.UserError(f"{table} does not exist: give a folder, a zip or a CSV")
+    rows = files.parse_csv(
+        table.read_bytes(),
+        ("path", "label"),
+        optional=("group", "view", "split"),
+        name=str(table),
+    )
+    tree = files.open_tree(str(table.absolute().parent))
+    classes = tuple(sorted({row["label"] for row in rows}))
+    if len(classes) < 2 or "" in classes:
+        raise errors.UserError(
+            f"{table} gives the labels {list(classes)}: expected at least two, and one "
+            "in each row"
+        )
+    records = []
+    for row in rows:
+        name, split = row["path"], row["split"].lower()
+        if not tree.has(name):
+            raise errors.UserError(f"{table} lists {name}, which is not in its folder")
+        if split and split not in _SPLITS:
+            raise errors.UserError(
+                f"{table} gives {name} the split {split!r}, which is none of "
+                f"{', '.join(_SPLITS)}"
+            )
+        records.append(
+            dataset.Record(
+                name,
+                classes.index(row["label"]),
+                group=row["group"] or name,
+                view=row["view"],
+                official=_SPLITS.get(split, ""),
+            )
+        )
+    if len({record.name for record in records}) < len(records):
+        counts = collections.Counter(record.name for record in records)
+        raise errors.UserError(f"{table} lists {counts.most_common(1)[0][0]} twice")
+    return tree, sorted(records), classes
 
 
 def scan(root: str) -> tuple[files.Tree, list[dataset.Record], tuple[str, ...]]:
@@ -28,43 +99,47 @@ def scan(root: str) -> tuple[files.Tree, list[dataset.Record], tuple[str, ...]]:
     """
     tree = files.open_tree(root)
     prefix = _strip_single_root(tree)
-    parents = [""]
+    parents = {"": ""}  # folder of classes to official split
     children = _children(tree, prefix)
-    if children and {child.lower() for child in children} <= _SPLITS:
-        parents = [f"{child}/" for child in children]
+    if children and {child.lower() for child in children} <= _SPLITS.keys():
+        parents = {f"{child}/": _SPLITS[child.lower()] for child in children}
     class_folders = {
-        f"{prefix}{parent}{child}/": child
-        for parent in parents
+        f"{prefix}{parent}{child}/": (child, split)
+        for parent, split in parents.items()
         for child in _children(tree, prefix + parent)
     }
-    classes = tuple(sorted(set(class_folders.values())))
+    classes = tuple(sorted({name for name, _ in class_folders.values()}))
     if len(classes) < 2:
         raise errors.UserError(
             f"{tree.root} holds {len(classes)} class folder(s) {list(classes)}: "
             "expected one folder a class, at least two"
         )
-    by_class: dict[str, list[str]] = {name: [] for name in classes}
-    depth = (prefix + parents[0]).count("/") + 1
+    found: dict[str, tuple[str, str]] = {}  # name to class and official split
+    depth = next(iter(class_folders)).count("/")
     for name in tree.names():
         head = "/".join(name.split("/")[:depth]) + "/"
         if head not in class_folders:
             raise errors.UserError(
                 f"{name} in {tree.root} lies outside the class folders {list(classes)}"
             )
-        by_class[class_folders[head]].append(name)
-    for class_name, names in by_class.items():
-        if not names:
-            raise errors.UserError(
-                f"class folder {class_name!r} in {tree.root} holds no image "
-                f"({' '.join(files.EXTENSIONS)})"
-            )
+        found[name] = class_folders[head]
+    empty = set(classes) - {class_name for class_name, _ in found.values()}
+    if empty:
+        raise errors.UserError(
+            f"class folder {min(empty)!r} in {tree.root} holds no image "
+            f"({' '.join(files.EXTENSIONS)})"
+        )
     groups = _read_groups(root, tree, prefix)
     records = [
-        dataset.Record(name, label, _group(name, groups, prefix))
-        for label, class_name in enumerate(classes)
-        for name in by_class[class_name]
+        dataset.Record(
+            name,
+            classes.index(class_name),
+            group=_group(name, groups, prefix),
+            official=split,
+        )
+        for name, (class_name, split) in sorted(found.items())
     ]
-    return tree, sorted(records), classes
+    return tree, records, classes
 
 
 def _strip_single_root(tree: files.Tree) -> str:
@@ -92,11 +167,7 @@ def _read_groups(root: str, tree: files.Tree, prefix: str) -> dict[str, str] | N
         data = tree.read(inside[0])
     else:
         return None
-    rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig", "surrogateescape")))
-    if not {"path", "group"} <= set(rows.fieldnames or ()):
-        raise errors.UserError(
-            f"groups.csv in {root} has the columns {rows.fieldnames}, not path,group"
-        )
+    rows = files.parse_csv(data, ("path", "group"), name=f"groups.csv in {root}")
     return {row["path"]: row["group"] for row in rows}
 
 

@@ -16,6 +16,8 @@ from PIL import Image, ImageOps
 from hapre_jax import errors
 from hapre_jax.data import dicom
 
+_EXIF_ORIENTATION = 0x0112
+
 GEOMETRIES = ("letterbox", "squash", "cover")
 
 
@@ -74,6 +76,28 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
             f"{name} holds 16-bit values of at most {high}: scale them to 0..65535"
         )
     return Image.fromarray(np.round(values / 257.0).astype(np.uint8))
+
+
+def stored(encoded: bytes, image: Image.Image) -> bytes:
+    """What keeps a film: its file if that is a plain gray one, else a PNG of it.
+
+    Args:
+      encoded: the file; may be empty.
+      image: what `open_gray` made of it.
+    """
+    if encoded[:2] in (b"\xff\xd8", b"\x89P"):  # JPEG or PNG
+        original = Image.open(io.BytesIO(encoded))
+        turned = original.getexif().get(_EXIF_ORIENTATION, 1) != 1
+        if original.format in ("JPEG", "PNG") and original.mode == "L" and not turned:
+            return encoded
+    return png(image)
+
+
+def png(image: Image.Image) -> bytes:
+    """A PNG file of an image."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def fit(image: Image.Image, *, size: int, geometry: str) -> np.ndarray:

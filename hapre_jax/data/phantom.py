@@ -10,11 +10,15 @@ texture all over both lungs.
 """
 
 import dataclasses
+import functools
+import hashlib
 import math
+from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
-from hapre_jax.data import images
+from hapre_jax.data import dataset, images
 
 CLASSES = ("normal", "bacterial", "viral")
 
@@ -127,6 +131,39 @@ def make(
     pixels = np.round(255 * image).astype(np.uint8)
     lung_box = images.tight_box(lungs > 0.5) / np.float32(size)
     return Phantom(pixels, label, lung_box, lesion_box)
+
+
+def source(
+    counts: Sequence[int], *, seed: int, quality: str, size: int
+) -> dataset.Source:
+    """The phantoms of the first indices, as a source that is divided already.
+
+    Args:
+      counts: of training, validation and test films.
+      seed, quality, size: see `make`.
+    """
+    names = [f"phantom-{seed}-{index}" for index in range(sum(counts))]
+    splits = np.repeat(("train", "validation", "test"), counts)
+    records = [
+        dataset.Record(name, index % len(CLASSES), name, official=str(split))
+        for index, (name, split) in enumerate(zip(names, splits, strict=True))
+    ]
+    read = functools.partial(_film, seed=seed, quality=quality, size=size)
+    return dataset.Source("phantom", CLASSES, records, read, is_divided=True)
+
+
+def _film(index: int, *, seed: int, quality: str, size: int) -> dataset.Film:
+    drawn = make(index, seed=seed, quality=quality, size=size)
+    image = Image.fromarray(drawn.image)
+    known = np.isfinite(drawn.lesion_box).all()
+    facts = dataset.Facts(
+        hashlib.sha256(drawn.image.tobytes()).hexdigest(),
+        size,
+        size,
+        drawn.lung_box,
+        drawn.lesion_box[None] if known else dataset.NO_BOXES,
+    )
+    return dataset.Film(image, b"", facts)
 
 
 def _sigmoid(x):

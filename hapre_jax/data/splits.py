@@ -28,6 +28,7 @@ def assign(
     groups: Sequence[str],
     labels: Sequence[int] | np.ndarray,
     *,
+    hashes: Sequence[str] | None = None,
     fractions: Sequence[float] = (0.7, 0.1, 0.2),
     seed: int,
     level: str = "group",
@@ -42,8 +43,10 @@ def assign(
     Args:
       groups: N names.
       labels: N integers >= 0.
-      fractions: shares of training, validation and test, > 0, sum 1. The default is
-        the paper's.
+      hashes: N, of the files: images with the same bytes are never parted, and groups
+        that share one count as one.
+      fractions: shares of training, validation and test, > 0, sum 1; or of the first
+        two where the test images are given. The default is the paper's.
       seed: another seed is another division; the same arguments give the same one.
       level: `group` never divides a group. `image` ignores groups, which is probably
         what the paper did.
@@ -56,16 +59,19 @@ def assign(
     """
     if level not in LEVELS:
         raise errors.UserError(f"split level {level!r} is none of {', '.join(LEVELS)}")
-    valid = len(fractions) == 3 and min(fractions) > 0
+    valid = len(fractions) in (2, 3) and min(fractions) > 0
     if not valid or abs(sum(fractions) - 1) > 1e-6:
         raise errors.UserError(
-            f"split fractions {tuple(fractions)} are not three positive numbers that "
-            "sum to 1"
+            f"split fractions {tuple(fractions)} are not two or three positive numbers "
+            "that sum to 1"
         )
     labels = np.asarray(labels)
-    members: dict[str | int, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(group if level == "group" else index, []).append(index)
+    units = [str(index) for index in range(len(labels))] if level == "image" else groups
+    if hashes is not None:
+        units = join_identical(units, hashes)
+    members: dict[str, list[int]] = {}
+    for index, unit in enumerate(units):
+        members.setdefault(unit, []).append(index)
     strata: dict[int, list[list[int]]] = {}
     for indices in members.values():
         commonest = int(np.bincount(labels[indices]).argmax())
@@ -74,17 +80,17 @@ def assign(
     rng = np.random.default_rng(seed)
     result = np.full(len(labels), "", "<U10")
     for label in sorted(strata):
-        units = strata[label]
-        missing = np.array(fractions) * sum(len(unit) for unit in units)
-        for position in rng.permutation(len(units)):
+        stratum = strata[label]
+        missing = np.array(fractions) * sum(len(indices) for indices in stratum)
+        for position in rng.permutation(len(stratum)):
             neediest = int(np.argmax(missing))
-            result[units[position]] = SPLITS[neediest]
-            missing[neediest] -= len(units[position])
-    for split in SPLITS:
+            result[stratum[position]] = SPLITS[neediest]
+            missing[neediest] -= len(stratum[position])
+    for split in SPLITS[: len(fractions)]:
         if split not in result:
             raise errors.UserError(
                 f"the {split} split is empty: {len(members)} {level}(s) cannot be "
-                f"divided {fractions}; add images or change data.split_fractions"
+                f"divided {tuple(fractions)}; add images or change data.split_fractions"
             )
     return result
 
@@ -113,6 +119,31 @@ def shared_with_train(groups: Sequence[str], split: Iterable[str]) -> int:
     pairs = list(zip(groups, split, strict=True))
     trained = {group for group, name in pairs if name == "train"}
     return sum(name == "test" and group in trained for group, name in pairs)
+
+
+def refuse_leaks(rows: Iterable[Row], *, groups: bool = True) -> None:
+    """Checks that no two splits share a patient or a film.
+
+    Args:
+      rows: of one division.
+      groups: False where only films count, as with `level="image"`.
+
+    Raises:
+      UserError: two splits share a group, or a file of the same bytes.
+    """
+    fields = {"sha256": "identical films such as"} | (
+        {"group": "films of one group such as"} if groups else {}
+    )
+    for field, what in fields.items():
+        first: dict[str, Row] = {}
+        for row in rows:
+            other = first.setdefault(getattr(row, field), row)
+            if other.split != row.split:
+                raise errors.UserError(
+                    f"{what} {other.path} and {row.path} are in two splits, "
+                    f"{other.split} and {row.split}: figures would be optimistic; "
+                    "remove one of them, or divide the images anew"
+                )
 
 
 def write(path: pathlib.Path, rows: Iterable[Row]) -> None:

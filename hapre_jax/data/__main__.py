@@ -1,0 +1,230 @@
+"""Prepares and audits data sets: `python -m hapre_jax.data`."""
+
+import argparse
+import collections
+import contextlib
+import io
+import json
+import pathlib
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+
+import rich.console
+import rich.table
+
+from hapre_jax import cli, log
+from hapre_jax.config import DataConfig
+from hapre_jax.data import (
+    audit,
+    nih_chest_xray,
+    ped_pneumonia,
+    pipeline,
+    prepared,
+    rsna_pneumonia,
+    sources,
+    splits,
+)
+from hapre_jax.errors import UserError
+
+_PROGRAM = "python -m hapre_jax.data"
+_EPILOG = f"""examples:
+  {_PROGRAM} prepare ped_pneumonia --root DIR --out prepared
+  {_PROGRAM} prepare rsna_pneumonia --root DIR --out prepared --variant target
+  {_PROGRAM} audit folder --root my_hospital
+  {_PROGRAM} prepare --help
+"""
+
+
+def prepare(
+    name: str,
+    *,
+    root: str,
+    out: str,
+    variant: str,
+    on_error: str,
+    console: rich.console.Console,
+) -> pathlib.Path:
+    """Stores a data set as array_record files through TFDS.
+
+    Args:
+      name: of the data set.
+      root: folder or zip of the original films.
+      out: folder to write NAME/VARIANT/VERSION in.
+      variant: one of the builder's configs; empty takes the first.
+      on_error: "skip" or "stop".
+      console: for the progress and the table.
+
+    Returns:
+      The folder that was written, or was there already.
+
+    Raises:
+      UserError: nothing to read, an unknown variant, or an unreadable film and `stop`.
+    """
+    import tensorflow_datasets as tfds  # slow to import
+
+    from hapre_jax.data import builders
+
+    kind = builders.BUILDERS[name]
+    if kind.MANUAL_DOWNLOAD_INSTRUCTIONS and not root:
+        raise UserError(
+            f"--root is missing. {' '.join(kind.MANUAL_DOWNLOAD_INSTRUCTIONS.split())}"
+        )
+    variants = list(kind.builder_configs)
+    if variant and variant not in variants:
+        accepted = ", ".join(variants) or "none"
+        raise UserError(f"--variant {variant} is not of {name}, which has: {accepted}")
+    options = {"config": variant} if variant else {}
+    builder = kind(data_dir=out, root=root, on_error=on_error, **options)
+    folder = pathlib.Path(builder.data_path)
+    if (folder / prepared.INDEX).exists():
+        log.say(console, f"{folder} is there already; delete it to prepare it anew.")
+        return folder
+    tfds.disable_progress_bar()
+    with (
+        log.progress_bar(console, f"{name} films") as update,
+        tempfile.TemporaryDirectory() as downloads,  # nothing is downloaded
+        contextlib.redirect_stdout(io.StringIO()),  # TFDS has its own words
+    ):
+        builder.progress = update
+        builder.download_and_prepare(download_dir=downloads)
+    if builder.unreadable:
+        failed = [pipeline.Unreadable(*film) for film in builder.unreadable]
+        pipeline.write_unreadable(folder / "unreadable.csv", failed)
+        log.say(console, f"{len(failed)} films cannot be read and were left out:")
+        for film in failed:
+            log.say(console, f"  {film.reason}")
+    return folder
+
+
+def counts_table(folder: pathlib.Path) -> rich.table.Table:
+    """Films of each class and split of a prepared data set, beside the published."""
+    header = prepared.read_header(folder / prepared.INDEX)
+    rows = prepared.read_index(folder / prepared.INDEX)
+    counted = collections.Counter(
+        (row.record.official or "all", row.record.label) for row in rows
+    )
+    official = _official_counts(header.name, header.variant)
+    table = rich.table.Table(title=f"{header.name} {header.variant}".rstrip())
+    table.add_column("split")
+    for class_name in header.classes:
+        table.add_column(class_name, justify="right")
+    table.add_column("films", justify="right")
+    order = [*splits.SPLITS, "all"]
+    for split in sorted({s for s, _ in counted} | official.keys(), key=order.index):
+        counts = [counted[split, label] for label in range(len(header.classes))]
+        published = official.get(split, ())
+        cells = [
+            f"{n} of {published[label]}" if published else str(n)
+            for label, n in enumerate(counts)
+        ]
+        table.add_row(split, *cells, str(sum(counts)))
+    groups = len({row.record.group for row in rows})
+    note = "; N of M: M are published" if official else ""
+    table.caption = f"{groups} patient groups{note}"
+    return table
+
+
+def _official_counts(name: str, variant: str) -> Mapping[str, Sequence[int]]:
+    """Published films of each split and class; empty where nobody says."""
+    if name == "rsna_pneumonia":
+        return rsna_pneumonia.OFFICIAL_COUNTS[variant]
+    if name == "ped_pneumonia":
+        return ped_pneumonia.OFFICIAL_COUNTS
+    return nih_chest_xray.OFFICIAL_COUNTS if name == "nih_chest_xray" else {}
+
+
+def main(argv: Sequence[str]) -> int:
+    """The program."""
+    arguments = _parser().parse_args(argv)
+    # Bound to this stdout, since what TFDS prints is kept away from it.
+    console = rich.console.Console(file=sys.stdout)
+    if arguments.command == "prepare":
+        return _prepare(arguments, console)
+    return _audit(arguments, console)
+
+
+def _prepare(arguments, console) -> int:
+    folder = prepare(
+        arguments.name,
+        root=arguments.root,
+        out=arguments.out,
+        variant=arguments.variant,
+        on_error=arguments.on_error,
+        console=console,
+    )
+    console.print(counts_table(folder))
+    log.say(console, f"Everything is in {folder}.")
+    if arguments.name != "phantom":
+        command = f"--data.name {arguments.name} --data.root {arguments.out}"
+        log.say(
+            console,
+            "Next: python -m hapre_jax.train --config configs/ped_pneumonia.py "
+            f"{command} --workdir runs/{arguments.name}",
+        )
+    return 0
+
+
+def _audit(arguments, console) -> int:
+    data = DataConfig(name=arguments.name, root=arguments.root)
+    source = sources.open_source(data, seed=0)
+    with log.progress_bar(console, f"{arguments.name} files") as update:
+        audited = audit.examine(source, progress=update, threads=data.threads)
+    for table in audit.tables(audited):
+        console.print(table)
+    for sentence in audit.verdict(audited):
+        log.say(console, f"* {sentence}")
+    if arguments.json:
+        pathlib.Path(arguments.json).write_text(
+            json.dumps(audit.to_dict(audited), indent=2) + "\n"
+        )
+        log.say(console, f"Written to {arguments.json}.")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.Parser(
+        prog=_PROGRAM,
+        description="Prepare a data set once for fast training, or audit what it gives "
+        "away.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    names = ("ped_pneumonia", "rsna_pneumonia", "nih_chest_xray", "folder", "phantom")
+    one = commands.add_parser(
+        "prepare",
+        help="store the films as array_record files, which TFDS reads",
+        description="Store the films at their own resolution as array_record files, "
+        "which hapre_jax and TensorFlow Datasets read without TensorFlow.",
+    )
+    one.add_argument("name", metavar="NAME", choices=names, help=", ".join(names))
+    one.add_argument("--root", default="", help="folder or zip of the original films")
+    one.add_argument("--out", required=True, help="folder to store them in")
+    one.add_argument(
+        "--variant",
+        default="",
+        help="rsna_pneumonia: class or target; phantom: low, medium or high",
+    )
+    one.add_argument(
+        "--on_error",
+        choices=("skip", "stop"),
+        default="skip",
+        help="what a film that cannot be read does (default skip)",
+    )
+    other = commands.add_parser(
+        "audit",
+        help="say what file properties, duplicates and patients give away",
+        description="Guess the class from the shape and the file properties of the "
+        "films alone, count duplicates and patients, and say what follows.",
+    )
+    other.add_argument(
+        "name", metavar="NAME", choices=names[:-1], help=", ".join(names[:-1])
+    )
+    other.add_argument("--root", required=True, help="folder or zip of the films")
+    other.add_argument("--json", metavar="FILE", help="write all figures there too")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,290 @@
+"""The data sets for TensorFlow Datasets, which need no TensorFlow.
+
+    import tensorflow_datasets as tfds
+    from hapre_jax.data import builders  # registers them
+
+    builder = builders.PedPneumonia(data_dir=OUT, root=DIR)
+    builder.download_and_prepare()
+    films = tfds.data_source("ped_pneumonia", data_dir=OUT, split="train")
+
+Films keep their resolution. A gray 8-bit JPEG or PNG is stored byte for byte, another
+file as a PNG of its luma. Features, where a source has them:
+
+* `image` u8[H, W, 1], `label`, `group` (of a patient), `view` (PA, AP), `path`,
+  `sha256` (of the original file)
+* `lung_mask` u8[H, W, 1]: 255 lung, 127 unknown, 0 elsewhere
+* `lung_box` f32[4], NaN where unknown, and `lesion_boxes`: yxyx in [0, 1] of the film
+
+Splits are those in which a source was published, else all is `train`.
+"""
+
+import dataclasses
+import io
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from hapre_jax import errors
+from hapre_jax.data import (
+    dataset,
+    folder,
+    images,
+    nih_chest_xray,
+    ped_pneumonia,
+    phantom,
+    prepared,
+    rsna_pneumonia,
+)
+
+
+class FilmBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """What the builders share.
+
+    Attributes:
+      unreadable: after preparing, the films that were left out: (name, reason).
+      progress: called with the number of films stored and their total.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}
+    ABOUT: types.ModuleType  # that reads the films
+    CLASSES: Sequence[str]
+    BOXES: Sequence[str] = ()  # of lung_mask, lung_box, lesion_boxes
+
+    def __init__(
+        self,
+        *,
+        root: str = "",
+        on_error: str = "skip",
+        file_format: Any = "array_record",  # the one that needs no TensorFlow
+        **kwargs: Any,
+    ):
+        """Makes a builder.
+
+        Args:
+          root: folder or zip of the films; else `manual_dir` of the download config.
+          on_error: "skip" leaves a film out that cannot be read, "stop" raises.
+          file_format: of TFDS.
+          kwargs: of `tfds.core.GeneratorBasedBuilder`, as `data_dir` and `config`.
+        """
+        self.unreadable: list[tuple[str, str]] = []
+        self.progress: Callable[[int, int], None] = lambda done, total: None
+        self._root, self._on_error = root, on_error
+        super().__init__(file_format=file_format, **kwargs)
+
+    def open(self, root: str) -> dataset.Source:
+        """The films below a root."""
+        raise NotImplementedError
+
+    @property
+    def variant(self) -> str:
+        """Name of the way in which the films are labelled, if there are several."""
+        return ""
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 1)),
+            "label": tfds.features.ClassLabel(names=list(self.CLASSES)),
+            "group": text,
+            "view": text,
+            "path": text,
+            "sha256": text,
+            "lung_mask": tfds.features.Image(shape=(None, None, 1)),
+            "lung_box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+            "lesion_boxes": tfds.features.Sequence(tfds.features.BBoxFeature()),
+        }
+        for name in {"lung_mask", "lung_box", "lesion_boxes"} - set(self.BOXES):
+            del features[name]
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.ABOUT.__doc__,
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", "label"),
+            # Films lie in the order of the index; training shuffles anyway.
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager):
+        root = self._root
+        if not root and self.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            root = str(dl_manager.manual_dir)
+        source = self.open(root)
+        indices: dict[str, list[int]] = {}
+        for index, record in enumerate(source.records):
+            indices.setdefault(record.official or "train", []).append(index)
+        rows: list[prepared.Row] = []
+        return {
+            split: self._generate_examples(source, split, indices, rows)
+            for split in indices
+        }
+
+    def _generate_examples(
+        self,
+        source: dataset.Source,
+        split: str,
+        indices: dict[str, list[int]],
+        rows: list[prepared.Row],
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        position = 0
+        for index in indices[split]:
+            record = source.records[index]
+            try:
+                film = source.read(index)
+            except errors.UserError as error:
+                if self._on_error == "stop":
+                    raise
+                self.unreadable.append((record.name, str(error)))
+            else:
+                rows.append(prepared.Row(split, position, record, film.facts))
+                position += 1
+                yield record.name, self._example(record, film)
+            self.progress(len(rows) + len(self.unreadable), len(source.records))
+        if not position:
+            raise errors.UserError(
+                f"no film of {split} can be read; for one, {self.unreadable[0][1]}"
+            )
+        if split == list(indices)[-1]:
+            header = prepared.Header(self.name, self.variant, source.classes)
+            prepared.write_index(self.data_path / prepared.INDEX, header, rows)
+
+    def _example(self, record: dataset.Record, film: dataset.Film) -> dict[str, Any]:
+        facts = film.facts
+        values = {
+            "image": io.BytesIO(images.stored(film.encoded, film.image)),
+            "label": record.label,
+            "group": record.group,
+            "view": record.view,
+            "path": record.name,
+            "sha256": facts.sha256,
+        }
+        if "lung_mask" in self.BOXES:
+            lungs = film.lungs
+            if lungs is None:
+                lungs = np.full((facts.height, facts.width), 127, np.uint8)
+            values["lung_mask"] = io.BytesIO(images.png(Image.fromarray(lungs)))
+        if "lung_box" in self.BOXES:
+            values["lung_box"] = facts.lung_box
+        if "lesion_boxes" in self.BOXES:
+            values["lesion_boxes"] = [
+                tfds.features.BBox(*map(float, box)) for box in facts.lesion_boxes
+            ]
+        return values
+
+
+class PedPneumonia(FilmBuilder):
+    """Ped-Pneumonia: see `hapre_jax.data.ped_pneumonia`."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """
+    Download ChestXRay2017.zip from doi:10.17632/rscbjbr9sj.2, or chest-xray-pneumonia
+    from Kaggle, and give the zip or the folder that holds chest_xray/. Lung masks, if
+    you have them, lie beside it as chest_xray_lungmasks/ or its zip.
+    """
+    ABOUT = ped_pneumonia
+    CLASSES = ped_pneumonia.CLASSES
+    BOXES = ("lung_mask", "lung_box")
+
+    def open(self, root):
+        return ped_pneumonia.source(root)
+
+
+class RsnaPneumonia(FilmBuilder):
+    """RSNA's challenge: see `hapre_jax.data.rsna_pneumonia`."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """
+    Download rsna-pneumonia-detection-challenge.zip from Kaggle and give it, or the
+    folder that holds stage_2_train_images/, stage_2_train_labels.csv and
+    stage_2_detailed_class_info.csv.
+    """
+    ABOUT = rsna_pneumonia
+    CLASSES = rsna_pneumonia.CLASSES
+    BOXES = ("lesion_boxes",)
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(
+            name="class", description="Normal against Lung Opacity"
+        ),
+        tfds.core.BuilderConfig(name="target", description="Target 0 against Target 1"),
+    ]
+
+    @property
+    def variant(self):
+        return self.builder_config.name
+
+    def open(self, root):
+        return rsna_pneumonia.source(root, labels=self.variant)
+
+
+class NihChestXray(FilmBuilder):
+    """ChestX-ray14, two classes of it: see `hapre_jax.data.nih_chest_xray`."""
+
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """
+    Download images_001.tar.gz to images_012.tar.gz, Data_Entry_2017_v2020.csv,
+    BBox_List_2017.csv, train_val_list.txt and test_list.txt from
+    https://nihcc.app.box.com/v/ChestXray-NIHCC, unpack the archives, and give the
+    folder that holds all of them. Some of the archives are enough to begin with.
+    """
+    ABOUT = nih_chest_xray
+    CLASSES = nih_chest_xray.CLASSES
+    BOXES = ("lesion_boxes",)
+
+    def open(self, root):
+        return nih_chest_xray.source(root)
+
+
+@dataclasses.dataclass(kw_only=True)
+class PhantomConfig(tfds.core.BuilderConfig):
+    """Which phantoms are drawn: see `phantom.source`."""
+
+    counts: tuple[int, int, int] = (3000, 300, 600)
+    seed: int = 0
+    size: int = 128
+
+
+class Phantom(FilmBuilder):
+    """Drawn films: see `hapre_jax.data.phantom`."""
+
+    ABOUT = phantom
+    CLASSES = phantom.CLASSES
+    BOXES = ("lung_box", "lesion_boxes")
+    BUILDER_CONFIGS = [
+        PhantomConfig(name=quality, description=f"Phantoms of {quality} quality")
+        for quality in phantom.QUALITIES
+    ]
+
+    @property
+    def variant(self):
+        return self.builder_config.name
+
+    def open(self, root):
+        config = self.builder_config
+        return phantom.source(
+            config.counts, seed=config.seed, quality=config.name, size=config.size
+        )
+
+
+class Folder(FilmBuilder):
+    """Your own films: see `hapre_jax.data.folder`."""
+
+    ABOUT = folder
+
+    def __init__(self, *, root: str, **kwargs: Any):
+        """Opens the root at once, since the classes are found there."""
+        self._opened = folder.source(root)
+        self.CLASSES = self._opened.classes
+        super().__init__(root=root, **kwargs)
+
+    def open(self, root):
+        return self._opened
+
+
+BUILDERS: dict[str, type[FilmBuilder]] = {
+    "ped_pneumonia": PedPneumonia,
+    "rsna_pneumonia": RsnaPneumonia,
+    "nih_chest_xray": NihChestXray,
+    "phantom": Phantom,
+    "folder": Folder,
+}

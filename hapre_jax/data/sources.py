@@ -1,0 +1,101 @@
+"""The data sets by name, and which films of them a config asks for."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from hapre_jax import errors
+from hapre_jax.config import DataConfig
+from hapre_jax.data import (
+    dataset,
+    folder,
+    nih_chest_xray,
+    ped_pneumonia,
+    phantom,
+    prepared,
+    rsna_pneumonia,
+)
+
+_SOURCES: dict[str, Callable[[DataConfig, int], dataset.Source]] = {
+    "phantom": lambda data, seed: phantom.source(
+        (data.train_images, data.validation_images, data.test_images),
+        seed=seed,
+        quality=data.quality,
+        size=data.image_size,
+    ),
+    "ped_pneumonia": lambda data, seed: ped_pneumonia.source(data.root),
+    "rsna_pneumonia": lambda data, seed: rsna_pneumonia.source(
+        data.root, labels=data.rsna_labels
+    ),
+    "nih_chest_xray": lambda data, seed: nih_chest_xray.source(data.root),
+    "folder": lambda data, seed: folder.source(data.root),
+}
+
+
+def open_source(data: DataConfig, *, seed: int) -> dataset.Source:
+    """The films that a config asks for, from their files or as `prepare` stored them.
+
+    Args:
+      data: which data set, where it is and which of its films.
+      seed: of the phantoms, and of the films that `data.draw` draws.
+
+    Raises:
+      UserError: nothing to read, or no film that fits.
+    """
+    stored = None
+    if data.name != "phantom" and data.root:
+        variant = data.rsna_labels if data.name == "rsna_pneumonia" else ""
+        stored = prepared.find(data.root, data.name, variant)
+    source = prepared.source(stored) if stored else _SOURCES[data.name](data, seed)
+    if data.bare_groups:
+        records = [
+            record._replace(group=ped_pneumonia.bare_group(record.group))
+            for record in source.records
+        ]
+        source = dataclasses.replace(source, records=records)
+    if data.view != "all":
+        kept = [i for i, r in enumerate(source.records) if r.view == data.view]
+        source = _take(source, kept)
+        if not kept:
+            raise errors.UserError(f"{source.name} has no film of view {data.view}")
+    if data.draw:
+        source = _take(source, draw(source, data.draw, seed=seed))
+    return source
+
+
+def draw(source: dataset.Source, counts: Sequence[int], *, seed: int) -> list[int]:
+    """Indices of records drawn at random, class by class.
+
+    Args:
+      source: K classes.
+      counts: K numbers of films.
+      seed: another seed draws others.
+
+    Raises:
+      UserError: not K counts, or more than there are.
+    """
+    labels = np.array([record.label for record in source.records])
+    there = np.bincount(labels, minlength=len(source.classes))
+    if len(counts) != len(there) or (np.array(counts) > there).any():
+        listed = ", ".join(
+            f"{n} {name}" for n, name in zip(there, source.classes, strict=True)
+        )
+        raise errors.UserError(
+            f"data.draw is {tuple(counts)}, but {source.name} has {listed}"
+        )
+    rng = np.random.default_rng(seed)
+    chosen = [
+        rng.permutation(np.flatnonzero(labels == label))[:count]
+        for label, count in enumerate(counts)
+    ]
+    return sorted(np.concatenate(chosen).tolist())
+
+
+def _take(source: dataset.Source, rows: Sequence[int]) -> dataset.Source:
+    return dataclasses.replace(
+        source,
+        records=[source.records[row] for row in rows],
+        read=lambda index: source.read(rows[index]),
+        facts=None if source.facts is None else [source.facts[row] for row in rows],
+    )
