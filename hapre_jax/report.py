@@ -18,6 +18,9 @@ def summary_table(results: dict) -> rich.table.Table:
     for key in ("accuracy", "macro_precision", "macro_recall", "macro_f1"):
         row = [f"{scores[key]:.3f}" for scores in columns.values()]
         table.add_row(key.replace("_", " "), *row)
+    for view, there in test["views"].items():
+        row = [f"{scores['views'][view]['macro_f1']:.3f}" for scores in columns.values()]
+        table.add_row(f"macro f1 of view {view} ({there['n']})", *row)
     area = test["key_area"]
     if area:
         rows = {
@@ -26,6 +29,7 @@ def summary_table(results: dict) -> rich.table.Table:
             "  of the central 80 %": area["trivial_iou"]["central80"],
             "  of the mean lung box": area["trivial_iou"]["mean_box"],
             "lung coverage": area["lung_coverage"],
+            "lesion coverage": area["lesion_coverage"],
             "side fraction": area["side_fraction"],
             "share at a bound": area["at_bound"],
             "policy entropy (nats)": area["entropy"],

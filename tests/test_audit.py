@@ -1,14 +1,13 @@
 """Real small collections: files in folders, read as a user's are."""
 
+import dataclasses
 import io
-import json
 import subprocess
 import sys
 
 import numpy as np
 import pydicom
 import pytest
-import rich.console
 from PIL import Image
 from pydicom import uid
 
@@ -55,11 +54,12 @@ def source(root):
     return dataset.Source("my films", classes, records, read)
 
 
-def printed(audited):
-    console = rich.console.Console(width=100, file=io.StringIO())
-    for table in audit.tables(audited):
-        console.print(table)
-    return console.file.getvalue()
+def seen_as(read, views):
+    records = [
+        record._replace(view=view)
+        for record, view in zip(read.records, views, strict=True)
+    ]
+    return dataclasses.replace(read, records=records)
 
 
 def equal_films(rng, count, **options):
@@ -154,7 +154,7 @@ def test_optional_packages_are_named(monkeypatch, tmp_path):
 
 
 def test_importing_it_is_cheap():
-    code = "import hapre_jax.data.audit, sys; print(*sys.modules)"
+    code = "import hapre_jax.data.audit_report, sys; print(*sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
@@ -194,9 +194,6 @@ def test_no_shortcut(tmp_path):
     within = audited.chance - 0.5
     assert all(abs(auc - 0.5) < within for auc in audited.aucs.values())
     assert all(abs(auc - 0.5) < within for auc in audited.together)
-    sentences = audit.verdict(audited)
-    assert len(sentences) == 2 and "Each film is a group of its own" in sentences[0]
-    assert sentences[1].startswith("No shortcut found in the shape and kind")
 
 
 def test_the_aspect_ratio_gives_the_class_away(tmp_path):
@@ -213,22 +210,10 @@ def test_the_aspect_ratio_gives_the_class_away(tmp_path):
     assert audited.aucs["aspect ratio"] < 0.01
     assert min(audited.together) > 0.98
     assert abs(audited.aucs["area"] - 0.5) < audited.chance - 0.5
-    sentences = audit.verdict(audited)
-    assert sentences[0].startswith(
-        "The shape and kind of the files alone separate normal from the rest with AUC "
-        "1.00, so a network can score without looking at the lungs. The strongest "
-        "single property is aspect ratio"
-    )
-    assert any(
-        "aspect ratio (AUC 1.00, lower in normal): --data.geometry cover" in sentence
-        for sentence in sentences
-    )
-    assert "No shortcut" not in " ".join(sentences)
-    assert "aspect ratio" in printed(audited).split("property")[1].split("width")[0]
 
 
 @pytest.mark.parametrize("kind", ["channels", "EXIF"])
-def test_what_a_network_never_sees(tmp_path, kind):
+def test_kind(tmp_path, kind):
     films, rng = {}, RNG(0)
     for class_name in ("a", "b"):
         for index in range(30):
@@ -239,12 +224,6 @@ def test_what_a_network_never_sees(tmp_path, kind):
             films[f"{class_name}/{index}.jpg"] = encode(image, "JPEG", **tags)
     audited = audit.examine(source(write(tmp_path, films)))
     assert audited.aucs[kind] == 0 and min(audited.together) == 1
-    first, *others = audit.verdict(audited)
-    assert "AUC 1.00, but by nothing that a network sees" in first
-    assert any(
-        f"By {kind} (AUC 1.00, lower in a): hidden from a network here" in sentence
-        for sentence in others
-    )
 
 
 def test_compression_is_told_apart_from_shape(tmp_path):
@@ -256,9 +235,6 @@ def test_compression_is_told_apart_from_shape(tmp_path):
     audited = audit.examine(source(write(tmp_path, films)))
     assert audited.aucs["bytes a pixel"] == 0
     assert audited.together == (0.5, 0.5)
-    first, second, *_ = audit.verdict(audited)
-    assert first.startswith("No shortcut found in the shape and kind of the files")
-    assert "bytes a pixel (AUC 1.00, lower in a): the classes differ in" in second
 
 
 def test_each_class_against_the_rest(tmp_path):
@@ -272,21 +248,6 @@ def test_each_class_against_the_rest(tmp_path):
     assert audited.together[2] == 1
     assert audited.together[:2] == pytest.approx((0.75, 0.75), abs=0.1)
     assert audited.aucs["width"] == 0.25
-    assert "separate c from the rest with AUC 1.00" in audit.verdict(audited)[0]
-
-
-def test_of_equal_properties_the_aspect_ratio_is_named(tmp_path):
-    rng = RNG(0)
-    sizes = {"a": (20, 40), "b": (30, 40)}  # resized to one longest side
-    films = {
-        f"{class_name}/{index}.png": encode(pixels(rng, *size))
-        for class_name, size in sizes.items()
-        for index in range(20)
-    }
-    audited = audit.examine(source(write(tmp_path, films)))
-    assert audited.aucs["area"] == audited.aucs["aspect ratio"] == 0
-    sentence = audit.verdict(audited)[0]
-    assert "The strongest single property is aspect ratio, AUC 1.00." in sentence
 
 
 def test_patients_are_not_recognized(tmp_path):
@@ -332,11 +293,6 @@ def test_identical_files(tmp_path):
     assert copies.of_several_classes == (("train/a/1.png", "train/b/1.png"),)
     assert copies.of_several_groups == (("test/a/2.png", "train/a/2.png"),)
     assert copies.of_several_splits == copies.of_several_groups
-    first, *others = audit.verdict(audited)
-    assert "1 set(s) of byte-identical files lie in several classes" in first
-    assert first.endswith("correct or remove train/a/1.png, train/b/1.png.")
-    assert any("lie in several official splits" in sentence for sentence in others)
-    assert any("belong to several groups" in sentence for sentence in others)
 
 
 def test_patients_of_an_image_level_split(tmp_path):
@@ -353,15 +309,12 @@ def test_patients_of_an_image_level_split(tmp_path):
     assert found.groups.image_level_leak == pytest.approx(70 / 99, abs=0.1)
     assert found.groups.of_several_films == 1 and found.groups.of_several_classes == 0
     assert found.groups.official_leak is None and found.official_counts == {}
-    said = f"would put {found.groups.image_level_leak:.1%} of the test images"
-    assert any(said in sentence for sentence in audit.verdict(found))
     # One patient a class: each test film has a trained one.
     write_groups(tmp_path, {name: name[0] for name in groups})
     found = audit.examine(source(tmp_path))
     assert found.groups.image_level_leak == 1 and found.groups.number == 2
     # And nobody is left to try a classifier on.
     assert found.together is None
-    assert any("Too few groups" in sentence for sentence in audit.verdict(found))
 
 
 def test_official_splits(tmp_path):
@@ -386,7 +339,6 @@ def test_official_splits(tmp_path):
     assert audited.groups.official_leak == 0.25  # bob's
     assert audited.groups.of_several_films == 2 / 5
     assert audited.groups.of_several_classes == 1 / 5
-    assert "25.0% of the official test images belong to" in audit.verdict(audited)[0]
 
 
 def test_few_films_prove_nothing(tmp_path):
@@ -395,10 +347,6 @@ def test_few_films_prove_nothing(tmp_path):
     films |= {f"b/{i}.png": encode(pixels(rng, 40, 20)) for i in range(12)}
     audited = audit.examine(source(write(tmp_path, films)))
     assert audited.aucs["width"] == 0 and audited.chance == 1
-    sentences = audit.verdict(audited)
-    assert "AUC 1.00, where chance may reach 1.00" in sentences[-1]
-    assert any("Fewer than 50 films of a (3), b (12)" in text for text in sentences)
-    assert any("4.0 times as many films of b as of a" in text for text in sentences)
 
 
 def test_one_film_of_each_class(tmp_path):
@@ -406,7 +354,6 @@ def test_one_film_of_each_class(tmp_path):
     audited = audit.examine(source(write(tmp_path, films)))
     assert audited.together is None and audited.groups.image_level_leak is None
     assert audited.aucs["bits"] == 0
-    assert audit.verdict(audited)[-1].startswith("No shortcut found")
 
 
 def test_unreadable_files_are_named(tmp_path):
@@ -423,11 +370,6 @@ def test_unreadable_files_are_named(tmp_path):
         *(f"b/broken{i}.png" for i in range(4)),
     ]
     assert audited.unreadable["b/broken1.png"].endswith("not an image")
-    assert any(
-        "5 file(s) cannot be read and were left out: a/film.dcm, b/broken0.png, "
-        "b/broken1.png and 2 more." in sentence
-        for sentence in audit.verdict(audited)
-    )
 
 
 def test_a_class_without_a_readable_film(tmp_path):
@@ -436,17 +378,44 @@ def test_a_class_without_a_readable_film(tmp_path):
         audit.examine(source(tmp_path))
 
 
-def test_the_same_again_and_as_json(tmp_path):
+def test_the_same_again(tmp_path):
     films = {}
-    for class_name, seed in (("[i]ll", 0), ("well", 1)):
+    for class_name, seed in (("ill", 0), ("well", 1)):
         for index, film in enumerate(equal_films(RNG(seed), 20)):
             films[f"{class_name}/{index}.jpg"] = film
     write(tmp_path, films)
     audited = audit.examine(source(tmp_path))
     assert audit.examine(source(tmp_path), threads=1) == audited
-    saved = json.loads(json.dumps(audit.to_dict(audited)))
-    assert saved["aucs"] == audited.aucs and saved["counts"] == [20, 20]
-    assert saved["groups"]["number"] == 40
-    assert saved["verdict"] == audit.verdict(audited)
-    text = printed(audited)
-    assert "[i]ll" in text and "possible by chance" in text
+
+
+def test_views(tmp_path):
+    rng = RNG(0)
+    films = {f"{k}/{i}.png": encode(pixels(rng, 20, 20)) for k in "ab" for i in (0, 1)}
+    audited = audit.examine(source(write(tmp_path, films)))
+    assert audited.view == "" and "view" not in audited.aucs
+    # Three of the four pairs are ranked right or half right: PA beats what is not PA.
+    audited = audit.examine(seen_as(source(tmp_path), ["PA", "PA", "PA", ""]))
+    assert audited.view == "PA" and audited.aucs["view"] == 0.75
+
+
+def test_the_classifier_does_not_see_the_view(tmp_path):
+    rng = RNG(0)
+    films = {
+        f"{k}/{i}.png": encode(pixels(rng, 20, 20)) for k in "ab" for i in range(9)
+    }
+    audited = audit.examine(
+        seen_as(source(write(tmp_path, films)), ["PA"] * 9 + ["AP"] * 9)
+    )
+    assert audited.aucs["view"] == 1 and audited.together == (0.5, 0.5)
+
+
+def test_copies_outside_of_the_official_splits(tmp_path):
+    write(tmp_path, {name: encode(GRAY) for name in ("a/1.png", "a/2.png", "b/1.png")})
+    read = source(tmp_path)
+    for official, count in ((["test", "", ""], 0), (["test", "", "train"], 1)):
+        records = [
+            record._replace(official=split)
+            for record, split in zip(read.records, official, strict=True)
+        ]
+        copies = audit.examine(dataclasses.replace(read, records=records)).copies
+        assert len(copies.of_several_splits) == count

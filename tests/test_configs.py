@@ -12,16 +12,19 @@ FILES = config.available()
 
 SCORES = {
     "n",
+    "classes",
     "accuracy",
     "macro_precision",
     "macro_recall",
     "macro_f1",
     "confusion_matrix",
+    "views",
     "key_area",
 }
 KEY_AREA = {
     "lung_iou",
     "lung_coverage",
+    "lesion_coverage",
     "trivial_iou",
     "side_fraction",
     "at_bound",

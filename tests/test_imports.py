@@ -7,7 +7,15 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "hapre_jax"
 
-OPTIONAL = ("matplotlib", "optuna", "pydicom", "pylibjpeg", "submitit", "tensorboardX")
+OPTIONAL = (
+    "matplotlib",
+    "optuna",
+    "pydicom",
+    "pylibjpeg",
+    "sklearn",
+    "submitit",
+    "tensorboardX",
+)
 HEAVY = ("flax", "grain", "tensorflow_datasets", *OPTIONAL)
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from hapre_jax import errors
-from hapre_jax.data import dataset, images, ped_pneumonia
+from hapre_jax.data import dataset, ped_pneumonia, reader
 
 NORMAL, BACTERIAL, VIRAL = 0, 1, 2
 
@@ -191,10 +191,12 @@ def test_lung_masks(tmp_path, kind):
     root = tmp_path / "chest_xray" if kind == "beside" else tmp_path
     masks = ped_pneumonia.lung_masks(str(root))
     found = [masks(name) for name in prefixed("chest_xray/")]
-    np.testing.assert_array_equal(found[0], mask == 255)
-    np.testing.assert_array_equal(images.tight_box(found[0]), [2, 4, 9, 13])
+    np.testing.assert_array_equal(found[0], mask)
+    np.testing.assert_allclose(
+        reader.lung_box(found[0]), [2 / 10, 4 / 20, 9 / 10, 13 / 20], rtol=1e-6
+    )
     # A blank mask knows no lungs; the last two films have none.
-    np.testing.assert_array_equal(images.tight_box(found[1]), [np.nan] * 4)
+    np.testing.assert_array_equal(reader.lung_box(found[1]), [np.nan] * 4)
     assert not found[1].any() and found[2:] == [None, None]
 
 
@@ -222,9 +224,7 @@ def test_the_real_films():
     masks = ped_pneumonia.lung_masks(root)
     if masks is not None:
         found = [masks(record.name) for record in records]
-        known = np.stack(
-            [images.tight_box(m) / (m.shape * 2) for m in found if m is not None]
-        )
+        known = np.stack([reader.lung_box(mask) for mask in found if mask is not None])
         assert len(known) == 4859
         assert (known >= 0).all() and (known <= 1).all()
         assert (known[:, :2] < known[:, 2:]).all()

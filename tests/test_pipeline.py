@@ -1,10 +1,12 @@
+import csv
+import dataclasses
 import hashlib
 import io
 import json
 import logging
+import shutil
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -116,8 +118,17 @@ def test_unreadable_films_are_left_out_and_named(tmp_path, caplog):
         film = tmp_path / f"films/sick/{i}.jpeg"
         film.write_bytes(film.read_bytes()[:200])
     path = tmp_path / "splits.csv"
+    left_out = []
     with caplog.at_level(logging.WARNING):
-        loaded = pipeline.load(data, seed=0, splits_file=path)
+        loaded = pipeline.load(
+            data, seed=0, splits_file=path, on_unreadable=left_out.extend
+        )
+    assert [film.name for film in left_out] == [f"sick/{i}.jpeg" for i in range(5)]
+    listed = tmp_path / "unreadable.csv"
+    pipeline.write_unreadable(listed, left_out)
+    with listed.open(newline="") as file:
+        assert list(csv.reader(file))[:2] == [["path", "reason"], list(left_out[0])]
+    assert left_out[0].reason.startswith("sick/0.jpeg cannot be read: ")
     assert [record.message for record in caplog.records] == [
         "left out 5 of 20 images that cannot be read: "
         "sick/0.jpeg, sick/1.jpeg, sick/2.jpeg and 2 more"
@@ -132,7 +143,7 @@ def test_unreadable_film_stops_on_request(tmp_path):
     write_folder(tmp_path / "films")
     (tmp_path / "films/fine/3.png").write_bytes(b"no image")
     data = config.DataConfig(
-        name="folder", root=str(tmp_path / "films"), image_size=8, unreadable="error"
+        name="folder", root=str(tmp_path / "films"), image_size=8, on_error="stop"
     )
     path = tmp_path / "splits.csv"
     with pytest.raises(errors.UserError, match="fine/3.png cannot be read"):
@@ -162,11 +173,6 @@ def test_class_without_a_training_film(tmp_path):
         (tmp_path / f"sick/{i}.png").unlink()
     with pytest.raises(errors.UserError, match="class 'sick' has no training image"):
         pipeline.load(data, seed=0)
-
-
-def test_unknown_source():
-    with pytest.raises(errors.UserError, match="'mars' is none of .*'phantom'"):
-        pipeline.load(types.SimpleNamespace(name="mars"), seed=0)
 
 
 def ped_pneumonia_tree(root):
@@ -242,6 +248,201 @@ def test_degraded_films_keep_their_lungs(tmp_path, geometry):
     assert (mine != theirs).any()
 
 
+def nih_tree(root):
+    """Ten normal films and ten with a lesion in the upper half, of PA and of AP."""
+    entries = ["Image Index,Finding Labels,Patient ID,View Position"]
+    boxes = ["Image Index,Finding Label,Bbox [x,y,w,h]"]
+    for i in range(20):
+        name, findings = f"{i:08}_000.png", "Pneumonia" if i % 2 else "No Finding"
+        entries.append(f"{name},{findings},{i},{'AP' if i % 4 < 2 else 'PA'}")
+        if i % 2:
+            boxes.append(f"{name},Pneumonia,256,128,512,256")
+        (root / name).write_bytes(film_bytes(i, 64, 64))
+    (root / "Data_Entry_2017.csv").write_text("\n".join(entries))
+    (root / "BBox_List_2017.csv").write_text("\n".join(boxes))
+    return config.DataConfig(name="nih_chest_xray", root=str(root), image_size=32)
+
+
+def test_lesions_and_views_reach_every_split(tmp_path):
+    loaded = pipeline.load(nih_tree(tmp_path), seed=0)
+    for part in loaded:
+        for label, lesions in zip(part.labels, part.lesion_boxes, strict=True):
+            # 1024 pixels: rows 128 to 384, columns 256 to 768.
+            expected = [[0.125, 0.25, 0.375, 0.75]] if label else np.zeros((0, 4))
+            np.testing.assert_array_equal(lesions, expected)
+        assert set(part.views) <= {"AP", "PA"} and len(part.views) == len(part)
+        assert part.lung_boxes is None
+    rows = np.array([2, 0])
+    some = loaded.train.take(rows)
+    assert some.views == (loaded.train.views[2], loaded.train.views[0])
+    assert some.names == (loaded.train.names[2], loaded.train.names[0])
+    np.testing.assert_array_equal(some.images, loaded.train.images[rows])
+    np.testing.assert_array_equal(some.lesion_boxes[1], loaded.train.lesion_boxes[0])
+
+
+def test_lesions_move_as_the_film_is_degraded(tmp_path):
+    data = dataclasses.replace(nih_tree(tmp_path), degrade="low")
+    for part in pipeline.load(data, seed=0):
+        for label, lesions in zip(part.labels, part.lesion_boxes, strict=True):
+            assert len(lesions) == label
+            for box in lesions:
+                sides = box[2:] - box[:2]
+                # A half and a quarter of a film that is 1 / 2.5 to 1 / 1.3 of the
+                # frame, and the tight box of what is turned by up to 15 degrees.
+                assert (sides >= 0.09).all() and (sides <= 0.5).all()
+                assert (box >= 0).all() and (box <= 1).all()
+
+
+@pytest.mark.parametrize("degrade", ["none", "low"])
+@pytest.mark.parametrize("threads", [0, 3])
+def test_what_memory_cannot_hold_is_read_anew(tmp_path, degrade, threads):
+    ped_pneumonia_tree(tmp_path)
+    in_memory = config.DataConfig(
+        name="ped_pneumonia",
+        root=str(tmp_path),
+        image_size=16,
+        degrade=degrade,
+        threads=threads,
+    )
+    streamed = dataclasses.replace(in_memory, memory_gib=0)
+    kept, read = pipeline.load(in_memory, seed=0), pipeline.load(streamed, seed=0)
+    for a, b in zip(kept, read, strict=True):
+        assert isinstance(a.images, np.ndarray) and not isinstance(b.images, np.ndarray)
+        assert b.images.shape == a.images.shape and b.images.dtype == a.images.dtype
+        np.testing.assert_array_equal(b.images[:], a.images)
+        np.testing.assert_array_equal(b.images[-1], a.images[-1])
+        np.testing.assert_array_equal(b.images[np.array([3, 1])], a.images[[3, 1]])
+        np.testing.assert_array_equal(a.lung_boxes, b.lung_boxes)
+        assert (a.names, a.groups) == (b.names, b.groups)
+    order = {"batch_size": 5, "seed": 1, "start": 3}
+    expected = pipeline.train_iterator(kept.train, **order)
+    got = pipeline.train_iterator(read.train, threads=threads, **order)
+    for _ in range(20):
+        assert_same_batch(next(expected), next(got))
+    got.close()
+    batches = pipeline.eval_batches(read.test, 5, threads=threads)
+    for a, b in zip(pipeline.eval_batches(kept.test, 5), batches, strict=True):
+        assert_same_batch(a, b)
+
+
+def assert_same_batch(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+        assert first[name].dtype == second[name].dtype
+
+
+# A file, since processes that are spawned import the program that spawned them.
+READ_WITH_PROCESSES = """
+import hashlib, sys
+from absl import flags
+from hapre_jax import config
+from hapre_jax.data import pipeline
+
+if __name__ == "__main__":
+    data = config.DataConfig(
+        name="folder", root=sys.argv[1], image_size=24, memory_gib=0
+    )
+    loaded = pipeline.load(data, seed=0)
+    assert not flags.FLAGS.is_parsed()
+    for processes in (0, 2):
+        batches = pipeline.train_iterator(
+            loaded.train, batch_size=3, seed=5, start=2, processes=processes
+        )
+        digest = hashlib.sha256()
+        for _ in range(9):
+            batch = next(batches)
+            digest.update(batch["image"].tobytes() + batch["index"].tobytes())
+        batches.close()
+        print(digest.hexdigest())
+"""
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_processes_read_the_same_batches(tmp_path, kind):
+    write_folder(tmp_path / "films")
+    root = tmp_path / "films"
+    if kind == "zip":
+        root = shutil.make_archive(str(tmp_path / "films"), "zip", root)
+    program = tmp_path / "program.py"
+    program.write_text(READ_WITH_PROCESSES)
+    done = subprocess.run(
+        [sys.executable, program, root], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    digests = done.stdout.split()
+    assert len(digests) == 2 and digests[0] == digests[1]
+
+
+def test_a_film_that_is_lost_while_training_is_named(tmp_path):
+    data = write_folder(tmp_path)
+    loaded = pipeline.load(dataclasses.replace(data, memory_gib=0), seed=0)
+    batches = pipeline.train_iterator(loaded.train, batch_size=7, seed=0, threads=2)
+    next(batches)
+    lost = loaded.train.names[0]
+    (tmp_path / lost).unlink()
+    with pytest.raises(errors.UserError, match=f"{lost} in .* cannot be read"):
+        for _ in range(20):  # more than are read ahead
+            next(batches)
+    batches.close()
+
+
+def split_tree(root, shared_group):
+    """Two classes, eight training and two test films each; as groups.csv says."""
+    lines = ["path,group"]
+    for label, name in enumerate(("fine", "sick")):
+        for i in range(10):
+            film = f"{'train' if i < 8 else 'test'}/{name}/{i}.png"
+            (root / film).parent.mkdir(parents=True, exist_ok=True)
+            (root / film).write_bytes(film_bytes(100 * label + i))
+            patient = 0 if shared_group and i == 9 else i
+            lines.append(f"{film},{name}{patient}")
+    (root / "groups.csv").write_text("\n".join(lines))
+    return config.DataConfig(
+        name="folder", root=str(root), image_size=8, official_split=True
+    )
+
+
+def test_official_test_images_are_tested(tmp_path):
+    data = split_tree(tmp_path, shared_group=False)
+    loaded = pipeline.load(data, seed=0)
+    assert [len(part) for part in loaded] == [14, 2, 4]  # 7 to 1 of eight
+    assert {name.split("/")[0] for name in loaded.test.names} == {"test"}
+    pooled = pipeline.load(dataclasses.replace(data, official_split=False), seed=0)
+    assert {name.split("/")[0] for name in pooled.test.names} == {"test", "train"}
+
+
+def test_an_official_split_that_divides_a_patient_is_refused(tmp_path):
+    data = split_tree(tmp_path, shared_group=True)
+    path = tmp_path / "splits.csv"
+    with pytest.raises(errors.UserError, match="films of one group .* in two splits"):
+        pipeline.load(data, seed=0, splits_file=path)
+    assert not path.exists()
+    by_image = dataclasses.replace(data, split_level="image")
+    assert len(pipeline.load(by_image, seed=0).test) == 4
+
+
+def test_a_source_without_official_test_images(tmp_path):
+    data = dataclasses.replace(write_folder(tmp_path), official_split=True)
+    with pytest.raises(errors.UserError, match="folder names no test images"):
+        pipeline.load(data, seed=0)
+
+
+def test_a_division_edited_by_hand_must_not_leak(tmp_path):
+    data = split_tree(tmp_path / "films", shared_group=True)
+    data = dataclasses.replace(data, official_split=False)
+    path = tmp_path / "splits.csv"
+    pipeline.load(data, seed=0, splits_file=path)
+    rows = splits.read(path)
+    twins = [row for row in rows if row.group == "fine0"]
+    assert len(twins) == 2 and twins[0].split == twins[1].split
+    other = next(name for name in splits.SPLITS if name != twins[0].split)
+    edited = [row._replace(split=other) if row == twins[0] else row for row in rows]
+    splits.write(path, edited)
+    with pytest.raises(errors.UserError, match="films of one group such as"):
+        pipeline.load(data, seed=0, splits_file=path)
+
+
 def test_image_level_split_says_what_it_leaks(tmp_path, caplog):
     ped_pneumonia_tree(tmp_path)
     data = config.DataConfig(
@@ -251,7 +452,8 @@ def test_image_level_split_says_what_it_leaks(tmp_path, caplog):
         loaded = pipeline.load(data, seed=0)
     shared = sum(group in loaded.train.groups for group in loaded.test.groups)
     assert shared > 0
-    assert caplog.records[0].message.startswith(f"{shared} of 12 test images share")
+    said = f"{shared} of 12 test images ({shared / 12:.0%}) share a group"
+    assert caplog.records[0].message.startswith(said)
 
 
 def numbered(count, boxes=True):
@@ -294,18 +496,38 @@ def test_batches_hold_matching_rows(boxes):
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("given", [0, 2, 3, 7])
-def test_resumed_order_is_the_same(given, batch_size):
+def test_order_goes_on_from_any_position(given, batch_size):
     source = numbered(10)
     first = pipeline.train_iterator(source, batch_size=batch_size, seed=4)
     for _ in range(given):
         next(first)
-    state = json.loads(json.dumps(first.get_state()))
-    second = pipeline.train_iterator(source, batch_size=batch_size, seed=4)
-    next(second)  # where it was does not matter
-    second.set_state(state)
+    second = pipeline.train_iterator(source, batch_size=batch_size, seed=4, start=given)
     for _ in range(8):
         np.testing.assert_array_equal(next(first)["index"], next(second)["index"])
-    assert first.get_state() == second.get_state()
+    second.check(json.loads(json.dumps(first.identity)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_shards_share_the_batches_of_one(count):
+    source = numbered(10)
+    alone = pipeline.train_iterator(source, batch_size=4, seed=2, start=1)
+    shards = [
+        pipeline.train_iterator(
+            source, batch_size=4, seed=2, start=1, shard=(index, count)
+        )
+        for index in range(count)
+    ]
+    for _ in range(6):  # over the end of an epoch, which is inside of a batch
+        parts = [next(shard)["index"] for shard in shards]
+        assert {len(part) for part in parts} == {4 // count}
+        # In rows of the batch, shards take turns.
+        together = np.stack(parts, axis=1).ravel()
+        np.testing.assert_array_equal(together, next(alone)["index"])
+
+
+def test_a_batch_that_shards_cannot_share():
+    with pytest.raises(errors.UserError, match="4 cannot be divided among 3"):
+        pipeline.train_iterator(numbered(10), batch_size=4, seed=2, shard=(0, 3))
 
 
 def test_order_depends_on_the_seed_alone():
@@ -330,7 +552,7 @@ def test_position_of_another_run_is_refused(other, request):
     name = request.node.callspec.id
     mine = pipeline.train_iterator(numbered(10), batch_size=3, seed=4)
     with pytest.raises(errors.UserError, match=f"has {name} .*, this run has"):
-        mine.set_state(other.get_state())
+        mine.check(other.identity)
 
 
 def test_batch_larger_than_the_split():

@@ -8,6 +8,7 @@ from hapre_jax import report
 AREA = {
     "lung_iou": 0.71234,
     "lung_coverage": 0.9,
+    "lesion_coverage": None,
     "trivial_iou": {"whole": 0.21, "central80": 0.32, "mean_box": None},
     "side_fraction": 0.5,
     "at_bound": 0.125,
@@ -24,6 +25,7 @@ def _scores(accuracy, key_area=None):
         "macro_recall": 0.6,
         "macro_f1": 0.7,
         "confusion_matrix": [[1]],
+        "views": {},
         "key_area": key_area,
     }
 
@@ -65,9 +67,20 @@ def test_table_of_a_run_beside_the_plain_classifier():
         ["of the central 80 %", "", "0.320"],
         ["of the mean lung box", "", "-"],
         ["lung coverage", "", "0.900"],
+        ["lesion coverage", "", "-"],
         ["side fraction", "", "0.500"],
         ["share at a bound", "", "0.125"],
         ["policy entropy (nats)", "", "-2.500"],
+    ]
+
+
+def test_views_have_lines_of_their_own():
+    views = {"AP": {"n": 200, "macro_f1": 0.5}, "PA": {"n": 400, "macro_f1": 0.75}}
+    test = _scores(0.8) | {"views": views}
+    _, rows = _shown(_results("plain", test))
+    assert rows[-2:] == [
+        ["macro f1 of view AP (200)", "0.500"],
+        ["macro f1 of view PA (400)", "0.750"],
     ]
 
 

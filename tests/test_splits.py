@@ -77,6 +77,23 @@ def test_image_level_ignores_groups():
     assert splits.shared_with_train(groups, split) == 20
 
 
+def test_without_a_share_for_the_test_nothing_is_tested():
+    groups = [f"g{i // 2}" for i in range(80)]
+    split = splits.assign(groups, [0] * 80, seed=1, fractions=(0.875, 0.125))
+    assert [(split == name).sum() for name in splits.SPLITS] == [70, 10, 0]
+    assert (split[::2] == split[1::2]).all()
+
+
+@pytest.mark.parametrize("level", splits.LEVELS)
+def test_identical_files_are_never_parted(level):
+    hashes = [str(i % 30) for i in range(60)]
+    names = [str(i) for i in range(60)]
+    for seed in range(5):
+        split = splits.assign(names, [0] * 60, hashes=hashes, seed=seed, level=level)
+        assert (split[:30] == split[30:]).all()
+        assert set(split) == set(splits.SPLITS)
+
+
 def test_shared_with_train_by_hand():
     groups = ["a", "a", "b", "b", "c", "c", "d"]
     split = ["train", "test", "validation", "test", "test", "test", "train"]
@@ -97,7 +114,8 @@ def test_identical_files_join_their_groups():
     ("arguments", "said"),
     [
         ({"level": "hospital"}, "'hospital' is none of group, image"),
-        ({"fractions": (0.7, 0.3)}, "three positive numbers"),
+        ({"fractions": (0.7, 0.2)}, "two or three positive numbers"),
+        ({"fractions": (1.0,)}, "two or three positive numbers"),
         ({"fractions": (0.8, 0.0, 0.2)}, "three positive numbers"),
         ({"fractions": (0.7, 0.2, 0.2)}, "three positive numbers"),
         ({"groups": ["one"] * 20}, "the validation split is empty: 1 group"),
@@ -128,6 +146,21 @@ def test_file_round_trip(tmp_path):
     np.testing.assert_array_equal(
         splits.recall(path, shuffled), ["test", "train", "validation"]
     )
+
+
+def test_leaks_are_refused_by_name():
+    splits.refuse_leaks(ROWS)
+    again = ROWS[0]._replace(path="again.png", split="test")
+    with pytest.raises(errors.UserError, match="identical .*a/1, left.png and again"):
+        splits.refuse_leaks([*ROWS, again])
+    other_film = again._replace(sha256="99")
+    with pytest.raises(
+        errors.UserError, match="one group .*in two splits, train and test"
+    ):
+        splits.refuse_leaks([*ROWS, other_film])
+    splits.refuse_leaks([*ROWS, other_film], groups=False)
+    with pytest.raises(errors.UserError, match="identical"):
+        splits.refuse_leaks([*ROWS, again], groups=False)
 
 
 def test_interrupted_write_leaves_the_old_file(tmp_path):

@@ -159,7 +159,7 @@ def _quadratic():
         return value, Aux(new_state, {"loss": value, "noise": noise})
 
     def init(key, image):
-        assert image.shape == (1, 128, 128, 1)
+        assert image.shape == (1, 1024, 1024, 1)  # as stored by default
         params = {"task": jnp.full(4, 5.0), "policy": jnp.full(9, 5.0)}
         return params, {"task": {"n": jnp.zeros(())}, "policy": {}}
 

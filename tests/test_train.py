@@ -42,7 +42,7 @@ def _films(root, per_class=12, classes=("normal", "pneumonia")):
     for name in classes:
         (root / name).mkdir(parents=True)
         for index in range(per_class):
-            pixels = rng.integers(0, 256, (12, 16), np.uint8)
+            pixels = rng.integers(0, 256, (16, 20), np.uint8)
             Image.fromarray(pixels).save(root / name / f"{index}.jpeg")
     return root
 

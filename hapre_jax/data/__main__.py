@@ -8,6 +8,7 @@ import json
 import pathlib
 import sys
 import tempfile
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import rich.console
@@ -17,6 +18,7 @@ from hapre_jax import cli, log
 from hapre_jax.config import DataConfig
 from hapre_jax.data import (
     audit,
+    audit_report,
     nih_chest_xray,
     ped_pneumonia,
     pipeline,
@@ -170,14 +172,25 @@ def _audit(arguments, console) -> int:
     source = sources.open_source(data, seed=0)
     with log.progress_bar(console, f"{arguments.name} files") as update:
         audited = audit.examine(source, progress=update, threads=data.threads)
-    for table in audit.tables(audited):
+    for table in audit_report.tables(audited):
         console.print(table)
-    for sentence in audit.verdict(audited):
-        log.say(console, f"* {sentence}")
+    wrapper = textwrap.TextWrapper(
+        console.width,
+        initial_indent="* ",
+        subsequent_indent="  ",
+        break_long_words=False,  # names of files and flags are copied
+        break_on_hyphens=False,
+    )
+    for sentence in audit_report.verdict(audited):
+        log.say(console, wrapper.fill(sentence))
     if arguments.json:
-        pathlib.Path(arguments.json).write_text(
-            json.dumps(audit.to_dict(audited), indent=2) + "\n"
-        )
+        text = json.dumps(audit_report.to_dict(audited), indent=2)
+        try:
+            pathlib.Path(arguments.json).write_text(text + "\n")
+        except OSError as error:
+            raise UserError(
+                f"{arguments.json} cannot be written: {error.strerror}"
+            ) from error
         log.say(console, f"Written to {arguments.json}.")
     return 0
 
@@ -221,7 +234,11 @@ def _parser() -> argparse.ArgumentParser:
     other.add_argument(
         "name", metavar="NAME", choices=names[:-1], help=", ".join(names[:-1])
     )
-    other.add_argument("--root", required=True, help="folder or zip of the films")
+    other.add_argument(
+        "--root",
+        required=True,
+        help="folder or zip of the original films; for folder, a CSV file as well",
+    )
     other.add_argument("--json", metavar="FILE", help="write all figures there too")
     return parser
 

@@ -18,7 +18,10 @@ file as a PNG of its luma. Features, where a source has them:
 Splits are those in which a source was published, else all is `train`.
 """
 
+import collections
+import concurrent.futures
 import dataclasses
+import functools
 import io
 import types
 from collections.abc import Callable, Iterator, Sequence
@@ -40,19 +43,23 @@ from hapre_jax.data import (
     rsna_pneumonia,
 )
 
+_SHARD_FILMS = 512  # some 100 to 300 MB of films of usual size
+_THREADS = 8  # that wait for a disk, or compress
 
-class FilmBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+
+# TFDS's other builders keep more than a gigabyte only in files of TensorFlow's.
+class FilmBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """What the builders share.
 
     Attributes:
       unreadable: after preparing, the films that were left out: (name, reason).
-      progress: called with the number of films stored and their total.
+      progress: called with the number of films done and their total.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES = {"1.0.0": "First release."}
     ABOUT: types.ModuleType  # that reads the films
-    CLASSES: Sequence[str]
+    CLASSES: Sequence[str] | None  # None if only the films tell
     BOXES: Sequence[str] = ()  # of lung_mask, lung_box, lesion_boxes
 
     def __init__(
@@ -69,11 +76,13 @@ class FilmBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
           root: folder or zip of the films; else `manual_dir` of the download config.
           on_error: "skip" leaves a film out that cannot be read, "stop" raises.
           file_format: of TFDS.
-          kwargs: of `tfds.core.GeneratorBasedBuilder`, as `data_dir` and `config`.
+          kwargs: of `tfds.core.ShardBasedBuilder`, as `data_dir` and `config`.
         """
         self.unreadable: list[tuple[str, str]] = []
         self.progress: Callable[[int, int], None] = lambda done, total: None
         self._root, self._on_error = root, on_error
+        self._rows: dict[int, prepared.Row] = {}  # by index of the record
+        self._stored: collections.Counter[str] = collections.Counter()  # of a split
         super().__init__(file_format=file_format, **kwargs)
 
     def open(self, root: str) -> dataset.Source:
@@ -89,7 +98,7 @@ class FilmBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
         text = tfds.features.Text()
         features = {
             "image": tfds.features.Image(shape=(None, None, 1)),
-            "label": tfds.features.ClassLabel(names=list(self.CLASSES)),
+            "label": tfds.features.ClassLabel(names=self.CLASSES),
             "group": text,
             "view": text,
             "path": text,
@@ -105,68 +114,88 @@ class FilmBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
             description=self.ABOUT.__doc__,
             features=tfds.features.FeaturesDict(features),
             supervised_keys=("image", "label"),
-            # Films lie in the order of the index; training shuffles anyway.
+            # Films lie in the order of the source; training shuffles anyway.
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager):
+    def _download_and_prepare(self, dl_manager, download_config=None):
+        super()._download_and_prepare(dl_manager, download_config)
+        header = prepared.Header(
+            self.name, self.variant, tuple(self.info.features["label"].names)
+        )
+        rows = [self._rows[index] for index in sorted(self._rows)]
+        prepared.write_index(self.data_path / prepared.INDEX, header, rows)
+
+    def _shard_iterators_per_split(self, dl_manager):
         root = self._root
         if not root and self.MANUAL_DOWNLOAD_INSTRUCTIONS:
             root = str(dl_manager.manual_dir)
         source = self.open(root)
+        self.info.features["label"].names = list(source.classes)
+        for kept in (self._rows, self._stored, self.unreadable):
+            kept.clear()
         indices: dict[str, list[int]] = {}
         for index, record in enumerate(source.records):
             indices.setdefault(record.official or "train", []).append(index)
-        rows: list[prepared.Row] = []
         return {
-            split: self._generate_examples(source, split, indices, rows)
-            for split in indices
+            split: [
+                functools.partial(
+                    self._shard, source, split, shard, shard[-1] == members[-1]
+                )
+                for shard in _pieces(members, _SHARD_FILMS)
+            ]
+            for split, members in indices.items()
         }
 
-    def _generate_examples(
-        self,
-        source: dataset.Source,
-        split: str,
-        indices: dict[str, list[int]],
-        rows: list[prepared.Row],
+    def _shard(
+        self, source: dataset.Source, split: str, indices: Sequence[int], is_last: bool
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        position = 0
-        for index in indices[split]:
-            record = source.records[index]
+        """The films of a shard as TFDS takes them: (key, example)."""
+
+        def attempt(index):
             try:
                 film = source.read(index)
             except errors.UserError as error:
-                if self._on_error == "stop":
-                    raise
-                self.unreadable.append((record.name, str(error)))
-            else:
-                rows.append(prepared.Row(split, position, record, film.facts))
-                position += 1
-                yield record.name, self._example(record, film)
-            self.progress(len(rows) + len(self.unreadable), len(source.records))
-        if not position:
+                return error
+            return film.facts, self._example(source.records[index], film)
+
+        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+            # A pool reads all that it is given, and waits for no one.
+            for piece in _pieces(indices, 2 * _THREADS):
+                for index, result in zip(piece, pool.map(attempt, piece), strict=True):
+                    record = source.records[index]
+                    if not isinstance(result, errors.UserError):
+                        facts, example = result
+                        position = self._stored[split]
+                        self._rows[index] = prepared.Row(split, position, record, facts)
+                        self._stored[split] += 1
+                        yield record.name, example
+                    elif self._on_error == "stop":
+                        raise result
+                    else:
+                        self.unreadable.append((record.name, str(result)))
+                    done = len(self._rows) + len(self.unreadable)
+                    self.progress(done, len(source.records))
+        if is_last and not self._stored[split]:
             raise errors.UserError(
-                f"no film of {split} can be read; for one, {self.unreadable[0][1]}"
+                f"no film of {split} can be read; for one, {self.unreadable[-1][1]}"
             )
-        if split == list(indices)[-1]:
-            header = prepared.Header(self.name, self.variant, source.classes)
-            prepared.write_index(self.data_path / prepared.INDEX, header, rows)
 
     def _example(self, record: dataset.Record, film: dataset.Film) -> dict[str, Any]:
         facts = film.facts
         values = {
-            "image": io.BytesIO(images.stored(film.encoded, film.image)),
+            "image": _ReadOnce(images.stored(film.encoded, film.image)),
             "label": record.label,
-            "group": record.group,
-            "view": record.view,
-            "path": record.name,
+            "group": _utf8(record.group),
+            "view": _utf8(record.view),
+            "path": _utf8(record.name),
             "sha256": facts.sha256,
         }
         if "lung_mask" in self.BOXES:
             lungs = film.lungs
             if lungs is None:
                 lungs = np.full((facts.height, facts.width), 127, np.uint8)
-            values["lung_mask"] = io.BytesIO(images.png(Image.fromarray(lungs)))
+            values["lung_mask"] = _ReadOnce(images.png(Image.fromarray(lungs)))
         if "lung_box" in self.BOXES:
             values["lung_box"] = facts.lung_box
         if "lesion_boxes" in self.BOXES:
@@ -174,6 +203,25 @@ class FilmBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # t
                 tfds.features.BBox(*map(float, box)) for box in facts.lesion_boxes
             ]
         return values
+
+
+class _ReadOnce(io.BytesIO):
+    """A file that is empty once read: TFDS keeps all examples until a shard ends."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.close()
+        return data
+
+
+def _utf8(text: str) -> bytes:
+    """The bytes of a name, which need not be UTF-8."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _pieces(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 class PedPneumonia(FilmBuilder):
@@ -239,6 +287,7 @@ class NihChestXray(FilmBuilder):
 class PhantomConfig(tfds.core.BuilderConfig):
     """Which phantoms are drawn: see `phantom.source`."""
 
+    quality: str
     counts: tuple[int, int, int] = (3000, 300, 600)
     seed: int = 0
     size: int = 128
@@ -251,9 +300,12 @@ class Phantom(FilmBuilder):
     CLASSES = phantom.CLASSES
     BOXES = ("lung_box", "lesion_boxes")
     BUILDER_CONFIGS = [
-        PhantomConfig(name=quality, description=f"Phantoms of {quality} quality")
+        PhantomConfig(
+            name=quality, quality=quality, description=f"Phantoms of {quality} quality"
+        )
         for quality in phantom.QUALITIES
     ]
+    DEFAULT_BUILDER_CONFIG_NAME = "low"  # as that of `data.quality`
 
     @property
     def variant(self):
@@ -262,23 +314,22 @@ class Phantom(FilmBuilder):
     def open(self, root):
         config = self.builder_config
         return phantom.source(
-            config.counts, seed=config.seed, quality=config.name, size=config.size
+            config.counts, seed=config.seed, quality=config.quality, size=config.size
         )
 
 
 class Folder(FilmBuilder):
     """Your own films: see `hapre_jax.data.folder`."""
 
+    MANUAL_DOWNLOAD_INSTRUCTIONS = """
+    Give a folder or a zip that holds one folder of films for each class, or a CSV file
+    with the columns path and label.
+    """
     ABOUT = folder
-
-    def __init__(self, *, root: str, **kwargs: Any):
-        """Opens the root at once, since the classes are found there."""
-        self._opened = folder.source(root)
-        self.CLASSES = self._opened.classes
-        super().__init__(root=root, **kwargs)
+    CLASSES = None
 
     def open(self, root):
-        return self._opened
+        return folder.source(root)
 
 
 BUILDERS: dict[str, type[FilmBuilder]] = {
