@@ -4,6 +4,7 @@ import argparse
 import os
 import pathlib
 import sys
+import types
 import typing
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -150,7 +151,15 @@ def _add_fields(parser, base):
 
 
 def _metavar(kind):
-    names = {bool: "true|false", int: "N", float: "X", str: "TEXT"}
+    if isinstance(kind, types.UnionType):
+        return "|".join(_metavar(part) for part in reversed(typing.get_args(kind)))
+    names = {
+        bool: "true|false",
+        int: "N",
+        float: "X",
+        str: "TEXT",
+        type(None): "none",
+    }
     return names.get(kind, "X,X,..." if typing.get_origin(kind) is tuple else "VALUE")
 
 

@@ -6,9 +6,8 @@ import rich.table
 def summary_table(results: dict) -> rich.table.Table:
     """The run's scores on the test split, the plain classifier's beside them."""
     test = results["test"]
-    table = rich.table.Table(
-        title=f"{results['dataset']}: {test['n']} test images, seed {results['seed']}"
-    )
+    title = f"{results['dataset']}: {test['n']} test images, seed {results['seed']}"
+    table = rich.table.Table(title=title, min_width=len(title))
     table.add_column("")
     columns = {results["method"]: test}
     if results["plain"]:
@@ -19,7 +18,9 @@ def summary_table(results: dict) -> rich.table.Table:
         row = [f"{scores[key]:.3f}" for scores in columns.values()]
         table.add_row(key.replace("_", " "), *row)
     for view, there in test["views"].items():
-        row = [f"{scores['views'][view]['macro_f1']:.3f}" for scores in columns.values()]
+        row = [
+            f"{scores['views'][view]['macro_f1']:.3f}" for scores in columns.values()
+        ]
         table.add_row(f"macro f1 of view {view} ({there['n']})", *row)
     area = test["key_area"]
     if area:

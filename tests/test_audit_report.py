@@ -1,4 +1,4 @@
-"""Sentences and tables of audits made up for them, and the program as a user runs it."""
+"""What is said of made-up audits, and the program as a user runs it."""
 
 import io
 import json
@@ -192,9 +192,8 @@ def test_chance():
         ),
         (
             {"groups": {"of_several_films": 0.0, "image_level_leak": None}},
-            "Each film is a group of its own: if patients have several, these end up "
-            "in training and test. For films of your own, groups.csv names the "
-            "patients.",
+            "Each film is a group of its own: those of one patient may be divided "
+            "between training and test. For your own films, groups.csv names patients.",
         ),
         (
             {"counts": (49, 50)},

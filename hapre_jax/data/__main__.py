@@ -6,15 +6,16 @@ import contextlib
 import io
 import json
 import pathlib
+import shlex
 import sys
 import tempfile
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import rich.console
 import rich.table
 
-from hapre_jax import cli, log
+from hapre_jax import cli, config, log
 from hapre_jax.config import DataConfig
 from hapre_jax.data import (
     audit,
@@ -53,7 +54,7 @@ def prepare(
       name: of the data set.
       root: folder or zip of the original films.
       out: folder to write NAME/VARIANT/VERSION in.
-      variant: one of the builder's configs; empty takes the first.
+      variant: one of the builder's configs; empty takes its default.
       on_error: "skip" or "stop".
       console: for the progress and the table.
 
@@ -61,17 +62,17 @@ def prepare(
       The folder that was written, or was there already.
 
     Raises:
-      UserError: nothing to read, an unknown variant, or an unreadable film and `stop`.
+      UserError: nothing to read, an unknown variant, an unreadable film and `stop`,
+        or nowhere to write.
     """
     import tensorflow_datasets as tfds  # slow to import
 
     from hapre_jax.data import builders
 
     kind = builders.BUILDERS[name]
-    if kind.MANUAL_DOWNLOAD_INSTRUCTIONS and not root:
-        raise UserError(
-            f"--root is missing. {' '.join(kind.MANUAL_DOWNLOAD_INSTRUCTIONS.split())}"
-        )
+    instructions = kind.MANUAL_DOWNLOAD_INSTRUCTIONS
+    if instructions and not root:
+        raise UserError(f"--root is missing. {' '.join(instructions.split())}")
     variants = list(kind.builder_configs)
     if variant and variant not in variants:
         accepted = ", ".join(variants) or "none"
@@ -82,8 +83,11 @@ def prepare(
     if (folder / prepared.INDEX).exists():
         log.say(console, f"{folder} is there already; delete it to prepare it anew.")
         return folder
+    if folder.exists():
+        raise UserError(f"{folder} has lost its {prepared.INDEX}: delete the folder")
     tfds.disable_progress_bar()
     with (
+        _naming_what_cannot_be_written(folder),
         log.progress_bar(console, f"{name} films") as update,
         tempfile.TemporaryDirectory() as downloads,  # nothing is downloaded
         contextlib.redirect_stdout(io.StringIO()),  # TFDS has its own words
@@ -93,20 +97,39 @@ def prepare(
     if builder.unreadable:
         failed = [pipeline.Unreadable(*film) for film in builder.unreadable]
         pipeline.write_unreadable(folder / "unreadable.csv", failed)
-        log.say(console, f"{len(failed)} films cannot be read and were left out:")
-        for film in failed:
-            log.say(console, f"  {film.reason}")
+        _say_what_is_left_out(console, failed)
     return folder
+
+
+@contextlib.contextmanager
+def _naming_what_cannot_be_written(folder: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    # array_record raises RuntimeError where a disk is full.
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{folder} cannot be written: {error}") from error
+
+
+def _say_what_is_left_out(
+    console: rich.console.Console, failed: Sequence[pipeline.Unreadable]
+) -> None:
+    films = "1 film" if len(failed) == 1 else f"{len(failed)} films"
+    log.say(console, f"Left out {films} that cannot be read:")
+    for film in failed:
+        # A name need not be UTF-8, which is what can be printed.
+        reason = film.reason.encode(errors="backslashreplace").decode()
+        log.say(console, f"  {reason}")
 
 
 def counts_table(folder: pathlib.Path) -> rich.table.Table:
     """Films of each class and split of a prepared data set, beside the published."""
     header = prepared.read_header(folder / prepared.INDEX)
     rows = prepared.read_index(folder / prepared.INDEX)
-    counted = collections.Counter(
-        (row.record.official or "all", row.record.label) for row in rows
-    )
-    official = _official_counts(header.name, header.variant)
+    official = dict(_official_counts(header.name, header.variant))
+    official["all"] = [sum(counts) for counts in zip(*official.values(), strict=True)]
+    counted = collections.Counter(("all", row.record.label) for row in rows)
+    if any(row.record.official for row in rows):
+        counted.update((row.split, row.record.label) for row in rows)
     table = rich.table.Table(title=f"{header.name} {header.variant}".rstrip())
     table.add_column("split")
     for class_name in header.classes:
@@ -115,15 +138,15 @@ def counts_table(folder: pathlib.Path) -> rich.table.Table:
     order = [*splits.SPLITS, "all"]
     for split in sorted({s for s, _ in counted} | official.keys(), key=order.index):
         counts = [counted[split, label] for label in range(len(header.classes))]
-        published = official.get(split, ())
-        cells = [
-            f"{n} of {published[label]}" if published else str(n)
-            for label, n in enumerate(counts)
-        ]
+        published = official.get(split)
+        cells = [str(n) for n in counts]
+        if published:
+            cells = [f"{n}/{m}" for n, m in zip(counts, published, strict=True)]
         table.add_row(split, *cells, str(sum(counts)))
     groups = len({row.record.group for row in rows})
-    note = "; N of M: M are published" if official else ""
-    table.caption = f"{groups} patient groups{note}"
+    shared = f"{groups} patients" if groups < len(rows) else "each film on its own"
+    note = "; N/M: M are published" if official["all"] else ""
+    table.caption = f"{shared}{note}"
     return table
 
 
@@ -158,13 +181,20 @@ def _prepare(arguments, console) -> int:
     console.print(counts_table(folder))
     log.say(console, f"Everything is in {folder}.")
     if arguments.name != "phantom":
-        command = f"--data.name {arguments.name} --data.root {arguments.out}"
-        log.say(
-            console,
-            "Next: python -m hapre_jax.train --config configs/ped_pneumonia.py "
-            f"{command} --workdir runs/{arguments.name}",
-        )
+        log.say(console, f"Next: {_training_command(arguments)}")
     return 0
+
+
+def _training_command(arguments) -> str:
+    """What trains on the films that were prepared."""
+    name, file = arguments.name, f"configs/{arguments.name}.py"
+    if file not in config.available():
+        file = "configs/ped_pneumonia.py"
+    words = ["--config", file, "--data.name", name, "--data.root", arguments.out]
+    if name == "rsna_pneumonia" and arguments.variant:
+        words += ["--data.rsna_labels", arguments.variant]
+    words += ["--workdir", f"runs/{name}"]
+    return f"python -m hapre_jax.train {shlex.join(words)}"
 
 
 def _audit(arguments, console) -> int:
@@ -209,21 +239,35 @@ def _parser() -> argparse.ArgumentParser:
         "prepare",
         help="store the films as array_record files, which TFDS reads",
         description="Store the films at their own resolution as array_record files, "
-        "which hapre_jax and TensorFlow Datasets read without TensorFlow.",
+        "which hapre_jax and TensorFlow Datasets read without TensorFlow. Without "
+        "--root, say what to download and where to put it.",
     )
     one.add_argument("name", metavar="NAME", choices=names, help=", ".join(names))
-    one.add_argument("--root", default="", help="folder or zip of the original films")
-    one.add_argument("--out", required=True, help="folder to store them in")
+    one.add_argument(
+        "--root",
+        metavar="DIR",
+        default="",
+        help="folder or zip of the original films; for folder, a CSV file as well",
+    )
+    one.add_argument(
+        "--out",
+        metavar="DIR",
+        required=True,
+        help="folder to store them in, as DIR/NAME/VARIANT/VERSION",
+    )
     one.add_argument(
         "--variant",
+        metavar="NAME",
         default="",
-        help="rsna_pneumonia: class or target; phantom: low, medium or high",
+        help="rsna_pneumonia: class (default) or target; phantom: low (default), "
+        "medium or high",
     )
     one.add_argument(
         "--on_error",
         choices=("skip", "stop"),
         default="skip",
-        help="what a film that cannot be read does (default skip)",
+        help="what a film that cannot be read does: it is left out and named, or "
+        "stops the program (default skip)",
     )
     other = commands.add_parser(
         "audit",

@@ -174,8 +174,8 @@ def _say_others(audit: Audit) -> Iterator[str]:
         )
     if not groups.of_several_films:
         yield (
-            "Each film is a group of its own: if patients have several, these end up in "
-            "training and test. For films of your own, groups.csv names the patients."
+            "Each film is a group of its own: those of one patient may be divided "
+            "between training and test. For your own films, groups.csv names patients."
         )
     yield from _say_counts(audit)
 

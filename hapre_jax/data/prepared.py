@@ -4,6 +4,7 @@ Beside the records lies `films.jsonl`, which says of each film all but its pixel
 that a source opens without reading gigabytes. Boxes are yxyx in [0, 1] of the film.
 """
 
+import collections
 import contextlib
 import io
 import json
@@ -18,6 +19,7 @@ from hapre_jax import errors
 from hapre_jax.data import dataset
 
 INDEX = "films.jsonl"
+_INCOMPLETE = "incomplete."  # how TFDS calls a folder until it is finished
 
 
 class Header(NamedTuple):
@@ -49,24 +51,29 @@ def find(root: str, name: str, variant: str = "") -> pathlib.Path | None:
       UserError: several to choose from, or the root holds another one.
     """
     top = pathlib.Path(root).expanduser()
-    found = sorted(
-        path
+    headers = {
+        path.parent: read_header(path)
         for depth in ("", "*/", "*/*/", "*/*/*/")
-        for path in top.glob(depth + INDEX)
-    )
-    wanted = [path for path in found if read_header(path)[:2] == (name, variant)]
-    if found and not wanted:
-        other = read_header(found[0])
+        for path in sorted(top.glob(depth + INDEX))
+        if not path.parent.name.startswith(_INCOMPLETE)
+    }
+    wanted = [
+        folder for folder, header in headers.items() if header[:2] == (name, variant)
+    ]
+    if headers and not wanted:
+        others = ", ".join(
+            f"{header.name} {header.variant}".rstrip() + f" in {folder}"
+            for folder, header in headers.items()
+        )
         raise errors.UserError(
-            f"{found[0].parent} holds {other.name} {other.variant}".rstrip()
-            + f", prepared; data.name asks for {name} {variant}".rstrip()
+            f"{top} holds no prepared {name} {variant}".rstrip() + f", but {others}"
         )
     if len(wanted) > 1:
-        listed = ", ".join(str(path.parent) for path in wanted)
+        listed = ", ".join(map(str, wanted))
         raise errors.UserError(
             f"{top} holds {name} several times: name one of {listed}"
         )
-    return wanted[0].parent if wanted else None
+    return wanted[0] if wanted else None
 
 
 def write_index(path: pathlib.Path, header: Header, rows: Sequence[Row]) -> None:
@@ -148,22 +155,31 @@ def source(folder: pathlib.Path) -> dataset.Source:
         stores = builder.as_data_source(
             decoders={name: tfds.decode.SkipDecoding() for name in encoded}
         )
+        stored = {split: len(store) for split, store in stores.items()}
     except Exception as error:  # of TFDS, array_record and the file system
         raise errors.UserError(
             f"{folder} is no readable TFDS data set ({error}): prepare it again"
         ) from error
+    listed = collections.Counter(row.split for row in rows)
+    if listed != stored:
+        raise errors.UserError(
+            f"{folder / INDEX} is damaged (it lists {dict(listed)} films of "
+            f"{stored}): prepare the data set again"
+        )
     return dataset.Source(
         name=header.name,
         classes=header.classes,
         records=[row.record for row in rows],
-        read=_StoreReader(stores, rows),
+        read=_StoreReader(folder, stores, rows),
         facts=[row.facts for row in rows],
     )
 
 
 class _StoreReader:
-    def __init__(self, stores: Any, rows: list[Row]):
-        self._stores, self._rows = stores, rows
+    """`Source.read` of films that are stored."""
+
+    def __init__(self, folder: pathlib.Path, stores: Any, rows: list[Row]):
+        self._folder, self._stores, self._rows = folder, stores, rows
 
     def __call__(self, index: int) -> dataset.Film:
         row = self._rows[index]
@@ -176,7 +192,7 @@ class _StoreReader:
                 lungs = np.asarray(Image.open(io.BytesIO(example["lung_mask"])))
         except Exception as error:  # of array_record and Pillow
             raise errors.UserError(
-                f"{row.record.name} in the prepared {row.split} split cannot be read: "
+                f"{row.record.name}, as prepared in {self._folder}, cannot be read: "
                 f"{error}"
             ) from error
         return dataset.Film(image, example["image"], row.facts, lungs)
