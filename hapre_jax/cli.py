@@ -1,6 +1,7 @@
 """The command line of all programs: a config, and a flag for each of its fields."""
 
 import argparse
+import logging
 import os
 import pathlib
 import sys
@@ -103,6 +104,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 
     The exit status is what `main` returns, 2 for a `UserError`, 130 for an interrupt.
     """
+    # Warnings as Python shows them at first. TFDS logs through absl, which would give
+    # them a form of its own, and a stream that breaks into the progress bar.
+    logging.basicConfig(handlers=filter(None, [logging.lastResort]))
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:

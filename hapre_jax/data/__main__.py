@@ -87,7 +87,7 @@ def prepare(
         raise UserError(f"{folder} has lost its {prepared.INDEX}: delete the folder")
     tfds.disable_progress_bar()
     with (
-        _naming_what_cannot_be_written(folder),
+        _naming(folder),
         log.progress_bar(console, f"{name} films") as update,
         tempfile.TemporaryDirectory() as downloads,  # nothing is downloaded
         contextlib.redirect_stdout(io.StringIO()),  # TFDS has its own words
@@ -102,12 +102,12 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _naming_what_cannot_be_written(folder: pathlib.Path) -> Iterator[None]:
+def _naming(folder: pathlib.Path) -> Iterator[None]:
     try:
         yield
     # array_record raises RuntimeError where a disk is full.
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{folder} cannot be written: {error}") from error
+        raise UserError(f"{folder} cannot be prepared: {error}") from error
 
 
 def _say_what_is_left_out(
@@ -145,7 +145,7 @@ def counts_table(folder: pathlib.Path) -> rich.table.Table:
         table.add_row(split, *cells, str(sum(counts)))
     groups = len({row.record.group for row in rows})
     shared = f"{groups} patients" if groups < len(rows) else "each film on its own"
-    note = "; N/M: M are published" if official["all"] else ""
+    note = "\nN/M: N are stored of M published" if official["all"] else ""
     table.caption = f"{shared}{note}"
     return table
 

@@ -13,7 +13,8 @@ file as a PNG of its luma. Features, where a source has them:
 * `image` u8[H, W, 1], `label`, `group` (of a patient), `view` (PA, AP), `path`,
   `sha256` (of the original file)
 * `lung_mask` u8[H, W, 1]: 255 lung, 127 unknown, 0 elsewhere
-* `lung_box` f32[4], NaN where unknown, and `lesion_boxes`: yxyx in [0, 1] of the film
+* `lung_box` f32[4], NaN where unknown, and `lesion_boxes` f32[n, 4]: yxyx in [0, 1] of
+  the film
 
 Splits are those in which a source was published, else all is `train`.
 """
@@ -47,7 +48,7 @@ _SHARD_FILMS = 512  # some 100 to 300 MB of films of usual size
 _THREADS = 8  # that wait for a disk, or compress
 
 
-# TFDS's other builders keep more than a gigabyte only in files of TensorFlow's.
+# Not a GeneratorBasedBuilder, which needs TensorFlow from a gigabyte a split on.
 class FilmBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """What the builders share.
 
@@ -105,7 +106,8 @@ class FilmBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
             "sha256": text,
             "lung_mask": tfds.features.Image(shape=(None, None, 1)),
             "lung_box": tfds.features.Tensor(shape=(4,), dtype=np.float32),
-            "lesion_boxes": tfds.features.Sequence(tfds.features.BBoxFeature()),
+            # A sequence of BBoxFeature would be a list, of no shape where it is empty.
+            "lesion_boxes": tfds.features.Tensor(shape=(None, 4), dtype=np.float32),
         }
         for name in {"lung_mask", "lung_box", "lesion_boxes"} - set(self.BOXES):
             del features[name]
@@ -159,23 +161,20 @@ class FilmBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
                 return error
             return film.facts, self._example(source.records[index], film)
 
-        with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            # A pool reads all that it is given, and waits for no one.
-            for piece in _pieces(indices, 2 * _THREADS):
-                for index, result in zip(piece, pool.map(attempt, piece), strict=True):
-                    record = source.records[index]
-                    if not isinstance(result, errors.UserError):
-                        facts, example = result
-                        position = self._stored[split]
-                        self._rows[index] = prepared.Row(split, position, record, facts)
-                        self._stored[split] += 1
-                        yield record.name, example
-                    elif self._on_error == "stop":
-                        raise result
-                    else:
-                        self.unreadable.append((record.name, str(result)))
-                    done = len(self._rows) + len(self.unreadable)
-                    self.progress(done, len(source.records))
+        for index, result in _read_ahead(attempt, indices):
+            record = source.records[index]
+            if not isinstance(result, errors.UserError):
+                facts, example = result
+                position = self._stored[split]
+                self._rows[index] = prepared.Row(split, position, record, facts)
+                self._stored[split] += 1
+                yield record.name, example
+            elif self._on_error == "stop":
+                raise result
+            else:
+                self.unreadable.append((record.name, str(result)))
+            done = len(self._rows) + len(self.unreadable)
+            self.progress(done, len(source.records))
         if is_last and not self._stored[split]:
             raise errors.UserError(
                 f"no film of {split} can be read; for one, {self.unreadable[-1][1]}"
@@ -199,9 +198,7 @@ class FilmBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
         if "lung_box" in self.BOXES:
             values["lung_box"] = facts.lung_box
         if "lesion_boxes" in self.BOXES:
-            values["lesion_boxes"] = [
-                tfds.features.BBox(*map(float, box)) for box in facts.lesion_boxes
-            ]
+            values["lesion_boxes"] = facts.lesion_boxes
         return values
 
 
@@ -217,6 +214,16 @@ class _ReadOnce(io.BytesIO):
 def _utf8(text: str) -> bytes:
     """The bytes of a name, which need not be UTF-8."""
     return text.encode("utf-8", "surrogateescape")
+
+
+def _read_ahead(
+    read: Callable[[int], Any], indices: Sequence[int]
+) -> Iterator[tuple[int, Any]]:
+    """Each index and what is read there, in order."""
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        # A pool reads all that it is given, and waits for no one: little at a time.
+        for piece in _pieces(indices, 2 * _THREADS):
+            yield from zip(piece, pool.map(read, piece), strict=True)
 
 
 def _pieces(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:

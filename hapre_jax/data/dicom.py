@@ -7,6 +7,9 @@ a window is given one by its own percentiles, since stored values have no fixed 
 
 import importlib
 import io
+import re
+import struct
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -16,16 +19,23 @@ from hapre_jax import errors
 
 EXTENSIONS = (".dcm", ".dicom")
 
+_PREFIX = b"DICM"  # from byte 128 on
+
 # Of a film without a window. Not the extremes: burned-in letters are brighter than
 # any tissue, and a few dead pixels are darker.
 _PERCENTILES = (0.5, 99.5)
 # As Pillow refuses images: a forged header must not claim all of the memory.
 _MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+# Markers: start and size of a codestream (T.800 A.4, A.5), starts of a frame (T.81 B.1,
+# T.87 C.1).
+_JPEG_2000_SIZE = b"\xff\x4f\xff\x51"
+_JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+_LONGEST_REASON = 200  # pydicom quotes the bytes that it cannot understand
 
 
 def is_dicom(data: bytes, name: str) -> bool:
     """Whether a file is one, or says by its name that it is."""
-    return data[128:132] == b"DICM" or name.lower().endswith(EXTENSIONS)
+    return data[128:132] == _PREFIX or name.lower().endswith(EXTENSIONS)
 
 
 def open_gray(data: bytes, *, name: str) -> Image.Image:
@@ -40,20 +50,35 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
         compression that needs another package, or pydicom is not installed.
     """
     pydicom = _import("pydicom", name)
+    if data[128:132] != _PREFIX:
+        raise errors.UserError(f"{name} is not a DICOM file: it lacks the prefix DICM")
     try:
         film = pydicom.dcmread(io.BytesIO(data))
     except Exception as error:  # many kinds, as with Pillow: see images.open_gray
-        raise errors.UserError(f"{name} is not a DICOM file: {error}") from error
+        raise errors.UserError(
+            f"{name} is not a DICOM file: {reason(error)}"
+        ) from error
     try:
         _check(film, name)
         stored = film.pixel_array
-        gray = _gray_levels(film, stored)
+        if stored.ndim != 2:
+            raise ValueError(f"it holds the pixels of {len(stored)} films")
+        # A damaged slope overflows.
+        with np.errstate(all="ignore"):
+            gray = _gray_levels(film, stored)
+        if not np.isfinite(gray).all():
+            raise ValueError("its rescale or window is no number")
     except errors.UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise errors.UserError(f"{name} cannot be read: {reason}") from error
+        raise errors.UserError(f"{name} cannot be read: {reason(error)}") from error
     return Image.fromarray(np.round(255 * gray).astype(np.uint8))
+
+
+def reason(error: Exception) -> str:
+    """What a library says of a file, as one short line without objects in memory."""
+    said = re.sub(r" ?<[^<>]* at 0x\w+>", "", str(error)) or type(error).__name__
+    return textwrap.shorten(said, _LONGEST_REASON, placeholder=" ...")
 
 
 def window(
@@ -113,6 +138,42 @@ def _check(film: Any, name: str) -> None:
                 f"{name} is compressed as {syntax.name}, which needs a decoder: "
                 "pip install 'hapre_jax[dicom]'"
             )
+        _check_coded_shape(film, name)
+
+
+def _check_coded_shape(film: Any, name: str) -> None:
+    """Raises `UserError` where what is compressed is larger than the header says.
+
+    Decoders believe it, and take minutes and gigabytes before they fail.
+    """
+    encaps = importlib.import_module("pydicom.encaps")
+    code = encaps.get_frame(film.PixelData, 0, number_of_frames=1)
+    rows, columns = _coded_shape(code)
+    if rows > film.Rows or columns > film.Columns:
+        raise errors.UserError(
+            f"{name} says it has {film.Rows} x {film.Columns} pixels, and {rows} x "
+            f"{columns} where they are compressed"
+        )
+
+
+def _coded_shape(code: bytes) -> tuple[int, int]:
+    """Rows and columns by the header of JPEG, JPEG-LS or JPEG 2000, else zeros."""
+    try:
+        size = code.find(
+            _JPEG_2000_SIZE, 0, 1024
+        )  # some devices put a JP2 header first
+        if size >= 0:
+            right, bottom, left, top = struct.unpack_from(">4I", code, size + 8)
+            return bottom - top, right - left
+        place = 2
+        while code[place : place + 1] == b"\xff":
+            marker, length = struct.unpack_from(">BH", code, place + 1)
+            if marker in _JPEG_FRAMES:
+                return struct.unpack_from(">HH", code, place + 5)
+            place += 1 if marker == 0xFF else 2 + length  # 0xFF also fills
+    except struct.error:  # too short, which decoders say as well
+        pass
+    return 0, 0
 
 
 def _gray_levels(film: Any, stored: np.ndarray) -> np.ndarray:

@@ -51,12 +51,7 @@ def find(root: str, name: str, variant: str = "") -> pathlib.Path | None:
       UserError: several to choose from, or the root holds another one.
     """
     top = pathlib.Path(root).expanduser()
-    headers = {
-        path.parent: read_header(path)
-        for depth in ("", "*/", "*/*/", "*/*/*/")
-        for path in sorted(top.glob(depth + INDEX))
-        if not path.parent.name.startswith(_INCOMPLETE)
-    }
+    headers = {folder: read_header(folder / INDEX) for folder in _folders(top)}
     wanted = [
         folder for folder, header in headers.items() if header[:2] == (name, variant)
     ]
@@ -74,6 +69,16 @@ def find(root: str, name: str, variant: str = "") -> pathlib.Path | None:
             f"{top} holds {name} several times: name one of {listed}"
         )
     return wanted[0] if wanted else None
+
+
+def _folders(top: pathlib.Path) -> list[pathlib.Path]:
+    """The folders that hold an index; of links to one, the first."""
+    found: dict[pathlib.Path, pathlib.Path] = {}
+    for depth in ("", "*/", "*/*/", "*/*/*/"):
+        for path in sorted(top.glob(depth + INDEX)):
+            if not path.parent.name.startswith(_INCOMPLETE):
+                found.setdefault(path.resolve(), path.parent)
+    return list(found.values())
 
 
 def write_index(path: pathlib.Path, header: Header, rows: Sequence[Row]) -> None:
