@@ -106,7 +106,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """
     # Warnings as Python shows them at first. TFDS logs through absl, which would give
     # them a form of its own, and a stream that breaks into the progress bar.
-    logging.basicConfig(handlers=filter(None, [logging.lastResort]))
+    handlers = filter(None, [logging.lastResort])
+    logging.basicConfig(format="%(message)s", handlers=handlers)
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:

@@ -113,8 +113,8 @@ def original_films():
     return films
 
 
-# Ways to damage the file of a film. They return its bytes, what it is called and whether
-# it can be read; None where that depends.
+# Ways to damage the file of a film. They return its bytes, its name and whether it can
+# be read; None where that depends.
 
 
 def truncated(film, kind, rng):
