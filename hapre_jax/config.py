@@ -229,8 +229,9 @@ class PolicyConfig:
     )
     estimator: str = option(
         "reinforce",
-        "Learning rule: as published, score function, or imitation of the best box.",
-        choices=("paper", "reinforce", "elite"),
+        "Learning rule: as published, score function, gradient through the crop, or "
+        "imitation of the best box.",
+        choices=("paper", "reinforce", "pathwise", "elite"),
     )
     samples: int = option(4, "Boxes drawn for an image; even.", at_least=2)
     explore: bool = option(

@@ -109,6 +109,7 @@ def reinforce(operation: Operation, learning: Learning, evaluate, logits, key, s
     """Eq. 2: raise the density of sampled actions that beat their siblings."""
     mean = operation.mean(logits)
     samples = operation.sample(key, mean, sigma, learning.samples)
+    samples = jax.lax.stop_gradient(samples)
     valid = jax.vmap(operation.clip)(samples)
     still = jax.lax.stop_gradient(operation.clip(mean))
     task_losses = evaluate(jnp.stack([operation.identity(), still, *valid]))
@@ -119,12 +120,28 @@ def reinforce(operation: Operation, learning: Learning, evaluate, logits, key, s
     return Trial(loss, valid[0], -task_losses[1], task_losses[1] - task_losses[0])
 
 
+def pathwise(operation: Operation, learning: Learning, evaluate, logits, key, sigma):
+    """Follow the task loss itself, through the crop, to the policy's mean.
+
+    The same objective as `reinforce`, the mean loss of sampled actions, by the gradient
+    of the operation instead of the score. Less noisy, but only for operations that are
+    differentiable, and blind to what lies outside of an action.
+    """
+    mean = operation.mean(logits)
+    samples = operation.sample(key, mean, sigma, learning.samples)
+    valid = jax.vmap(operation.clip)(samples)
+    still = jax.lax.stop_gradient(operation.clip(mean))
+    task_losses = evaluate(jnp.stack([operation.identity(), still, *valid]))
+    loss = jnp.mean(task_losses[2:]) + operation.bound_loss(mean)
+    return Trial(loss, valid[0], -task_losses[1], task_losses[1] - task_losses[0])
+
+
 def elite(operation: Operation, learning: Learning, evaluate, logits, key, sigma):
     """Imitate the best of the samples and the neighbors, where it beats the mean."""
     mean = operation.mean(logits)
     still = jax.lax.stop_gradient(operation.clip(mean))
     samples = operation.sample(key, mean, sigma, learning.samples)
-    valid = jax.vmap(operation.clip)(samples)
+    valid = jax.lax.stop_gradient(jax.vmap(operation.clip)(samples))
     tried = jnp.concatenate([valid, operation.neighbors(still)])
     task_losses = evaluate(jnp.stack([operation.identity(), still, *tried]))
     targets = jax.vmap(lambda a: operation.as_map(a, logits.shape[0]))(tried)
@@ -134,7 +151,12 @@ def elite(operation: Operation, learning: Learning, evaluate, logits, key, sigma
     return Trial(loss, valid[0], -task_losses[1], task_losses[1] - task_losses[0])
 
 
-ESTIMATORS = {"paper": paper, "reinforce": reinforce, "elite": elite}
+ESTIMATORS = {
+    "paper": paper,
+    "reinforce": reinforce,
+    "pathwise": pathwise,
+    "elite": elite,
+}
 
 
 def make(

@@ -80,15 +80,14 @@ def sample(
       num_samples: even.
 
     Returns:
-      `f32[num_samples, 4]`, no gradient to `mean` (the score function carries it).
+      `f32[num_samples, 4]`, differentiable in the mean; an estimator that uses their
+      `log_prob` stops that gradient.
     """
     if num_samples % 2:
         raise ValueError(f"num_samples must be even, got {num_samples}")
     half = jax.random.normal(key, (num_samples // 2, 4), mean.dtype)
     noise = jnp.concatenate([half, -half])
-    return jax.lax.stop_gradient(
-        jax.vmap(lambda n: action(n, mean, sigma=sigma))(noise)
-    )
+    return jax.vmap(lambda n: action(n, mean, sigma=sigma))(noise)
 
 
 def log_prob(sampled: jax.Array, mean: jax.Array, *, sigma: float) -> jax.Array:

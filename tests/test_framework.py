@@ -141,7 +141,7 @@ def test_reinforce_by_hand():
     assert trial.policy_loss == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["reinforce", "elite"])
+@pytest.mark.parametrize("name", ["reinforce", "pathwise", "elite"])
 def test_boxes_are_valid_where_the_mean_is_not(name):
     # One cell: sides of 1/8 are below 0.2.
     logits = _logits_of((0.5, 0.5, 0.625, 0.625))
@@ -152,6 +152,27 @@ def test_boxes_are_valid_where_the_mean_is_not(name):
     np.testing.assert_allclose(tried[1], expected, atol=1e-4)
     for box in tried:
         np.testing.assert_allclose(boxes.clip(box, min_side=0.2), box, atol=1e-6)
+
+
+def test_pathwise_follows_the_mean_loss_of_the_samples(float64):
+    """Its gradient is that of the losses themselves, by finite differences."""
+    logits = jnp.asarray(_logits_of(DETECTED) / 40, jnp.float64)
+
+    def loss(logits):
+        evaluate, _ = _recorder(lambda box: jnp.sum(jnp.sin(7 * box)))
+        trial = framework.pathwise(KEY_AREA, LEARNING, evaluate, logits, KEY, 0.2)
+        return trial.policy_loss
+
+    drawn = policy.sample(KEY, policy.mean_box(logits), sigma=0.2, num_samples=4)
+    valid = [boxes.clip(box, min_side=0.2) for box in drawn]
+    expected = np.mean([np.sin(7 * box).sum() for box in valid])
+    assert loss(logits) == pytest.approx(float(expected), rel=1e-6)
+    gradient = jax.grad(loss)(logits)
+    direction = jax.random.normal(KEY, logits.shape, jnp.float64)
+    step = 1e-6 * direction
+    slope = (loss(logits + step) - loss(logits - step)) / 2e-6
+    assert abs(slope) > 1e-3
+    assert jnp.sum(gradient * direction) == pytest.approx(float(slope), rel=1e-5)
 
 
 def test_reinforce_pulls_back_a_mean_that_is_out_of_bounds():
@@ -200,7 +221,11 @@ def _distance(box):
     ("name", "rate", "gamma", "overlap"),
     # What a map says weakly of cells far off widens its box: imitation needs long to
     # be sure of them, so elite gets close more slowly.
-    [("reinforce", 0.1, 2.0, 0.8), ("elite", 0.3, 0.0, 0.7)],
+    [
+        ("reinforce", 0.1, 2.0, 0.8),
+        ("pathwise", 0.1, 2.0, 0.9),
+        ("elite", 0.3, 0.0, 0.7),
+    ],
 )
 def test_gradient_steps_on_the_logits_find_the_box_of_lowest_loss(
     name, rate, gamma, overlap
@@ -419,7 +444,7 @@ def test_random_share_is_a_share_of_the_images():
     assert 8 <= sum(counts) <= 28  # of 36; outside with a chance of 0.1 %
 
 
-@pytest.mark.parametrize("estimator", ["paper", "reinforce", "elite"])
+@pytest.mark.parametrize("estimator", list(framework.ESTIMATORS))
 def test_task_network_is_trained_on_the_optimal_boxes(estimator):
     method, task, arguments = _make(estimator=estimator)
     image = arguments[3]["image"]
@@ -458,7 +483,7 @@ def test_train_on_original_adds_the_whole_images():
     assert aux.metrics["task_loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("estimator", ["paper", "reinforce", "elite"])
+@pytest.mark.parametrize("estimator", list(framework.ESTIMATORS))
 def test_trying_boxes_leaves_the_statistics_of_the_task_network_alone(estimator):
     method, _, arguments = _make(estimator=estimator)
     _, aux = _loss(method, arguments)
@@ -472,7 +497,7 @@ def _shifted(params, name, key):
     return params | {name: {"w": params[name]["w"] + noise}}
 
 
-@pytest.mark.parametrize("estimator", ["paper", "reinforce", "elite"])
+@pytest.mark.parametrize("estimator", list(framework.ESTIMATORS))
 def test_rewards_come_from_the_averaged_task_network(estimator):
     method, _, (params, model_state, average, *rest) = _make(estimator=estimator)
     before = _gradients(method, (params, model_state, average, *rest))["policy"]["w"]
@@ -488,7 +513,7 @@ def test_rewards_come_from_the_averaged_task_network(estimator):
     np.testing.assert_array_equal(before, same)
 
 
-@pytest.mark.parametrize("estimator", ["paper", "reinforce", "elite"])
+@pytest.mark.parametrize("estimator", list(framework.ESTIMATORS))
 def test_policy_loss_has_no_gradient_for_the_task_network(estimator):
     method, task, arguments = _make(estimator=estimator)
     gradient = _gradients(method, arguments)["task"]["w"]
@@ -503,7 +528,7 @@ def test_policy_loss_has_no_gradient_for_the_task_network(estimator):
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("estimator", ["paper", "reinforce", "elite"])
+@pytest.mark.parametrize("estimator", list(framework.ESTIMATORS))
 def test_task_loss_has_no_gradient_for_the_policy(estimator):
     """It has one through the crop's edges if they are not held fixed."""
     method, task, arguments = _make(estimator=estimator, explore=False)
