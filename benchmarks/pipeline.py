@@ -16,6 +16,7 @@ import pathlib
 import statistics
 import tempfile
 import time
+import warnings
 
 import numpy as np
 import rich.console
@@ -105,7 +106,7 @@ def check_same(source, films):
 def compare(streamed, kept, films, arguments):
     """Median rates by who reads, with how many workers."""
     batch = arguments.batch
-    contenders = {("ours", "memory", 0): lambda: ours(kept, batch)}
+    contenders = {}
     for n in arguments.workers:
         contenders["PyTorch", "", n] = lambda n=n: theirs(films, batch, n)
         contenders["ours", "threads", n] = lambda n=n: ours(streamed, batch, threads=n)
@@ -113,6 +114,7 @@ def compare(streamed, kept, films, arguments):
             contenders["ours", "processes", n] = lambda n=n: ours(
                 streamed, batch, processes=n
             )
+    contenders["ours", "memory", 0] = lambda: ours(kept, batch)
     rates = {key: [] for key in contenders}
     for _ in range(arguments.rounds):
         for key, opened in contenders.items():
@@ -172,15 +174,11 @@ def show(rates, title):
     table = rich.table.Table(title=title)
     for heading in ("read by", "workers", "hapre_jax images/s", "PyTorch", "ratio"):
         table.add_column(heading, justify="left" if heading == "read by" else "right")
-    for (library, readers, workers), mine in sorted(
-        rates.items(), key=lambda item: (item[0][1], item[0][2])
-    ):
-        other = rates.get(("PyTorch", "", workers))
-        if library == "PyTorch":
-            continue
+    for (library, readers, workers), mine in rates.items():
         if readers == "memory":
             table.add_row("kept in memory", "", f"{mine:,.0f}", "", "")
-        else:
+        elif library == "ours":
+            other = rates["PyTorch", "", workers]
             table.add_row(
                 readers if workers else "the caller",
                 str(workers),
@@ -224,6 +222,7 @@ def main():
     parser.add_argument("--workers", type=int, nargs="+", default=(0, 1, 2, 4))
     parser.add_argument("--step", action="store_true", help="time a training step too")
     arguments = parser.parse_args()
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
     if arguments.root:
         run(pathlib.Path(arguments.root), arguments)
     else:

@@ -265,6 +265,12 @@ class PolicyConfig:
         at_least=0,
         at_most=1,
     )
+    train_crops: int = option(
+        1,
+        "Boxes drawn for an image that the task network is trained on, at most "
+        "policy.samples.",
+        at_least=1,
+    )
     train_on_original: bool = option(
         False, "Train the task network on the whole image too."
     )
@@ -279,6 +285,12 @@ class PolicyConfig:
             )
         if self.samples % 2:
             raise UserError(f"policy.samples is {self.samples}, but must be even")
+        most = 1 if self.estimator == "paper" else self.samples
+        if self.train_crops > most:
+            raise UserError(
+                f"policy.train_crops is {self.train_crops}, but the estimator "
+                f"{self.estimator} draws {most} to train on"
+            )
         if self.min_side > self.max_side:
             raise UserError(
                 f"policy.min_side is {self.min_side}, but must be at most "
@@ -568,6 +580,7 @@ def tiny(config: Config) -> Config:
         pretrained="",
         grid=8,
         samples=2,
+        train_crops=min(config.policy.train_crops, 2),
         warmup_steps=min(config.policy.warmup_steps, 1),
     )
     train = dataclasses.replace(

@@ -61,6 +61,7 @@ class Learning:
     warmup_steps: int
     steps: int
     random_share: float
+    train_crops: int
     train_on_original: bool
 
 
@@ -68,7 +69,7 @@ class Trial(NamedTuple):
     """What trying a few actions on one image taught."""
 
     policy_loss: jax.Array  # f32[], differentiable in the policy's logits
-    optimal: jax.Array  # the action that the task network is trained on
+    optimal: jax.Array  # the actions that the task network is trained on, [k, ...]
     reward: jax.Array  # f32[]
     d1: jax.Array  # f32[], Eq. 5: negative where the policy's action helps
 
@@ -102,7 +103,7 @@ def paper(operation: Operation, learning: Learning, evaluate, logits, key, sigma
     loss = policy_gradient.paper_loss(
         logits, target, outcome.reward, gamma=learning.gamma
     )
-    return Trial(loss, optimal, outcome.reward, outcome.d1)
+    return Trial(loss, optimal[None], outcome.reward, outcome.d1)
 
 
 def reinforce(operation: Operation, learning: Learning, evaluate, logits, key, sigma):
@@ -117,7 +118,8 @@ def reinforce(operation: Operation, learning: Learning, evaluate, logits, key, s
     # The score grows as 1 / sigma; times sigma, annealing does not change the scale.
     loss = sigma * policy_gradient.reinforce_loss(log_probs, task_losses[2:])
     loss += operation.bound_loss(mean)
-    return Trial(loss, valid[0], -task_losses[1], task_losses[1] - task_losses[0])
+    seen = valid[: learning.train_crops]
+    return Trial(loss, seen, -task_losses[1], task_losses[1] - task_losses[0])
 
 
 def pathwise(operation: Operation, learning: Learning, evaluate, logits, key, sigma):
@@ -133,7 +135,8 @@ def pathwise(operation: Operation, learning: Learning, evaluate, logits, key, si
     still = jax.lax.stop_gradient(operation.clip(mean))
     task_losses = evaluate(jnp.stack([operation.identity(), still, *valid]))
     loss = jnp.mean(task_losses[2:]) + operation.bound_loss(mean)
-    return Trial(loss, valid[0], -task_losses[1], task_losses[1] - task_losses[0])
+    seen = valid[: learning.train_crops]
+    return Trial(loss, seen, -task_losses[1], task_losses[1] - task_losses[0])
 
 
 def elite(operation: Operation, learning: Learning, evaluate, logits, key, sigma):
@@ -148,7 +151,8 @@ def elite(operation: Operation, learning: Learning, evaluate, logits, key, sigma
     loss = policy_gradient.elite_loss(
         logits, targets, task_losses[2:], task_losses[1], gamma=learning.gamma
     )
-    return Trial(loss, valid[0], -task_losses[1], task_losses[1] - task_losses[0])
+    seen = valid[: learning.train_crops]
+    return Trial(loss, seen, -task_losses[1], task_losses[1] - task_losses[0])
 
 
 ESTIMATORS = {
@@ -239,7 +243,6 @@ def make(
 
     def loss(params, model_state, average, batch, key, step):
         trial_key, random_key, share_key = jax.random.split(key, 3)
-        size = len(batch["image"])
         policy_loss, optimal, policy_state, metrics = learn_policy(
             params, model_state, average, batch, trial_key, step
         )
@@ -254,14 +257,19 @@ def make(
             policy_state,
         )
         share = jnp.where(is_warmup, 1.0, learning.random_share)
-        is_random = jax.random.uniform(share_key, (size,)) < share
-        randoms = jax.vmap(operation.random)(jax.random.split(random_key, size))
-        optimal = jax.lax.stop_gradient(jnp.where(is_random[:, None], randoms, optimal))
-        inputs, target = jax.vmap(see)(batch["image"], optimal), batch["label"]
+        crops = optimal.shape[:2]
+        is_random = jax.random.uniform(share_key, crops) < share
+        keys = jax.random.split(random_key, crops)
+        randoms = jax.vmap(jax.vmap(operation.random))(keys)
+        optimal = jnp.where(is_random[:, :, None], randoms, optimal)
+        optimal = jax.lax.stop_gradient(optimal)
+        inputs = jax.vmap(jax.vmap(see, (None, 0)))(batch["image"], optimal)
+        inputs = inputs.reshape(-1, *inputs.shape[2:])
+        target = jnp.repeat(batch["label"], crops[1], axis=0)
         if learning.train_on_original:
             originals = resize(batch["image"], task.image_size)
             inputs = jnp.concatenate([inputs, originals])
-            target = jnp.concatenate([target, target])
+            target = jnp.concatenate([target, batch["label"]])
         variables = {"params": params["task"], **model_state["task"]}
         dropout_key = jax.random.fold_in(key, 1)
         outputs, task_state = task.apply(variables, inputs, train=True, key=dropout_key)

@@ -24,6 +24,7 @@ LEARNING = framework.Learning(
     warmup_steps=10,
     steps=110,
     random_share=0.0,
+    train_crops=1,
     train_on_original=False,
 )
 KEY = jax.random.key(0)
@@ -86,10 +87,10 @@ def test_paper_tries_four_boxes_once_and_imitates_the_optimal_one(
     (tried,) = calls
     expected = [boxes.WHOLE, DETECTED, EXPANDED, SHRUNK]
     np.testing.assert_allclose(tried, expected, atol=1e-4)
-    np.testing.assert_allclose(trial.optimal, optimal, atol=1e-4)
+    np.testing.assert_allclose(trial.optimal, [optimal], atol=1e-4)
     assert trial.reward == pytest.approx(reward, rel=1e-5)
     assert trial.d1 == pytest.approx(d1, rel=1e-5)
-    target = boxes.mask(trial.optimal, GRID)
+    target = boxes.mask(trial.optimal[0], GRID)
     expected = losses.focal_loss(logits, target, gamma=2.0) * reward
     assert trial.policy_loss == pytest.approx(float(expected), rel=1e-5)
 
@@ -102,7 +103,7 @@ def test_paper_explores_around_the_mean_box():
     expected = boxes.clip(drawn[0], min_side=0.2)
     assert np.abs(expected - jnp.array(DETECTED)).max() > 0.02
     np.testing.assert_array_equal(calls[0][1], expected)
-    np.testing.assert_array_equal(trial.optimal, expected)
+    np.testing.assert_array_equal(trial.optimal, [expected])
 
 
 def test_paper_gives_no_gradient_through_the_box_it_detected():
@@ -115,7 +116,7 @@ def test_paper_gives_no_gradient_through_the_box_it_detected():
         return framework.paper(KEY_AREA, learning, evaluate, logits, KEY, 0.4)
 
     trial = total(logits)
-    target = boxes.mask(trial.optimal, GRID)
+    target = boxes.mask(trial.optimal[0], GRID)
     expected = jax.grad(lambda z: losses.focal_loss(z, target, gamma=2.0))(logits)
     gradient = jax.grad(lambda z: total(z).policy_loss)(logits)
     assert np.abs(expected).max() > 1e-4
@@ -134,7 +135,7 @@ def test_reinforce_by_hand():
     expected = [jnp.array(boxes.WHOLE), mean, *valid]
     np.testing.assert_allclose(tried, expected, atol=1e-6)
     assert trial.reward == -1.5 and trial.d1 == -0.5
-    np.testing.assert_array_equal(trial.optimal, valid[0])
+    np.testing.assert_array_equal(trial.optimal, valid[:1])
     log_probs = [float(policy.log_prob(box, mean, sigma=sigma)) for box in samples]
     # The four samples have loss 2 on average.
     expected = -sigma * np.mean(np.array(log_probs) * [1.0, 0.0, -2.0, 1.0])
@@ -204,7 +205,7 @@ def test_elite_imitates_the_best_candidate_that_beats_the_mean(
     (tried,) = calls
     np.testing.assert_allclose(tried[:2], [boxes.WHOLE, DETECTED], atol=1e-4)
     np.testing.assert_allclose(tried[6:], [EXPANDED, SHRUNK], atol=1e-4)
-    np.testing.assert_array_equal(trial.optimal, tried[2])
+    np.testing.assert_array_equal(trial.optimal, tried[2:3])
     assert trial.reward == -1.5 and trial.d1 == -0.5
     expected = losses.focal_loss(logits, boxes.mask(tried[best], GRID), gamma=2.0)
     assert trial.policy_loss == pytest.approx(float(expected) * weight, abs=1e-6)
@@ -461,6 +462,24 @@ def test_task_network_is_trained_on_the_optimal_boxes(estimator):
     assert aux.metrics["task_loss"] == pytest.approx(expected, rel=1e-5)
     expected += float(aux.metrics["policy_loss"])
     assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_task_network_may_be_trained_on_several_boxes_of_an_image():
+    method, task, arguments = _make(train_crops=4)
+    once, other, _ = _make(train_crops=1)
+    loss, aux = _loss(method, arguments)
+    _loss(once, arguments)
+    (inputs,), (first,) = task.trained_on, other.trained_on
+    assert inputs.shape == (12, CROP, CROP, 2)
+    np.testing.assert_allclose(inputs[::4], first, atol=1e-6)
+    image = jnp.repeat(arguments[3]["image"], 4, axis=0)
+    found = _boxes_of(inputs, image)
+    assert len(np.unique(found.round(3), axis=0)) == 12
+    # The labels of three images, each for four boxes.
+    log_p = jax.nn.log_softmax(inputs.reshape(12, -1) @ arguments[0]["task"]["w"])
+    label = np.repeat(np.asarray(arguments[3]["label"]), 4)
+    expected = -np.mean(np.asarray(log_p)[np.arange(12), label])
+    assert aux.metrics["task_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_train_on_original_adds_the_whole_images():

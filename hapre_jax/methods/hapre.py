@@ -25,6 +25,7 @@ def make(config: Config, num_classes: int) -> framework.Method:
             warmup_steps=settings.warmup_steps,
             steps=config.train.steps,
             random_share=settings.random_share,
+            train_crops=settings.train_crops,
             train_on_original=settings.train_on_original,
         ),
         policy_image_size=settings.image_size,
