@@ -265,6 +265,12 @@ class PolicyConfig:
         at_least=0,
         at_most=1,
     )
+    area_cost: float = option(
+        0.0,
+        "What keeping the whole image costs the policy, in units of the task loss; a "
+        "smaller area costs its share.",
+        at_least=0,
+    )
     train_crops: int = option(
         1,
         "Boxes drawn for an image that the task network is trained on, at most "

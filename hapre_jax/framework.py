@@ -62,6 +62,7 @@ class Learning:
     steps: int
     random_share: float
     train_crops: int
+    action_cost: float
     train_on_original: bool
 
 
@@ -217,7 +218,8 @@ def make(
             def evaluate(actions):
                 crops = jax.vmap(lambda action: see(image, action))(actions)
                 labels = jnp.broadcast_to(label, (len(actions), *label.shape))
-                return probe(params, model_state, crops, labels)
+                costs = learning.action_cost * jax.vmap(operation.cost)(actions)
+                return probe(params, model_state, crops, labels) + costs
 
             return estimator(operation, learning, evaluate, logits, key, sigma)
 

@@ -42,6 +42,9 @@ class Operation(Protocol):
     def random(self, key: jax.Array) -> jax.Array:
         """A valid action that knows nothing of the image."""
 
+    def cost(self, action: jax.Array) -> jax.Array:
+        """What to save on where the task does not care: `f32[]` in [0, 1]."""
+
     def as_map(self, action: jax.Array, grid: int) -> jax.Array:
         """The map `f32[g, g]` in [0, 1] whose `mean` is the action."""
 
@@ -95,6 +98,9 @@ class KeyArea:
         size = jax.random.uniform(size_key, (2,), **bounds)
         low = (1 - size) * jax.random.uniform(place_key, (2,))
         return jnp.concatenate([low, low + size])
+
+    def cost(self, action):
+        return boxes.area(action)
 
     def as_map(self, action, grid):
         return boxes.mask(action, grid)

@@ -25,6 +25,7 @@ LEARNING = framework.Learning(
     steps=110,
     random_share=0.0,
     train_crops=1,
+    action_cost=0.0,
     train_on_original=False,
 )
 KEY = jax.random.key(0)
@@ -530,6 +531,23 @@ def test_rewards_come_from_the_averaged_task_network(estimator):
     other = (_shifted(average[0], "policy", jax.random.key(5)), average[1])
     same = _gradients(method, (params, model_state, other, *rest))["policy"]["w"]
     np.testing.assert_array_equal(before, same)
+
+
+@pytest.mark.parametrize("estimator", list(framework.ESTIMATORS))
+def test_an_action_costs_what_it_keeps(estimator):
+    free, _, arguments = _make(estimator=estimator, explore=False)
+    dear, _, _ = _make(estimator=estimator, explore=False, action_cost=0.5)
+    (_, without), (_, with_cost) = _loss(free, arguments), _loss(dear, arguments)
+    areas = jax.vmap(boxes.area)(free.predict(*arguments[:2], arguments[3]["image"])[1])
+    # The whole image, which D1 compares with, costs 0.5.
+    saved = 0.5 * (1 - float(jnp.mean(areas)))
+    assert saved > 0.01
+    change = float(with_cost.metrics["d1"] - without.metrics["d1"])
+    assert change == pytest.approx(-saved, abs=1e-5)
+    if estimator != "paper":  # whose reward is a weight
+        change = float(with_cost.metrics["reward"] - without.metrics["reward"])
+        assert change == pytest.approx(saved - 0.5, abs=1e-5)
+        assert with_cost.metrics["task_loss"] == without.metrics["task_loss"]
 
 
 @pytest.mark.parametrize("estimator", list(framework.ESTIMATORS))

@@ -26,6 +26,7 @@ def make(config: Config, num_classes: int) -> framework.Method:
             steps=config.train.steps,
             random_share=settings.random_share,
             train_crops=settings.train_crops,
+            action_cost=settings.area_cost,
             train_on_original=settings.train_on_original,
         ),
         policy_image_size=settings.image_size,
