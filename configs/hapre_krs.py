@@ -26,6 +26,7 @@ def get_config() -> Config:
             norm="frozen",
             estimator="paper",
             warmup_steps=0,
+            random_share=0.0,
         ),
         train=TrainConfig(
             # Not stated in the paper: about 30 passes over its training images.

@@ -15,6 +15,12 @@ def get_config() -> Config:
         data=DataConfig(name="ped_pneumonia", image_size=256, geometry="letterbox"),
         task=TaskConfig(net="resnet10", image_size=128),
         # Lungs fill more than half of these films: smaller key areas only cut them.
-        policy=PolicyConfig(image_size=64, min_side=0.4),
+        policy=PolicyConfig(
+            image_size=64,
+            min_side=0.4,
+            warmup_steps=300,
+            random_share=0.0,
+            train_crops=1,
+        ),
         train=TrainConfig(steps=1500, task_learning_rate=5e-3),
     )

@@ -12,7 +12,12 @@ from hapre_jax import config
 
 
 def get_config() -> config.Config:
-    """Differs from configs/phantom.py in the learning rule, which has no warm-up."""
+    """Differs from configs/phantom.py in the learning rule, which has no warm-up
+    and no random areas."""
     phantom = config.load(str(pathlib.Path(__file__).with_name("phantom.py")))
-    rule = {"policy.estimator": "paper", "policy.warmup_steps": "0"}
+    rule = {
+        "policy.estimator": "paper",
+        "policy.warmup_steps": "0",
+        "policy.random_share": "0",
+    }
     return config.override_all(phantom, rule)

@@ -257,10 +257,10 @@ class PolicyConfig:
         1.0, "Longest side of a key area, share of the image.", above=0, at_most=1
     )
     warmup_steps: int = option(
-        300, "Steps in which only the task network learns.", at_least=0
+        200, "Steps in which only the task network learns.", at_least=0
     )
     random_share: float = option(
-        0.0,
+        0.25,
         "Share of images that the task network sees under a random key area.",
         at_least=0,
         at_most=1,
@@ -272,9 +272,9 @@ class PolicyConfig:
         at_least=0,
     )
     train_crops: int = option(
-        1,
-        "Boxes drawn for an image that the task network is trained on, at most "
-        "policy.samples.",
+        4,
+        "Boxes drawn for an image that the task network is trained on; the published "
+        "rule has one.",
         at_least=1,
     )
     train_on_original: bool = option(
@@ -291,11 +291,10 @@ class PolicyConfig:
             )
         if self.samples % 2:
             raise UserError(f"policy.samples is {self.samples}, but must be even")
-        most = 1 if self.estimator == "paper" else self.samples
-        if self.train_crops > most:
+        if self.train_crops > self.samples:
             raise UserError(
-                f"policy.train_crops is {self.train_crops}, but the estimator "
-                f"{self.estimator} draws {most} to train on"
+                f"policy.train_crops is {self.train_crops}, but must be at most "
+                f"policy.samples, which is {self.samples}"
             )
         if self.min_side > self.max_side:
             raise UserError(
@@ -308,7 +307,7 @@ class PolicyConfig:
 class TrainConfig:
     """Optimization and what is written when."""
 
-    steps: int = option(1000, "Updates of the task network.", at_least=1)
+    steps: int = option(700, "Updates of the task network.", at_least=1)
     batch_size: int = option(32, "Images in a step.", at_least=1)
     task_learning_rate: float = option(
         2e-3, "Largest learning rate of the task network.", above=0

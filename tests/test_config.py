@@ -123,11 +123,7 @@ def test_config_is_frozen_and_hashable():
         ),
         (
             lambda: config.PolicyConfig(samples=4, train_crops=5),
-            "policy.train_crops is 5, but the estimator reinforce draws 4 to train on",
-        ),
-        (
-            lambda: config.PolicyConfig(estimator="paper", train_crops=2),
-            "policy.train_crops is 2, but the estimator paper draws 1 to train on",
+            "policy.train_crops is 5, but must be at most policy.samples, which is 4",
         ),
         (
             lambda: config.DataConfig(bare_groups=True),
@@ -331,7 +327,11 @@ def test_phantom_paper_differs_from_phantom_in_the_learning_rule_alone():
     phantom = config.load("configs/phantom.py")
     paper = config.load("configs/phantom_paper.py")
     assert paper.policy.estimator == "paper" != phantom.policy.estimator
-    rule = {"policy.estimator": "paper", "policy.warmup_steps": "0"}
+    rule = {
+        "policy.estimator": "paper",
+        "policy.warmup_steps": "0",
+        "policy.random_share": "0",
+    }
     assert config.override_all(phantom, rule) == paper
 
 

@@ -85,17 +85,20 @@ def test_hapre_passes_every_field_of_the_policy_on(monkeypatch, tiny_config):
         "gamma": 1.5,
         "warmup_steps": 5,
         "random_share": 0.07,
+        "train_crops": 3,
         "train_on_original": True,
         "estimator": "elite",
     }
     sizes = {"alpha": 1.7, "min_side": 0.33, "max_side": 0.77, "image_size": 24}
     policy = dataclasses.replace(tiny_config.policy, **changes, **sizes, width=11)
+    policy = dataclasses.replace(policy, area_cost=0.4)
     given = dataclasses.replace(tiny_config, policy=policy)
     seen = {}
     monkeypatch.setattr(framework, "make", lambda *a, **k: seen.update(a=a, k=k))
     hapre.make(given, 5)
     task, network, operation, learning = seen["a"]
-    assert dataclasses.asdict(learning) == changes | {"steps": given.train.steps}
+    given_on = {"steps": given.train.steps, "action_cost": 0.4}
+    assert dataclasses.asdict(learning) == changes | given_on
     assert dataclasses.astuple(operation) == (1.7, 0.33, 0.77)
     assert seen["k"] == {"policy_image_size": 24, "policy_normalize": "image"}
     assert (task.image_size, task.network.num_classes) == (16, 5)
