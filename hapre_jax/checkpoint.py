@@ -153,7 +153,7 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
             config_lib.options(c) for c in (config_lib.load(str(path)), config)
         )
         for name, field in now.items():
-            if before[name].value != field.value:
+            if name not in config_lib.MACHINE and before[name].value != field.value:
                 raise UserError(
                     f"{workdir} holds a run with {name} = {before[name].value}, not "
                     f"{field.value}; choose another --workdir, or delete that folder"

@@ -27,6 +27,8 @@ _RESNETS = ("resnet8", "resnet10", "resnet18", "resnet34", "resnet50")
 TRUNKS = (*_RESNETS, "densenet121", "densenet169", "vgg16", "vgg19")
 NETS = (*TRUNKS, *(f"{net}+{a}" for net in _RESNETS for a in ("cbam", "danet")))
 NORMS = ("batch", "frozen", "group")
+# Where and how images are read: a run may go on with others.
+MACHINE = ("data.root", "data.memory_gib", "data.threads", "data.processes")
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 
 
@@ -155,8 +157,6 @@ class DataConfig:
                 f"data.degrade is {self.degrade}, but is for real films: phantoms have "
                 "data.quality"
             )
-        if self.name != "ped_pneumonia" and self.bare_groups:
-            raise UserError(f"data.bare_groups is for ped_pneumonia, not {self.name}")
         shares = self.split_fractions
         if len(shares) != 3 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
             raise UserError(
@@ -261,7 +261,7 @@ class PolicyConfig:
     )
     random_share: float = option(
         0.25,
-        "Share of images that the task network sees under a random key area.",
+        "Share of the key areas that the task network is trained on that are random.",
         at_least=0,
         at_most=1,
     )
@@ -273,8 +273,8 @@ class PolicyConfig:
     )
     train_crops: int = option(
         4,
-        "Boxes drawn for an image that the task network is trained on; the published "
-        "rule has one.",
+        "Boxes drawn for an image that the task network is trained on, at most "
+        "policy.samples; the published rule has one.",
         at_least=1,
     )
     train_on_original: bool = option(
@@ -291,11 +291,6 @@ class PolicyConfig:
             )
         if self.samples % 2:
             raise UserError(f"policy.samples is {self.samples}, but must be even")
-        if self.train_crops > self.samples:
-            raise UserError(
-                f"policy.train_crops is {self.train_crops}, but must be at most "
-                f"policy.samples, which is {self.samples}"
-            )
         if self.min_side > self.max_side:
             raise UserError(
                 f"policy.min_side is {self.min_side}, but must be at most "

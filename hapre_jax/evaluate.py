@@ -3,8 +3,9 @@
 `python -m hapre_jax.evaluate RUN [--data.…]`.
 """
 
+import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,9 +15,9 @@ import rich.console
 
 from hapre_jax import boxes, checkpoint, cli, log, metrics, report
 from hapre_jax import config as config_lib
-from hapre_jax.config import Config
+from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
-from hapre_jax.data import labels, pipeline
+from hapre_jax.data import labels, pipeline, splits
 from hapre_jax.errors import UserError
 from hapre_jax.framework import Method, Prediction
 from hapre_jax.methods import METHODS
@@ -93,6 +94,9 @@ def evaluate(
             lesion_boxes=source.lesion_boxes,
             mean_box=mean_box,
         ) | {"entropy": float(np.mean(predictions.entropy))}
+        # A policy starts with logits of zero, a half in each cell.
+        change = np.abs(predictions.policy_map - 0.5)
+        key_area["map_change"] = float(np.mean(change))
     scores = {
         "n": len(source),
         "classes": list(space),
@@ -192,12 +196,55 @@ def mean_lung_box(source: datasets.Dataset) -> np.ndarray | None:
     return None if source.lung_boxes is None else np.nanmean(source.lung_boxes, axis=0)
 
 
+# What a film looks like and how it is read; not which films there are, nor their split.
+_APPEARANCE = {"image_size", "geometry", "degrade", "flip", "flip_probability"}
+_READING = {"on_error", "root", "memory_gib", "threads", "processes"}
+
+
+def same_films(first: DataConfig, second: DataConfig) -> bool:
+    """Whether two configs name the same films, so that one's division is the other's.
+
+    Films may be moved or prepared meanwhile, but two folders are two hospitals.
+    """
+    ignored = _APPEARANCE | _READING
+    if first.name == "folder":
+        ignored = ignored - {"root"}
+    return all(
+        getattr(first, field.name) == getattr(second, field.name)
+        for field in dataclasses.fields(DataConfig)
+        if field.name not in ignored
+    )
+
+
+def never_seen(source: datasets.Dataset, rows: Iterable[splits.Row]) -> np.ndarray:
+    """`i[n]`: rows of a split whose films a run neither trained on nor chose by.
+
+    Args:
+      source: a split of any source.
+      rows: of the run's `splits.csv`.
+    """
+    seen = {row.sha256 for row in rows if row.split != "test"}
+    return np.flatnonzero([digest not in seen for digest in source.hashes])
+
+
 def splits_file(workdir: pathlib.Path) -> pathlib.Path | None:
     """That of a run; the plain classifier's run lies in the folder of another."""
     for folder in (workdir, workdir.parent):
         if (folder / "splits.csv").exists():
             return folder / "splits.csv"
     return None
+
+
+def _without_choices(config: Config, trained: Config) -> Config:
+    """Another data set's films are not chosen as the run's own were."""
+    if config.data.name == trained.data.name:
+        return config
+    default, choices = DataConfig(), {}
+    for name in ("view", "draw", "official_split"):
+        if getattr(config.data, name) == getattr(trained.data, name):
+            choices[name] = getattr(default, name)
+    data = dataclasses.replace(config.data, **choices)
+    return dataclasses.replace(config, data=data)
 
 
 def main(argv: list[str]) -> int:
@@ -217,6 +264,7 @@ def main(argv: list[str]) -> int:
     console = rich.console.Console()
     workdir = pathlib.Path(arguments.run)
     trained = config_lib.load(str((workdir / "config.json").absolute()))
+    config = _without_choices(config, trained)
     now = config_lib.options(config)
     for name, field in config_lib.options(trained).items():
         if not name.startswith("data.") and field.value != now[name].value:
@@ -231,20 +279,30 @@ def main(argv: list[str]) -> int:
         )
     results = checkpoint.read_json(workdir / "results.json")
     # The run's own split is reused; of another source the test part is taken.
-    own = config.data == trained.data
+    saved = splits_file(workdir)
+    own = same_films(config.data, trained.data)
     with log.progress_bar(console, f"{config.data.name} images") as update:
         data = pipeline.load(
             config.data,
             seed=config.seed,
-            splits_file=splits_file(workdir) if own else None,
+            splits_file=saved if own else None,
             progress=update,
         )
+    tested_on = data.test
+    if saved and not own:
+        kept = never_seen(data.test, splits.read(saved))
+        if len(kept) < len(data.test):
+            known = len(data.test) - len(kept)
+            log.say(console, f"{known} films are left out: the run was trained on them")
+            tested_on = data.test.take(kept)
+    if not len(tested_on):
+        raise UserError("the run was trained on all of these test films")
     method = METHODS[config.method](config, len(results["classes"]))
     best = checkpoint.restore_best(workdir, config, method)
     tested = evaluate(
         make_predict(method),
         best,
-        data.test,
+        tested_on,
         config=config,
         classes=results["classes"],
         mean_box=mean_lung_box(data.train),

@@ -1,9 +1,11 @@
 """Pictures of a run, drawn with Pillow alone."""
 
 import functools
+import pathlib
 from typing import TYPE_CHECKING
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -21,14 +23,14 @@ LUNGS_COLOR = (86, 180, 233)
 _WRONG_COLOR = (240, 140, 190)
 
 # The sheet is dark, as a light box is around films: bright margins hide dark lungs.
-_SHEET, _FRAME = (18, 21, 26), (58, 64, 74)
-_TEXT, _DIM = (236, 239, 244), (150, 158, 170)
+SHEET, _FRAME = (18, 21, 26), (58, 64, 74)
+TEXT, DIM = (236, 239, 244), (150, 158, 170)
 _FILM, _CROP = 220, 140  # pixels of a side
 # Three columns keep the text legible at the width of a README, about 900 pixels.
 _COLUMNS = 3
 _INNER, _GAP, _MARGIN = 8, 26, 26
 
-_PAPER, _INK, _PALE, _EMPTY = (255, 255, 255), (31, 35, 40), (101, 109, 118), (228,) * 3
+PAPER, INK, PALE, _EMPTY = (255, 255, 255), (31, 35, 40), (101, 109, 118), (228,) * 3
 # Blue over white to orange: lower and higher than what the cell is compared with.
 _DIVERGING = np.array([(33, 102, 172), (247, 247, 247), (224, 120, 20)], np.float64)
 _CELL_WIDTH, _CELL_HEIGHT = 58, 34
@@ -49,8 +51,8 @@ def key_area_sheet(
       An RGB picture.
     """
     areas, lung_boxes = np.asarray(predictions.action), source.lung_boxes
-    overlaps = _overlaps(areas, lung_boxes)
-    shown = _first_of_each_class(source.labels, count)
+    overlaps = lung_overlaps(areas, lung_boxes)
+    shown = first_of_each_class(source.labels, count)
     has_lungs = bool(np.isfinite(overlaps).any())
 
     cell_width = _FILM + _INNER + _CROP
@@ -62,7 +64,7 @@ def key_area_sheet(
             2 * _MARGIN + _COLUMNS * cell_width + (_COLUMNS - 1) * _GAP,
             top + lines * _FILM + (lines - 1) * _GAP + _MARGIN,
         ),
-        _SHEET,
+        SHEET,
     )
     draw = ImageDraw.Draw(sheet)
     _sheet_header(draw, overlaps, has_lungs)
@@ -76,45 +78,50 @@ def key_area_sheet(
         sheet.paste(_crop(source.images[row], areas[row]), (x + _FILM + _INNER, y))
         probabilities = predictions.probabilities[row]
         answer, label = int(np.argmax(probabilities)), int(source.labels[row])
-        color = _TEXT if answer == label else _WRONG_COLOR
+        color = TEXT if answer == label else _WRONG_COLOR
         x, y = x + _FILM + _INNER, y + _CROP
-        _caption(draw, x, y + 24, "true", source.classes[label], _TEXT)
+        _caption(draw, x, y + 24, "true", source.classes[label], TEXT)
         _caption(draw, x, y + 47, "answer", source.classes[answer], color)
         numbers = f"p {probabilities[answer]:.2f}"
         if lungs is not None:
             numbers += f"    IoU {overlaps[row]:.2f}"
-        draw.text((x, y + 70), numbers, _TEXT, _font(16), anchor="ls")
+        draw.text((x, y + 70), numbers, TEXT, font(16), anchor="ls")
     return sheet
 
 
 def film_with_boxes(
-    pixels: np.ndarray, area: np.ndarray, lungs: np.ndarray | None = None
+    pixels: np.ndarray,
+    area: np.ndarray,
+    lungs: np.ndarray | None = None,
+    *,
+    size: int = _FILM,
 ) -> Image.Image:
-    """An image `u8[H, W, C]` at 220 x 220 with its key area and, dashed, its lungs."""
-    film = _picture(pixels).resize((_FILM, _FILM), Image.Resampling.BICUBIC)
+    """An image `u8[H, W, C]` as a square with its key area and, dashed, its lungs."""
+    film = _picture(pixels).resize((size, size), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(film)
-    draw.rectangle((0, 0, _FILM - 1, _FILM - 1), outline=_FRAME)
-    left, top, right, bottom = _inclusive(area, _FILM)
+    draw.rectangle((0, 0, size - 1, size - 1), outline=_FRAME)
+    left, top, right, bottom = _inclusive(area, size)
     # A dark line on both sides sets the color off from bright bone.
     halo = (left - 1, top - 1, right + 1, bottom + 1)
     draw.rectangle(halo, outline=(0, 0, 0), width=5)
     draw.rectangle((left, top, right, bottom), outline=KEY_AREA_COLOR, width=3)
     if lungs is not None:
         # On top: where the two boxes agree, the solid line shows between the dashes.
-        _dashed(draw, _inclusive(lungs, _FILM), LUNGS_COLOR)
+        _dashed(draw, _inclusive(lungs, size), LUNGS_COLOR)
     return film
 
 
-def _overlaps(areas, lung_boxes):
+def lung_overlaps(areas: np.ndarray, lung_boxes: np.ndarray | None) -> np.ndarray:
     """IoU `f32[N]` of key areas with the true lungs, NaN where these are unknown."""
     if lung_boxes is None:
         return np.full(len(areas), np.nan, np.float32)
     known = np.isfinite(lung_boxes).all(axis=1)
-    ious = np.asarray(jax.vmap(boxes.iou)(areas, np.nan_to_num(lung_boxes)))
+    lungs = jnp.asarray(np.nan_to_num(lung_boxes))
+    ious = np.asarray(jax.vmap(boxes.iou)(jnp.asarray(areas), lungs))
     return np.where(known, ious, np.float32(np.nan))
 
 
-def _first_of_each_class(labels, count):
+def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
     """Rows of the first image of each class, then of the second ones, and so on."""
     rank = np.zeros(len(labels), np.int64)
     for label in np.unique(labels):
@@ -124,7 +131,7 @@ def _first_of_each_class(labels, count):
 
 def _sheet_header(draw, overlaps, has_lungs):
     title = "What the policy keeps of each film, and what the classifier sees"
-    draw.text((_MARGIN, 22), title, _TEXT, _font(24))
+    draw.text((_MARGIN, 22), title, TEXT, font(24))
     note = "The first images of each class, none picked by hand. p: probability."
     if has_lungs:
         known = overlaps[np.isfinite(overlaps)]
@@ -132,27 +139,32 @@ def _sheet_header(draw, overlaps, has_lungs):
             " IoU: overlap of the two boxes, at most 1; on average "
             f"{known.mean():.2f} over {_images(len(known))}."
         )
-    draw.text((_MARGIN, 56), note, _DIM, _font(15))
+    draw.text((_MARGIN, 56), note, DIM, font(15))
 
-    x, y = _MARGIN, 86
+    x = box_legend(draw, _MARGIN, 86, has_lungs)
+    _legend(draw, x, 86, "wrong answer", _WRONG_COLOR)
+
+
+def box_legend(draw: ImageDraw.ImageDraw, x: int, y: int, has_lungs: bool) -> int:
+    """Says which box is which; returns where the next entry may start."""
     draw.rectangle((x, y, x + 26, y + 16), outline=KEY_AREA_COLOR, width=3)
-    x = _legend(draw, x + 36, y, "key area of the policy", _TEXT)
+    x = _legend(draw, x + 36, y, "key area of the policy", TEXT)
     if has_lungs:
         _dashed(draw, (x, y, x + 26, y + 16), LUNGS_COLOR)
-        x = _legend(draw, x + 36, y, "true lungs, never trained on", _TEXT)
-    _legend(draw, x, y, "wrong answer", _WRONG_COLOR)
+        x = _legend(draw, x + 36, y, "true lungs, never trained on", TEXT)
+    return x
 
 
 def _legend(draw, x, y, text, color):
-    draw.text((x, y + 8), text, color, _font(16), anchor="lm")
-    return round(x + _font(16).getlength(text)) + 36
+    draw.text((x, y + 8), text, color, font(16), anchor="lm")
+    return round(x + font(16).getlength(text)) + 36
 
 
 def _caption(draw, x, y, label, text, color):
     indent = 54
-    draw.text((x, y), label, _DIM, _font(15), anchor="ls")
-    text = _shortened(text, _font(16), _CROP - indent)
-    draw.text((x + indent, y), text, color, _font(16), anchor="ls")
+    draw.text((x, y), label, DIM, font(15), anchor="ls")
+    text = shortened(text, font(16), _CROP - indent)
+    draw.text((x + indent, y), text, color, font(16), anchor="ls")
 
 
 def _crop(pixels, area):
@@ -216,10 +228,10 @@ def landscape_heatmap(landscape: "Landscape") -> Image.Image:
     width = labels + shifts * _CELL_WIDTH
     height = 32 + zooms * _CELL_HEIGHT + 104
     full_width = max(2 * margin + axis + columns * (width + gap) - gap, 900)
-    explanation = _wrapped(_how_to_read(landscape), _font(16), full_width - 2 * margin)
+    explanation = wrapped(_how_to_read(landscape), font(16), full_width - 2 * margin)
     bottom = top + lines * height
     size = (full_width, bottom + 24 * len(explanation) + margin)
-    picture = Image.new("RGB", size, _PAPER)
+    picture = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(picture)
 
     changes = landscape.losses - landscape.whole[:, None, None]
@@ -228,7 +240,7 @@ def landscape_heatmap(landscape: "Landscape") -> Image.Image:
     # hopeless box would make all others pale.
     limit = float(np.clip(largest, 0.1, 1.0))
     title = "Reward landscape: on which boxes is the task network good?"
-    draw.text((margin, 20), title, _INK, _font(24))
+    draw.text((margin, 20), title, INK, font(24))
     _color_scale(draw, margin, 70, limit)
 
     around = _around(landscape)
@@ -244,13 +256,13 @@ def landscape_heatmap(landscape: "Landscape") -> Image.Image:
         text = f"horizontal shift / width of {name}"
         center = x + labels + shifts * _CELL_WIDTH // 2
         y += 32 + zooms * _CELL_HEIGHT + 34
-        draw.text((center, y), text, _PALE, _font(15), anchor="mm")
+        draw.text((center, y), text, PALE, font(15), anchor="mm")
         text = f"whole image {_number(landscape.whole[row])}"
         if landscape.policy is not None:
             text += f"   policy's key area {_number(landscape.policy[row])}"
-        draw.text((center, y + 26), text, _INK, _font(15), anchor="mm")
+        draw.text((center, y + 26), text, INK, font(15), anchor="mm")
     for line, text in enumerate(explanation):
-        draw.text((margin, bottom + 24 * line), text, _INK, _font(16))
+        draw.text((margin, bottom + 24 * line), text, INK, font(16))
     return picture
 
 
@@ -260,11 +272,11 @@ def _panel(draw, x, y, labels, landscape, row, strength):
     name = "all classes" if is_all else landscape.classes[row]
     count = f"   {_images(landscape.counts[row])}"
     x += labels
-    room = losses.shape[1] * _CELL_WIDTH - _font(15).getlength(count)
-    name = _shortened(name, _font(18), room)
-    draw.text((x, y + 20), name, _INK, _font(18), anchor="ls")
-    end = x + _font(18).getlength(name)
-    draw.text((end, y + 20), count, _PALE, _font(15), anchor="ls")
+    room = losses.shape[1] * _CELL_WIDTH - font(15).getlength(count)
+    name = shortened(name, font(18), room)
+    draw.text((x, y + 20), name, INK, font(18), anchor="ls")
+    end = x + font(18).getlength(name)
+    draw.text((end, y + 20), count, PALE, font(15), anchor="ls")
     y += 32
 
     for (i, j), loss in np.ndenumerate(losses):
@@ -276,8 +288,8 @@ def _panel(draw, x, y, labels, landscape, row, strength):
         center = (left + _CELL_WIDTH // 2, top + _CELL_HEIGHT // 2)
         # Luma (ITU-R 601) tells whether dark text can be read.
         dark = np.dot(fill, (0.299, 0.587, 0.114)) < 120
-        color = _PAPER if dark else _INK
-        draw.text(center, _number(loss), color, _font(16), anchor="mm")
+        color = PAPER if dark else INK
+        draw.text(center, _number(loss), color, font(16), anchor="mm")
     if np.isfinite(losses).any():
         i, j = np.unravel_index(np.nanargmin(losses), losses.shape)
         left, top = x + int(j) * _CELL_WIDTH, y + int(i) * _CELL_HEIGHT
@@ -285,11 +297,11 @@ def _panel(draw, x, y, labels, landscape, row, strength):
         draw.rectangle(frame, outline=(0, 0, 0), width=3)
     for i, zoom in enumerate(landscape.zooms):
         place = (x - 8, y + i * _CELL_HEIGHT + _CELL_HEIGHT // 2)
-        draw.text(place, f"{zoom:.2f}", _INK, _font(15), anchor="rm")
+        draw.text(place, f"{zoom:.2f}", INK, font(15), anchor="rm")
     for j, shift in enumerate(landscape.shifts):
         place = (x + j * _CELL_WIDTH + _CELL_WIDTH // 2, y + len(losses) * _CELL_HEIGHT)
         text = f"{shift:+.2f}" if shift else "0"
-        draw.text((place[0], place[1] + 12), text, _INK, _font(15), anchor="mm")
+        draw.text((place[0], place[1] + 12), text, INK, font(15), anchor="mm")
 
 
 def diverging_color(strength: float) -> tuple[int, int, int]:
@@ -305,15 +317,15 @@ def diverging_color(strength: float) -> tuple[int, int, int]:
 
 def _color_scale(draw, x, y, limit):
     left = f"{-limit:.2f}"
-    draw.text((x, y + 10), left, _INK, _font(15), anchor="lm")
-    x += round(_font(15).getlength(left)) + 8
+    draw.text((x, y + 10), left, INK, font(15), anchor="lm")
+    x += round(font(15).getlength(left)) + 8
     length = 180
     for offset in range(length):
         color = diverging_color(2 * offset / (length - 1) - 1)
         draw.line((x + offset, y, x + offset, y + 20), fill=color)
     x += length + 8
     right = f"+{limit:.2f}    loss, less the loss on the whole image, in nats"
-    draw.text((x, y + 10), right, _INK, _font(15), anchor="lm")
+    draw.text((x, y + 10), right, INK, font(15), anchor="lm")
 
 
 def _around(landscape):
@@ -342,15 +354,15 @@ def _how_to_read(landscape):
 
 
 def _vertical_text(picture, x, y, text):
-    font = _font(15)
-    size = (round(font.getlength(text)) + 4, 24)
-    label = Image.new("RGB", size, _PAPER)
-    ImageDraw.Draw(label).text((2, 12), text, _PALE, font, anchor="lm")
+    size = (round(font(15).getlength(text)) + 4, 24)
+    label = Image.new("RGB", size, PAPER)
+    ImageDraw.Draw(label).text((2, 12), text, PALE, font(15), anchor="lm")
     label = label.rotate(90, expand=True)
     picture.paste(label, (x - label.width // 2, y - label.height // 2))
 
 
-def _wrapped(text, font, width):
+def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The lines of a text that is to be no wider than `width` pixels."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -361,7 +373,8 @@ def _wrapped(text, font, width):
     return lines
 
 
-def _shortened(text, font, width):
+def shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    """A text with dots for the end that would go past `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:
@@ -378,5 +391,15 @@ def _images(count):
 
 
 @functools.cache
-def _font(size):
-    return ImageFont.load_default(size)
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """The one typeface of all pictures, in pixels."""
+    loaded = ImageFont.load_default(size)
+    assert isinstance(loaded, ImageFont.FreeTypeFont)  # Pillow was built with FreeType
+    return loaded
+
+
+def save(picture: Image.Image, path: pathlib.Path) -> None:
+    """Writes a PNG at once: an interrupted program leaves the old one or the new."""
+    partial = path.with_name(f"{path.name}.partial")
+    picture.save(partial, format="PNG")
+    partial.replace(path)

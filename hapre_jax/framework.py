@@ -73,6 +73,8 @@ class Trial(NamedTuple):
     optimal: jax.Array  # the actions that the task network is trained on, [k, ...]
     reward: jax.Array  # f32[]
     d1: jax.Array  # f32[], Eq. 5: negative where the policy's action helps
+    # i32[] of `rewards.Reward`; None of an estimator that chooses otherwise.
+    choice: jax.Array | None = None
 
 
 def sigma_at(step: jax.Array, learning: Learning) -> jax.Array:
@@ -104,7 +106,7 @@ def paper(operation: Operation, learning: Learning, evaluate, logits, key, sigma
     loss = policy_gradient.paper_loss(
         logits, target, outcome.reward, gamma=learning.gamma
     )
-    return Trial(loss, optimal[None], outcome.reward, outcome.d1)
+    return Trial(loss, optimal[None], outcome.reward, outcome.d1, outcome.choice)
 
 
 def reinforce(operation: Operation, learning: Learning, evaluate, logits, key, sigma):
@@ -234,9 +236,7 @@ def make(
         trials = try_actions(*average, batch, output.logits, key, sigma)
         mean = jax.vmap(operation.mean)(output.logits)
         metrics = {
-            "policy_loss": jnp.mean(trials.policy_loss),
-            "reward": jnp.mean(trials.reward),
-            "d1": jnp.mean(trials.d1),
+            **summarize(trials),
             "sigma": sigma,
             "entropy": jnp.mean(jax.vmap(lambda m: operation.entropy(m, sigma))(mean)),
             **operation.metrics(jax.vmap(operation.clip)(mean), batch),
@@ -296,6 +296,27 @@ def make(
         )
 
     return Method(init, loss, predict, task_losses)
+
+
+def summarize(trials: Trial) -> dict[str, jax.Array]:
+    """What to log of a batch of trials, whose first axis is the images."""
+    tenth, median, ninetieth = jnp.percentile(
+        trials.reward, jnp.array([10.0, 50.0, 90.0], trials.reward.dtype)
+    )
+    metrics = {
+        "policy_loss": jnp.mean(trials.policy_loss),
+        "reward": jnp.mean(trials.reward),
+        "reward_std": jnp.std(trials.reward),
+        "reward_p10": tenth,
+        "reward_p50": median,
+        "reward_p90": ninetieth,
+        "d1": jnp.mean(trials.d1),
+        "helped": jnp.mean(trials.d1 < 0),
+    }
+    if trials.choice is not None:
+        metrics["expanded"] = jnp.mean(trials.choice == 1)
+        metrics["shrunk"] = jnp.mean(trials.choice == 2)
+    return metrics
 
 
 def resize(image: jax.Array, size: int) -> jax.Array:

@@ -172,9 +172,7 @@ def measure_and_draw(
 ) -> Landscape:
     """Measures, and writes `landscape.png` and `landscape.json` into a run's folder."""
     landscape = measure(method, state, source)
-    partial = workdir / "landscape.png.partial"
-    figures.landscape_heatmap(landscape).save(partial, format="PNG")
-    partial.replace(workdir / "landscape.png")
+    figures.save(figures.landscape_heatmap(landscape), workdir / "landscape.png")
     values = {name: _jsonable(value) for name, value in landscape._asdict().items()}
     checkpoint.write_json(
         workdir / "landscape.json", {"step": int(state.step), **values}
@@ -270,7 +268,8 @@ def main(argv: list[str]) -> int:
     console = rich.console.Console()
     workdir = pathlib.Path(arguments.run)
     # The division of the run belongs to its own images, not to other ones.
-    own = config.data == config_lib.load(str(workdir / "config.json")).data
+    trained = config_lib.load(str(workdir / "config.json"))
+    own = evaluation.same_films(config.data, trained.data)
     with console.status(f"Reading the {config.data.name} images"):
         data = pipeline.load(
             config.data,

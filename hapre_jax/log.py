@@ -28,13 +28,17 @@ class MetricsLog:
         partial.replace(self._path)
         self._file = self._path.open("a")
 
-    def write(self, kind: str, step: int, metrics: dict[str, float]) -> None:
-        """Adds a record of a kind ("train", "validation") and flushes it to disk."""
+    def write(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
+        """Adds a record of a kind ("train", "validation") and flushes it to disk.
+
+        Values are what JSON knows; TensorBoard gets the floats among them.
+        """
         self._file.write(json.dumps({"kind": kind, "step": step, **metrics}) + "\n")
         self._file.flush()
         if self._writer:
             for name, value in metrics.items():
-                self._writer.add_scalar(f"{kind}/{name}", value, step)
+                if isinstance(value, float):
+                    self._writer.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
         """Closes the files."""
@@ -109,6 +113,8 @@ def progress_bar(
 
 def say(console: rich.console.Console, text: str) -> None:
     """Prints a text as it is: brackets are no markup, and long lines stay whole."""
+    # Names of files need not be UTF-8.
+    text = text.encode(errors="backslashreplace").decode()
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -42,20 +42,50 @@ def summary_table(results: dict) -> rich.table.Table:
     return table
 
 
+# A policy whose map differs by less from the even one of the start has not moved.
+_MOVED = 0.02
+_PUBLISHED_RULE = (
+    "The published rule never pushes away from a box: set policy.estimator to "
+    "reinforce, with policy.warmup_steps."
+)
+
+
 def verdict(results: dict) -> str | None:
-    """One plain sentence where the policy did not learn to look, else None."""
+    """What is wrong where the policy did not learn to look, and what to change."""
     area = results["test"]["key_area"]
     if area is None:
         return None
+    is_published_rule = results["config"]["policy"]["estimator"] == "paper"
     if area["side_fraction"] > 0.97:
+        # Results of older versions do not say how far the map is from its start.
+        if area.get("map_change", 1.0) < _MOVED:
+            return (
+                "The policy did not move: its key area is the whole image, as at the "
+                "start. If the classifier has learned (see learning.png), raise "
+                "train.policy_learning_rate or train.steps; if not, raise "
+                "policy.warmup_steps or train.task_learning_rate."
+            )
+        change = (
+            "Raise policy.warmup_steps or policy.train_crops, so that the classifier "
+            "can read crops before the policy learns."
+        )
         return (
-            "The key area is still the whole image: the policy did not learn to crop."
+            "The key area is still the whole image: the policy did not learn to crop. "
+            + (_PUBLISHED_RULE if is_published_rule else change)
         )
     if area["at_bound"] > 0.5:
         return (
             f"{area['at_bound']:.0%} of the key areas are at a bound of their size: "
-            "the policy may have collapsed; see policy.min_side and policy.max_side."
+            "the policy may have collapsed. Change policy.min_side or policy.max_side, "
+            "or lower train.policy_learning_rate."
         )
     if area["displacement"] < 0.02:
-        return "The key areas hardly differ between images: the policy found one crop."
+        change = (
+            "Raise train.steps, policy.samples or policy.image_size, so that it learns "
+            "from where the images differ."
+        )
+        return (
+            "The key areas hardly differ between images: the policy found one crop for "
+            "all. " + (_PUBLISHED_RULE if is_published_rule else change)
+        )
     return None

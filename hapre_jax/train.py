@@ -17,7 +17,17 @@ import jax
 import numpy as np
 import rich.console
 
-from hapre_jax import checkpoint, cli, figures, landscape, log, report, state
+from hapre_jax import (
+    area_history,
+    checkpoint,
+    cli,
+    figures,
+    landscape,
+    learning_curves,
+    log,
+    report,
+    state,
+)
 from hapre_jax import config as config_lib
 from hapre_jax import evaluate as evaluation
 from hapre_jax.config import Config
@@ -28,6 +38,12 @@ from hapre_jax.framework import Method
 from hapre_jax.methods import METHODS
 
 _SHEET_IMAGES = 12
+_PICTURES = (
+    "learning.png",
+    "key_areas.png",
+    "key_areas_over_time.png",
+    "landscape.png",
+)
 
 
 def train_and_evaluate(
@@ -149,7 +165,10 @@ def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
         sheet = figures.key_area_sheet(
             data.test, tested.predictions, count=_SHEET_IMAGES
         )
-        sheet.save(workdir / "key_areas.png")
+        figures.save(sheet, workdir / "key_areas.png")
+        records = log.read(workdir / "metrics.jsonl")
+        history = area_history.draw(data.validation, records)
+        figures.save(history, workdir / "key_areas_over_time.png")
         landscape.measure_and_draw(method, best, data.validation, workdir)
     checkpoint.write_json(results_file, results)
     return results
@@ -180,6 +199,7 @@ def fit(
     train = config.train
     optimizer = state.make_optimizer(config)
     now = state.init(method, optimizer, config)
+    mean_box = evaluation.mean_lung_box(data.train)
     best_f1, seconds_before = -1.0, 0.0
     with contextlib.ExitStack() as stack:
         checkpoints = checkpoint.Checkpoints(workdir)
@@ -221,10 +241,14 @@ def fit(
                 metrics_log.write("train", step, logged)
                 update(step, train.steps, _describe(logged))
             if evaluates:
-                scores = evaluation.evaluate(
-                    predict, now, data.validation, config=config
-                ).scores
-                metrics_log.write("validation", step, _flat_scores(scores))
+                scores = _validate(
+                    config, predict, now, data.validation, mean_box, metrics_log
+                )
+                learning_curves.draw_run(
+                    workdir,
+                    steps=train.steps,
+                    warmup_steps=config.policy.warmup_steps,
+                )
                 # On a tie the later one: its policy has learned for longer.
                 if scores["macro_f1"] >= best_f1:
                     best_f1 = scores["macro_f1"]
@@ -269,6 +293,20 @@ def _mean_metrics(pending, step, checkpoints) -> dict[str, float]:
     }
 
 
+def _validate(config, predict, now, source, mean_box, metrics_log) -> dict:
+    """Scores of a split, after they and some key areas are logged."""
+    scores, predictions = evaluation.evaluate(
+        predict, now, source, config=config, mean_box=mean_box
+    )
+    step = int(now.step)
+    metrics_log.write("validation", step, _flat_scores(scores))
+    if predictions.action is not None:
+        areas = np.asarray(predictions.action)
+        record = area_history.record(source.labels, areas)
+        metrics_log.write(area_history.KIND, step, record)
+    return scores
+
+
 def _describe(logged: dict[str, float]) -> str:
     shown = {"task_loss": "loss", "reward": "reward", "lung_iou": "IoU"}
     return "  ".join(
@@ -278,7 +316,10 @@ def _describe(logged: dict[str, float]) -> str:
 
 def _flat_scores(scores: dict) -> dict[str, float]:
     flat = {k: v for k, v in scores.items() if isinstance(v, float)}
-    for name, value in (scores["key_area"] or {}).items():
+    area = dict(scores["key_area"] or {})
+    trivial = area.pop("trivial_iou", {})
+    area |= {f"{name}_iou": value for name, value in trivial.items()}
+    for name, value in area.items():
         if isinstance(value, float):
             flat[f"key_area/{name}"] = value
     return flat
@@ -302,8 +343,7 @@ def main(argv: list[str]) -> int:
     if warning := report.verdict(results):
         log.say(console, warning)
     written = ["results.json", "metrics.jsonl"]
-    if results["test"]["key_area"]:
-        written += ["key_areas.png", "landscape.png"]
+    written += [name for name in _PICTURES if (workdir / name).exists()]
     log.say(console, f"Everything is in {workdir}: {', '.join(written)}")
     source = (
         "--data.quality medium" if config.data.name == "phantom" else "--data.root DIR"

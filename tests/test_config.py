@@ -122,14 +122,6 @@ def test_config_is_frozen_and_hashable():
             "policy.samples is 3, but must be even",
         ),
         (
-            lambda: config.PolicyConfig(samples=4, train_crops=5),
-            "policy.train_crops is 5, but must be at most policy.samples, which is 4",
-        ),
-        (
-            lambda: config.DataConfig(bare_groups=True),
-            "data.bare_groups is for ped_pneumonia, not phantom",
-        ),
-        (
             lambda: config.PolicyConfig(min_side=0.6, max_side=0.5),
             "policy.min_side is 0.6, but must be at most policy.max_side, which is 0.5",
         ),

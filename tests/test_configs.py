@@ -3,6 +3,7 @@ import importlib.metadata
 import json
 import math
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -30,6 +31,7 @@ KEY_AREA = {
     "at_bound",
     "displacement",
     "entropy",
+    "map_change",
 }
 
 
@@ -101,7 +103,9 @@ def test_every_config_trains_and_leaves_what_it_should(
         "metrics.jsonl",
         "checkpoints",
         "results.json",
+        "learning.png",
         "key_areas.png",
+        "key_areas_over_time.png",
         "landscape.png",
         "landscape.json",
     } | ({"plain"} if settings.compare_plain else set())
@@ -116,13 +120,25 @@ def test_every_config_trains_and_leaves_what_it_should(
 
     records = log.read(workdir / "metrics.jsonl")
     steps = {kind: [r["step"] for r in records if r["kind"] == kind] for kind in KINDS}
-    assert steps == {"train": [1, 2, 3, 4, 5, 6], "validation": [2, 4, 6]}
-    named = {"task_loss", "policy_loss", "reward", "d1", "entropy", "side", "lung_iou"}
+    validated = [2, 4, 6]
+    assert steps == {
+        "train": [1, 2, 3, 4, 5, 6],
+        "validation": validated,
+        "key_areas": validated,
+    }
+    named = {"task_loss", "policy_loss", "d1", "entropy", "side", "lung_iou", "helped"}
+    named |= {"reward", *(f"reward_{part}" for part in ("std", "p10", "p50", "p90"))}
+    if settings.policy.estimator == "paper":
+        named |= {"expanded", "shrunk"}
     norms = {f"{a}_norm/{b}" for a in ("grad", "weight") for b in ("task", "policy")}
     assert set(records[0]) == {"kind", "step", "sigma", *named, *norms}
-    assert all(math.isfinite(v) for r in records for v in list(r.values())[1:])
+    for record in records:
+        if record["kind"] == "key_areas":
+            assert np.shape(record["boxes"]) == (6, 4)
+        else:
+            assert all(math.isfinite(value) for value in list(record.values())[1:])
 
-    for name in ("key_areas.png", "landscape.png"):
+    for name in PICTURES:
         with Image.open(workdir / name) as picture:
             assert min(picture.size) > 200
     for name in ("last", "best"):
@@ -130,7 +146,13 @@ def test_every_config_trains_and_leaves_what_it_should(
         assert step.name in ("2", "4", "6") and (name == "best" or step.name == "6")
 
 
-KINDS = ("train", "validation")
+KINDS = ("train", "validation", "key_areas")
+PICTURES = (
+    "learning.png",
+    "key_areas.png",
+    "key_areas_over_time.png",
+    "landscape.png",
+)
 
 
 def config_splits():

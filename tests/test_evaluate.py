@@ -13,8 +13,8 @@ from PIL import Image
 from sklearn import metrics
 
 from hapre_jax import boxes, checkpoint, cli, evaluate
-from hapre_jax.config import Config, PolicyConfig, TrainConfig
-from hapre_jax.data import pipeline
+from hapre_jax.config import Config, DataConfig, PolicyConfig, TrainConfig
+from hapre_jax.data import pipeline, splits
 from hapre_jax.data.dataset import Dataset
 from hapre_jax.errors import UserError
 from hapre_jax.framework import Prediction
@@ -51,6 +51,8 @@ def _lookup(table, seen=None, actions=None):
             jnp.array(table[index]),
             jnp.array(actions[index]),
             jnp.array(-1.0 * index),
+            # Of a policy at its start, but for one of 16 cells.
+            jnp.full((len(index), 4, 4), 0.5).at[:, 0, 0].set(0.1 * index),
         )
 
     return predict
@@ -157,6 +159,8 @@ def test_key_areas_of_padding_are_not_counted():
     assert area["lung_iou"] == pytest.approx((0.25 + 4) / 5)
     assert area["side_fraction"] == pytest.approx((1 + 4 * 0.5) / 5)
     assert area["entropy"] == pytest.approx(-(0 + 1 + 2 + 3 + 4) / 5)
+    changes = (0.5 + 0.4 + 0.3 + 0.2 + 0.1) / 5 / 16
+    assert area["map_change"] == pytest.approx(changes)
     np.testing.assert_array_equal(found.predictions.action, areas)
 
 
@@ -316,6 +320,44 @@ def test_other_classes_are_refused(tmp_path, finished_run, monkeypatch, capsys):
     assert said.startswith(
         "the classes normal, bacterial, viral and covid, normal have no common label"
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"threads": 7, "memory_gib": 0.0, "degrade": "low", "image_size": 64}, True),
+        ({"root": "elsewhere"}, True),  # moved, or prepared
+        ({"name": "folder", "root": "elsewhere"}, False),  # another hospital
+        ({"view": "PA"}, False),
+        ({"draw": (3, 3)}, False),
+        ({"split_level": "image"}, False),
+    ],
+)
+def test_which_films_are_those_of_a_run(changes, same):
+    name = changes.pop("name", "nih_chest_xray")
+    mine = DataConfig(name=name, root="here")
+    assert evaluate.same_films(dataclasses.replace(mine, **changes), mine) == same
+
+
+def test_films_of_the_training_are_not_tested(tmp_path, finished_run, capsys):
+    """Another source that holds copies of a run's own films."""
+    own = splits.read(finished_run / "splits.csv")
+    films = dataclasses.replace(_dataset([0, 1, 2, 0]), hashes=tuple("abcd"))
+    rows = [
+        own[0]._replace(sha256="a", split="train"),
+        own[1]._replace(sha256="b", split="validation"),
+        own[2]._replace(sha256="c", split="test"),
+    ]
+    assert evaluate.never_seen(films, rows).tolist() == [2, 3]
+    # The run has 24, 12 and 12 phantoms; of the first 30 after 18 and 12, half were
+    # validated on.
+    out = tmp_path / "scores.json"
+    flags = ["--data.train_images", "18", "--out", str(out)]
+    assert evaluate.main([str(finished_run), *flags]) == 0
+    assert "6 films are left out: the run was trained on them" in (
+        capsys.readouterr().out
+    )
+    assert json.loads(out.read_text())["test"]["n"] == 6
 
 
 def test_only_data_flags_are_taken(finished_run, monkeypatch, capsys):

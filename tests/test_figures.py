@@ -1,6 +1,8 @@
+import pathlib
+
 import numpy as np
 import pytest
-from PIL import ImageDraw
+from PIL import Image, ImageDraw
 
 from hapre_jax import figures
 from hapre_jax.data.dataset import Dataset
@@ -64,6 +66,29 @@ def test_box_lies_where_it_says():
     np.testing.assert_array_equal(across[108:115], expected)
     np.testing.assert_array_equal(across[193:200], expected)
     assert not _is(film, figures.LUNGS_COLOR).any()
+
+
+def test_film_of_another_size():
+    pixels = np.full((22, 22, 1), GRAY, np.uint8)
+    film = figures.film_with_boxes(pixels, np.array([0.25, 0.5, 0.75, 0.9]), size=100)
+    assert film.size == (100, 100)
+    rows, columns = np.nonzero(_is(film, figures.KEY_AREA_COLOR))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (25, 74, 50, 89)
+
+
+def test_a_picture_is_replaced_at_once(tmp_path, monkeypatch):
+    path = tmp_path / "a.png"
+    figures.save(Image.new("RGB", (2, 2), (1, 2, 3)), path)
+    before = path.read_bytes()
+
+    def fail(self, file, **kwargs):
+        pathlib.Path(file).write_bytes(b"half of a picture")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError):
+        figures.save(Image.new("RGB", (4, 4)), path)
+    assert path.read_bytes() == before
 
 
 def test_box_of_the_whole_image_is_visible_on_all_sides():

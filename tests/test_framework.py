@@ -91,6 +91,7 @@ def test_paper_tries_four_boxes_once_and_imitates_the_optimal_one(
     np.testing.assert_allclose(trial.optimal, [optimal], atol=1e-4)
     assert trial.reward == pytest.approx(reward, rel=1e-5)
     assert trial.d1 == pytest.approx(d1, rel=1e-5)
+    assert trial.choice == [DETECTED, EXPANDED, SHRUNK].index(optimal)
     target = boxes.mask(trial.optimal[0], GRID)
     expected = losses.focal_loss(logits, target, gamma=2.0) * reward
     assert trial.policy_loss == pytest.approx(float(expected), rel=1e-5)
@@ -601,6 +602,53 @@ def test_logged_lung_iou_is_that_of_the_mean_boxes():
     sides = np.sqrt(np.prod(areas[:, 2:] - areas[:, :2], axis=1))
     assert metrics["side"] == pytest.approx(sides.mean(), rel=1e-5)
     assert metrics["sigma"] == pytest.approx(0.4)
+
+
+def test_summary_of_trials_by_hand():
+    rewards = np.array([3, 7, 0, 10, 5, 1, 9, 2, 8, 4, 6], np.float32)
+    trials = framework.Trial(
+        policy_loss=2 * jnp.array(rewards),
+        optimal=jnp.zeros((11, 1, 4)),
+        reward=jnp.array(rewards),
+        # Zero is no help: four of eleven are below it.
+        d1=jnp.array([-1.0, 0.0, 0.5, -0.5, 0.0, 1.0, -2.0, 3.0, 0.0, -0.5, 0.0]),
+    )
+    expected = {
+        "policy_loss": 10.0,
+        "reward": 5.0,
+        "reward_std": 10.0**0.5,
+        "reward_p10": 1.0,
+        "reward_p50": 5.0,
+        "reward_p90": 9.0,
+        "d1": 0.5 / 11,
+        "helped": 4 / 11,
+    }
+    found = framework.summarize(trials)
+    assert found == {k: pytest.approx(v, rel=1e-5) for k, v in expected.items()}
+    # Four times the detected box, five times the expanded one, twice the shrunk one.
+    choice = jnp.array([0, 1, 1, 0, 2, 1, 0, 1, 2, 0, 1])
+    found = framework.summarize(trials._replace(choice=choice))
+    expected |= {"expanded": 5 / 11, "shrunk": 2 / 11}
+    assert found == {k: pytest.approx(v, rel=1e-5) for k, v in expected.items()}
+
+
+def test_summary_of_a_single_trial_has_no_spread():
+    one = jnp.array([-0.7])
+    found = framework.summarize(framework.Trial(one, jnp.zeros((1, 1, 4)), one, one))
+    assert found["reward_std"] == 0 and found["helped"] == 1
+    for name in ("reward", "reward_p10", "reward_p50", "reward_p90"):
+        assert found[name] == pytest.approx(-0.7)
+
+
+@pytest.mark.parametrize("estimator", list(framework.ESTIMATORS))
+def test_only_the_published_rule_logs_its_choices(estimator):
+    method, _, arguments = _make(estimator=estimator)
+    metrics = _loss(method, arguments)[1].metrics
+    assert all(value.shape == () for value in metrics.values())
+    assert ({"expanded", "shrunk"} <= set(metrics)) == (estimator == "paper")
+    if estimator == "paper":
+        others = metrics["helped"] + metrics["expanded"] + metrics["shrunk"]
+        assert others == pytest.approx(1.0)
 
 
 def test_predict_answers_from_the_mean_box():

@@ -12,12 +12,17 @@ TWO = ("normal", "pneumonia")
     ("first", "second", "space"),
     [
         (THREE, THREE, THREE),
+        (("Viral", "Normal"), ("Viral", "Normal"), ("Viral", "Normal")),
         (THREE, TWO, TWO),
         (TWO, THREE, TWO),
         (THREE, ("VIRUS", "Normal", "BACTERIA"), THREE),
         (("No Finding", "Lung Opacity"), THREE, TWO),
         (("viral", "normal"), THREE, ("pneumonia", "normal")),
         (("cat", "dog"), ("dog", "Cat"), ("cat", "dog")),
+        # Classes of one's own stay apart, whatever else they are called elsewhere.
+        (("No Finding", "Lung Opacity", "Pneumonia"),) * 2
+        + (("No Finding", "Lung Opacity", "Pneumonia"),),
+        (("No Finding", "Lung Opacity", "Pneumonia"), TWO, TWO),
         # Both halves of what is coarse on one side only.
         (("normal", "pneumonia", "viral"), TWO, TWO),
     ],
@@ -61,6 +66,11 @@ def test_probabilities_and_labels_are_summed_up():
 def test_projection_reorders_equal_spaces():
     matrix = labels.projection(("Virus", "normal", "bacteria"), THREE)
     np.testing.assert_array_equal(matrix.argmax(1), [2, 0, 1])
+
+
+def test_equal_spaces_are_left_alone():
+    names = ("No Finding", "Lung Opacity", "Pneumonia")
+    np.testing.assert_array_equal(labels.projection(names, names), np.eye(3))
 
 
 def test_a_class_outside_the_space():

@@ -154,6 +154,7 @@ def test_tensorboard_gets_the_records(tmp_path):
     pytest.importorskip("tensorboardX", reason="the extra `tensorboard` is optional")
     metrics = log.MetricsLog(tmp_path, step=0, tensorboard=True)
     metrics.write("train", 3, {"task_loss": 0.25})
+    metrics.write("key_areas", 3, {"boxes": [[0.0, 0.0, 1.0, 1.0]]})
     metrics.close()
     (file,) = (tmp_path / "tensorboard").iterdir()
     assert b"train/task_loss" in file.read_bytes()

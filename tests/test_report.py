@@ -4,6 +4,7 @@ import pytest
 import rich.console
 
 from hapre_jax import report
+from hapre_jax.config import Config, options
 
 AREA = {
     "lung_iou": 0.71234,
@@ -14,6 +15,7 @@ AREA = {
     "at_bound": 0.125,
     "displacement": 0.1,
     "entropy": -2.5,
+    "map_change": 0.3,
 }
 
 
@@ -30,13 +32,14 @@ def _scores(accuracy, key_area=None):
     }
 
 
-def _results(method, test, plain=None):
+def _results(method, test, plain=None, estimator="reinforce"):
     return {
         "method": method,
         "dataset": "phantom",
         "seed": 3,
         "test": test,
         "plain": plain,
+        "config": {"policy": {"estimator": estimator}},
     }
 
 
@@ -95,17 +98,63 @@ def test_table_of_the_plain_classifier_alone():
     ]
 
 
+WHOLE = {"side_fraction": 0.98, "at_bound": 1.0, "displacement": 0.0}
+
+
+def _verdict(changes, **kwargs):
+    return report.verdict(_results("hapre", _scores(0.9, AREA | changes), **kwargs))
+
+
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "said", "settings"),
     [
-        ({"side_fraction": 0.98, "at_bound": 1.0}, "still the whole image"),
-        ({"at_bound": 0.75}, "75% of the key areas are at a bound of their size"),
-        ({"displacement": 0.01}, "The key areas hardly differ between images"),
+        (
+            WHOLE,
+            "The key area is still the whole image: the policy did not learn to crop.",
+            ("policy.warmup_steps", "policy.train_crops"),
+        ),
+        (
+            WHOLE | {"map_change": 0.019},
+            "The policy did not move",
+            (
+                "train.policy_learning_rate",
+                "train.steps",
+                "policy.warmup_steps",
+                "train.task_learning_rate",
+            ),
+        ),
+        (
+            {"at_bound": 0.75, "displacement": 0.0},
+            "75% of the key areas are at a bound of their size",
+            ("policy.min_side", "policy.max_side", "train.policy_learning_rate"),
+        ),
+        (
+            {"displacement": 0.01},
+            "The key areas hardly differ between images",
+            ("train.steps", "policy.samples", "policy.image_size"),
+        ),
     ],
 )
-def test_verdict_says_what_went_wrong(changes, said):
-    sentence = report.verdict(_results("hapre", _scores(0.9, AREA | changes)))
-    assert said in sentence and "\n" not in sentence and sentence.endswith(".")
+def test_verdict_says_what_went_wrong_and_what_to_change(changes, said, settings):
+    sentences = _verdict(changes)
+    assert sentences.startswith(said)
+    assert "\n" not in sentences and sentences.endswith(".")
+    known = options(Config())
+    for name in settings:
+        assert name in sentences and name in known
+
+
+@pytest.mark.parametrize("changes", [WHOLE, {"displacement": 0.01}])
+def test_verdict_on_the_published_rule_does_not_name_what_it_lacks(changes):
+    sentences = _verdict(changes, estimator="paper")
+    assert "set policy.estimator to reinforce" in sentences
+    assert "policy.train_crops" not in sentences and "policy.samples" not in sentences
+
+
+def test_verdict_on_results_of_an_older_version():
+    area = {k: v for k, v in (AREA | WHOLE).items() if k != "map_change"}
+    sentences = report.verdict(_results("hapre", _scores(0.9, area)))
+    assert sentences.startswith("The key area is still the whole image")
 
 
 def test_verdict_is_silent_where_the_policy_looks():

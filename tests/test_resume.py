@@ -111,11 +111,12 @@ def _assert_same_run(first, second):
             (step, state, progress), other = _arrays(a, name), _arrays(b, name)
             assert (step, progress) == (other[0], other[2])
             chex.assert_trees_all_equal(state, other[1])
-        for name in ("metrics.jsonl", "config.json"):
+        for name in ("metrics.jsonl", "config.json", "learning.png"):
             assert (a / name).read_bytes() == (b / name).read_bytes()
         results = (_without_seconds(run / "results.json") for run in (a, b))
         assert next(results) == next(results)
-    for name in ("splits.csv", "key_areas.png", "landscape.json"):
+    pictures = ("key_areas.png", "key_areas_over_time.png")
+    for name in (*pictures, "splits.csv", "landscape.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
 
 

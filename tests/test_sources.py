@@ -177,11 +177,6 @@ def test_bare_groups_are_those_of_the_number(tmp_path, where, bare, groups):
     assert [record.group for record in opened(data).records] == groups.split()
 
 
-def test_bare_groups_are_of_ped_pneumonia_alone():
-    with pytest.raises(errors.UserError, match="is for ped_pneumonia, not folder"):
-        DataConfig(name="folder", bare_groups=True)
-
-
 def test_an_unknown_name_does_not_come_here():
     with pytest.raises(errors.UserError, match="data.name is 'mars', but must be one"):
         DataConfig(name="mars")

@@ -74,11 +74,14 @@ def test_a_run_says_where_it_is_and_what_is_next(finished_run, capsys, tmp_path)
     assert any(f"{results['plain']['macro_f1']:.3f}" in line for line in said)
     # Six steps do not move the policy.
     assert said[-3] == (
-        "The key area is still the whole image: the policy did not learn to crop."
+        "The policy did not move: its key area is the whole image, as at the start. "
+        "If the classifier has learned (see learning.png), raise "
+        "train.policy_learning_rate or train.steps; if not, raise "
+        "policy.warmup_steps or train.task_learning_rate."
     )
     assert said[-2] == (
-        f"Everything is in {finished_run}: results.json, metrics.jsonl, key_areas.png, "
-        "landscape.png"
+        f"Everything is in {finished_run}: results.json, metrics.jsonl, learning.png, "
+        "key_areas.png, key_areas_over_time.png, landscape.png"
     )
     assert said[-1] == (
         f"Next: python -m hapre_jax.evaluate {finished_run} --data.quality medium"
@@ -109,7 +112,9 @@ def test_a_run_on_one_s_own_films(tmp_path, experiment, capsys):
     assert results["dataset"] == "folder" and results["test"]["n"] == 6
     said = capsys.readouterr().out
     assert said.endswith(f"evaluate {workdir} --data.root DIR\n")
-    assert "key_areas.png" not in said
+    assert f"{workdir}: results.json, metrics.jsonl, learning.png\n" in said
+    # The plain classifier has no key areas.
+    assert [path.name for path in workdir.glob("*.png")] == ["learning.png"]
 
 
 def test_stop_after_leaves_a_checkpoint_and_no_result(tmp_path, plain_config):

@@ -80,9 +80,18 @@ def prepare(
     options = {"config": variant} if variant else {}
     builder = kind(data_dir=out, root=root, on_error=on_error, **options)
     folder = pathlib.Path(builder.data_path)
+    originals = pathlib.Path(root).absolute()
     if (folder / prepared.INDEX).exists():
+        other = prepared.read_header(folder / prepared.INDEX).root
+        if other not in ("", str(originals)):
+            raise UserError(
+                f"{folder} holds the films of {other}: choose another --out"
+            )
         log.say(console, f"{folder} is there already; delete it to prepare it anew.")
         return folder
+    # TFDS makes its folder first, and then it would be a class.
+    if name == "folder" and folder.absolute().is_relative_to(originals):
+        raise UserError(f"--out {out} lies among the films: choose another")
     if folder.exists():
         raise UserError(f"{folder} has lost its {prepared.INDEX}: delete the folder")
     tfds.disable_progress_bar()
@@ -116,9 +125,7 @@ def _say_what_is_left_out(
     films = "1 film" if len(failed) == 1 else f"{len(failed)} films"
     log.say(console, f"Left out {films} that cannot be read:")
     for film in failed:
-        # A name need not be UTF-8, which is what can be printed.
-        reason = film.reason.encode(errors="backslashreplace").decode()
-        log.say(console, f"  {reason}")
+        log.say(console, f"  {film.reason}")
 
 
 def counts_table(folder: pathlib.Path) -> rich.table.Table:
@@ -199,7 +206,7 @@ def _training_command(arguments) -> str:
 
 def _audit(arguments, console) -> int:
     data = DataConfig(name=arguments.name, root=arguments.root)
-    source = sources.open_source(data, seed=0)
+    source = sources.open_originals(data, seed=0)
     with log.progress_bar(console, f"{arguments.name} files") as update:
         audited = audit.examine(source, progress=update, threads=data.threads)
     for table in audit_report.tables(audited):

@@ -24,6 +24,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import io
+import pathlib
 import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -123,7 +124,10 @@ class FilmBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
     def _download_and_prepare(self, dl_manager, download_config=None):
         super()._download_and_prepare(dl_manager, download_config)
         header = prepared.Header(
-            self.name, self.variant, tuple(self.info.features["label"].names)
+            self.name,
+            self.variant,
+            tuple(self.info.features["label"].names),
+            str(pathlib.Path(self._root).absolute()) if self.name == "folder" else "",
         )
         rows = [self._rows[index] for index in sorted(self._rows)]
         prepared.write_index(self.data_path / prepared.INDEX, header, rows)

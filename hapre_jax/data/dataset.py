@@ -78,6 +78,7 @@ class Dataset:
     # f32[n, 4] for each image; None if lesions are known in no image.
     lesion_boxes: tuple[np.ndarray, ...] | None = None
     views: tuple[str, ...] = ()  # N, or none where the source says none
+    hashes: tuple[str, ...] = ()  # N, SHA-256 of the original files
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -94,6 +95,7 @@ class Dataset:
             lung_boxes=None if self.lung_boxes is None else self.lung_boxes[rows],
             lesion_boxes=None if lesions is None else tuple(lesions[r] for r in rows),
             views=tuple(self.views[row] for row in rows) if self.views else (),
+            hashes=tuple(self.hashes[row] for row in rows) if self.hashes else (),
         )
 
 

@@ -30,13 +30,16 @@ _SYNONYMS = {
 def common(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
     """The finest classes that the classes of both sources sum up to.
 
-    In the order of `first`. Classes of other names than ours meet only themselves.
+    In the order of `first`. Equal classes stay as they are; those of other names than
+    ours meet only themselves.
 
     Raises:
       UserError: the sources have no two classes in common.
     """
+    if tuple(first) == tuple(second):
+        return tuple(first)
     ours, theirs = _canonical(first), _canonical(second)
-    if set(ours) == set(theirs):
+    if set(ours) == set(theirs) and len(set(ours)) == len(ours):
         return ours
     ours, theirs = _coarse(ours), _coarse(theirs)
     if set(ours) == set(theirs) and len(set(ours)) > 1:
@@ -60,6 +63,8 @@ def projection(classes: Sequence[str], space: Sequence[str]) -> np.ndarray:
     Raises:
       UserError: a class belongs nowhere.
     """
+    if tuple(classes) == tuple(space):
+        return np.eye(len(classes), dtype=np.float32)
     matrix = np.zeros((len(classes), len(space)), np.float32)
     for row, name in enumerate(_canonical(classes)):
         target = name if name in space else _PARENTS.get(name, name)

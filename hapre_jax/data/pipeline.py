@@ -66,8 +66,11 @@ def load(
     """
     source = sources.open_source(data, seed=seed)
     in_memory = len(source.records) * data.image_size**2 <= data.memory_gib * 2**30
+    side, pixels = data.image_size, None
+    if in_memory:
+        pixels = np.empty((len(source.records), side, side, 1), np.uint8)
     kept, examples, failures = _examples(
-        source, data, seed=seed, in_memory=in_memory, progress=progress
+        source, data, seed=seed, pixels=pixels, progress=progress
     )
     if failures and on_unreadable:
         on_unreadable(failures)
@@ -85,21 +88,28 @@ def load(
     rows = [row._replace(split=str(s)) for row, s in zip(rows, split, strict=True)]
     # A division that was published or edited by hand may tear them apart.
     splits.refuse_leaks(rows, groups=data.split_level == "group")
-    _check_classes(source.classes, labels, split)
+    _check_splits(source.classes, labels, split)
     _say_what_is_shared(rows)
 
-    def gather(name):
-        indices = np.flatnonzero(split == name)
-        if in_memory:
-            pixels = _stack(examples, indices)
-        else:
-            pixels = Stream(source, data, seed, [kept[index] for index in indices])
-        return _dataset(source.classes, records, examples, indices, pixels)
-
-    divided = dataset.Splits(*(gather(name) for name in splits.SPLITS))
+    members = [np.flatnonzero(split == name) for name in splits.SPLITS]
+    if pixels is not None:
+        # In place, so that nothing is in memory twice: each split is a run of rows.
+        _permute(pixels, [kept[index] for index in np.concatenate(members)])
+    divided, start = [], 0
+    for indices in members:
+        end = start + len(indices)
+        images_of_split: Any = (
+            Stream(source, data, seed, [kept[index] for index in indices])
+            if pixels is None
+            else pixels[start:end]
+        )
+        divided.append(
+            _dataset(source.classes, records, examples, indices, images_of_split)
+        )
+        start = end
     if splits_file is not None and not is_saved:
         splits.write(splits_file, rows)
-    return divided
+    return dataset.Splits(*divided)
 
 
 def write_unreadable(path: pathlib.Path, films: Sequence[Unreadable]) -> None:
@@ -110,7 +120,7 @@ def write_unreadable(path: pathlib.Path, films: Sequence[Unreadable]) -> None:
         csv.writer(file).writerows([("path", "reason"), *films])
 
 
-def present(film: dataset.Film, data: DataConfig, *, seed: int) -> _Example:
+def _present(film: dataset.Film, data: DataConfig, *, seed: int) -> _Example:
     """A film as it is stored: square, degraded if asked for, its boxes moved along."""
     image, facts, geometry = film.image, film.facts, data.geometry
     if data.degrade == "none":
@@ -186,7 +196,7 @@ class Stream:
         return squares
 
     def _read(self, row: int) -> np.ndarray:
-        pixels = present(self._source.read(row), self._data, seed=self._seed).pixels
+        pixels = _present(self._source.read(row), self._data, seed=self._seed).pixels
         assert pixels is not None
         return pixels
 
@@ -196,20 +206,25 @@ def _examples(
     data: DataConfig,
     *,
     seed: int,
-    in_memory: bool,
+    pixels: np.ndarray | None,
     progress: Callable[[int, int], None] | None,
 ) -> tuple[list[int], list[_Example], list[Unreadable]]:
-    """Indices of the readable records, their examples, in order, and the others."""
-    if source.facts is not None and not in_memory and data.degrade == "none":
+    """Indices of the readable records, their examples, in order, and the others.
+
+    The squares go to the rows of `pixels`, where films are kept in memory.
+    """
+    if source.facts is not None and pixels is None and data.degrade == "none":
         framed = [_framed(facts, data.geometry) for facts in source.facts]
         return list(range(len(framed))), framed, []
 
     def attempt(index):
         try:
-            example = present(source.read(index), data, seed=seed)
+            example = _present(source.read(index), data, seed=seed)
         except errors.UserError as error:
             return error
-        return example if in_memory else example._replace(pixels=None)
+        if pixels is not None:
+            pixels[index] = example.pixels
+        return example._replace(pixels=None)
 
     kept, examples, failures = [], [], []
     total = len(source.records)
@@ -268,7 +283,10 @@ def _divide(source, records, rows, labels, data: DataConfig, seed) -> np.ndarray
     return split
 
 
-def _check_classes(classes, labels, split):
+def _check_splits(classes, labels, split):
+    empty = [name for name in splits.SPLITS if name not in split]
+    if empty:
+        raise errors.UserError(f"no image is left for {', '.join(empty)}")
     for label, name in enumerate(classes):
         if not (labels[split == "train"] == label).any():
             raise errors.UserError(
@@ -289,13 +307,21 @@ def _say_what_is_shared(rows):
         )
 
 
-def _stack(examples: list[_Example], indices: np.ndarray) -> np.ndarray:
-    """One split's pixels. Frees its examples, so that nothing is in memory twice."""
-    pixels = np.empty((len(indices), *examples[indices[0]].pixels.shape), np.uint8)
-    for row, index in enumerate(indices):
-        pixels[row] = examples[index].pixels
-        examples[index] = examples[index]._replace(pixels=None)
-    return pixels
+def _permute(array: np.ndarray, first: Sequence[int]) -> None:
+    """Moves the rows `first` to the front, in their order, without a second array."""
+    order = np.concatenate([first, np.setdiff1d(np.arange(len(array)), first)])
+    order = order.astype(np.int64)
+    is_done = np.zeros(len(array), bool)
+    for start in range(len(array)):
+        if is_done[start]:
+            continue
+        row, saved = start, array[start].copy()
+        while order[row] != start:
+            array[row] = array[order[row]]
+            is_done[row] = True
+            row = order[row]
+        array[row] = saved
+        is_done[row] = True
 
 
 def _dataset(classes, records, examples, indices, pixels) -> dataset.Dataset:
@@ -312,6 +338,7 @@ def _dataset(classes, records, examples, indices, pixels) -> dataset.Dataset:
         lung_boxes=None if np.isnan(boxes).all() else boxes,
         lesion_boxes=lesions if any(map(len, lesions)) else None,
         views=views if any(views) else (),
+        hashes=tuple(examples[index].sha256 for index in indices),
     )
 
 

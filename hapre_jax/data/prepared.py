@@ -28,6 +28,7 @@ class Header(NamedTuple):
     name: str  # of the data set
     variant: str  # of its labels; empty where there is one way only
     classes: tuple[str, ...]
+    root: str = ""  # of the originals, where several collections have one name
 
 
 class Row(NamedTuple):
@@ -103,7 +104,7 @@ def read_header(path: pathlib.Path) -> Header:
     """
     with _naming(path), path.open() as file:
         values = json.loads(file.readline())
-        return Header(values["name"], values["variant"], tuple(values["classes"]))
+        return Header(**values | {"classes": tuple(values["classes"])})
 
 
 def read_index(path: pathlib.Path) -> list[Row]:

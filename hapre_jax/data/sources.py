@@ -1,6 +1,7 @@
 """The data sets by name, and which films of them a config asks for."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -43,12 +44,8 @@ def open_source(data: DataConfig, *, seed: int) -> dataset.Source:
     Raises:
       UserError: nothing to read, or no film that fits.
     """
-    stored = None
-    if data.name != "phantom" and data.root:
-        variant = data.rsna_labels if data.name == "rsna_pneumonia" else ""
-        stored = prepared.find(data.root, data.name, variant)
-    source = prepared.source(stored) if stored else _SOURCES[data.name](data, seed)
-    if data.bare_groups:
+    source = _open(data, seed)
+    if data.bare_groups and data.name == "ped_pneumonia":
         records = [
             record._replace(group=ped_pneumonia.bare_group(record.group))
             for record in source.records
@@ -62,6 +59,30 @@ def open_source(data: DataConfig, *, seed: int) -> dataset.Source:
     if data.draw:
         source = _take(source, draw(source, data.draw, seed=seed))
     return source
+
+
+def _open(data: DataConfig, seed: int) -> dataset.Source:
+    if data.name == "phantom" or not data.root:
+        return open_originals(data, seed=seed)
+    variant = data.rsna_labels if data.name == "rsna_pneumonia" else ""
+    try:
+        stored = prepared.find(data.root, data.name, variant)
+    except errors.UserError as other:
+        # Originals may lie beside what was prepared of other labels.
+        try:
+            return open_originals(data, seed=seed)
+        except errors.UserError:
+            raise other from None
+    return prepared.source(stored) if stored else open_originals(data, seed=seed)
+
+
+def open_originals(data: DataConfig, *, seed: int) -> dataset.Source:
+    """All films of a data set, from their files.
+
+    Raises:
+      UserError: nothing to read.
+    """
+    return _SOURCES[data.name](data, seed)
 
 
 def draw(source: dataset.Source, counts: Sequence[int], *, seed: int) -> list[int]:
@@ -96,6 +117,12 @@ def _take(source: dataset.Source, rows: Sequence[int]) -> dataset.Source:
     return dataclasses.replace(
         source,
         records=[source.records[row] for row in rows],
-        read=lambda index: source.read(rows[index]),
+        read=functools.partial(_read_row, source.read, rows),
         facts=None if source.facts is None else [source.facts[row] for row in rows],
     )
+
+
+def _read_row(
+    read: Callable[[int], dataset.Film], rows: Sequence[int], index: int
+) -> dataset.Film:
+    return read(rows[index])
