@@ -3,6 +3,7 @@
 import hashlib
 import io
 import pathlib
+import shutil
 import subprocess
 import sys
 import types
@@ -577,6 +578,23 @@ def lines(capsys):
     said = capsys.readouterr()
     assert said.err == ""
     return [" ".join(line.replace("│", " ").split()) for line in said.out.splitlines()]
+
+
+def test_another_hospital_is_not_taken_for_the_first(tmp_path, capsys):
+    first, out = root_of("folder", tmp_path / "raw"), tmp_path / "out"
+    folder = shutil.copytree(tmp_path / "raw", tmp_path / "other")
+    other = folder / pathlib.Path(first).name
+    assert prepare("folder", "--root", first, "--out", out) == 0
+    assert prepare("folder", "--root", first, "--out", out) == 0  # is there already
+    with pytest.raises(errors.UserError, match="holds the films of .*choose another"):
+        prepare("folder", "--root", other, "--out", out)
+    inside = folder / "prepared"
+    with pytest.raises(errors.UserError, match="prepared lies among the films"):
+        prepare("folder", "--root", folder, "--out", inside)
+    assert not inside.exists()
+    with pytest.raises(errors.UserError, match="--out is missing"):
+        prepare("folder", "--root", other)
+    capsys.readouterr()
 
 
 def test_the_command_prints_counts_beside_the_published(tmp_path, capsys):

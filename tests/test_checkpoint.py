@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hapre_jax import checkpoint, config
-from hapre_jax.config import Config, TrainConfig
+from hapre_jax.config import Config, DataConfig, TrainConfig
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS
 from hapre_jax.state import TrainState
@@ -175,6 +175,16 @@ def test_a_folder_keeps_its_config(tmp_path):
     before = (workdir / "config.json").stat().st_mtime_ns
     checkpoint.write_config(workdir, settings)
     assert (workdir / "config.json").stat().st_mtime_ns == before
+
+
+def test_a_run_goes_on_with_other_threads_or_from_another_place(tmp_path):
+    checkpoint.write_config(tmp_path, Config())
+    before = (tmp_path / "config.json").read_bytes()
+    data = DataConfig(root="moved", memory_gib=0.0, threads=7, processes=2)
+    checkpoint.write_config(tmp_path, Config(data=data))
+    assert (tmp_path / "config.json").read_bytes() == before
+    with pytest.raises(UserError, match="a run with data.image_size = 1024, not 64"):
+        checkpoint.check_workdir(tmp_path, Config(data=DataConfig(image_size=64)))
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):

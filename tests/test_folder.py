@@ -63,9 +63,60 @@ def test_groups_file_beside_the_zip(tmp_path):
     assert [record.group for record in records] == ["x", "y"]
 
 
+def test_groups_file_beside_a_zip_that_is_named(tmp_path):
+    path = tmp_path / "films.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/1.png", b"")
+        archive.writestr("b/2.png", b"")
+    (tmp_path / "groups.csv").write_text("path,group\na/1.png,x\nb/2.png,x\n")
+    _, records, _ = folder.scan(str(path))
+    assert [record.group for record in records] == ["x", "x"]
+
+
+def table(root, text):
+    write(root, ["a/1.png", "b/2.png", "b/3.png"])
+    (root / "films.csv").write_text(text)
+    return str(root / "films.csv")
+
+
+def test_table(tmp_path):
+    text = "label,path,split,view,group\nill,./a/1.png,Val,PA,x\nwell,b/2.png,,,y\n"
+    source = folder.source(table(tmp_path, text))
+    assert source.classes == ("ill", "well")
+    assert source.records == [
+        ("a/1.png", 0, "x", "PA", "validation"),
+        ("b/2.png", 1, "y", "", ""),
+    ]
+    bare = folder.source(table(tmp_path, "path,label\nb/3.png,1\na/1.png,0\n"))
+    assert [record.group for record in bare.records] == ["a/1.png", "b/3.png"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("path,kind\na/1.png,x\n", "not path,label"),
+        ("path,label\na/1.png,x\nb/2.png,x\n", "at least two"),
+        ("path,label\na/1.png,x\nb/2.png,\n", "one in each row"),
+        ("path,label\na/1.png,x\nb/9.png,y\n", "b/9.png, which is not in its folder"),
+        ("path,label\na/1.png,x\na/1.png,y\n", "lists a/1.png twice"),
+        ("path,label,split\na/1.png,x,dev\nb/2.png,y,\n", "the split 'dev'"),
+        ("path,label,group\na/1.png,x,p\nb/2.png,y,\n", "no group for b/2.png"),
+    ],
+)
+def test_wrong_tables(tmp_path, text, said):
+    with pytest.raises(errors.UserError, match=said):
+        folder.source(table(tmp_path, text))
+
+
+def test_a_table_that_is_not_there(tmp_path):
+    with pytest.raises(errors.UserError, match="films.csv does not exist"):
+        folder.source(str(tmp_path / "films.csv"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("path,group\na/1.png,x\na/1.png,y\nb/2.png,x\n", "gives a/1.png two groups"),
         ("path,group\na/1.png,x\n", "no group for b/2.png"),
         ("path,group\na/1.png,x\nb/2.png,\n", "no group for b/2.png"),
         ("file;group\n", "not path,group"),

@@ -20,6 +20,18 @@ PHANTOMS = config.DataConfig(
 )
 
 
+def test_phantoms_of_which_none_is_left_to_test():
+    """Two of four a class: now and then none is of the validation, or of the test."""
+    data, said = dataclasses.replace(PHANTOMS, draw=(2, 2, 2)), []
+    for seed in range(20):
+        try:
+            pipeline.load(data, seed=seed)
+        except errors.UserError as error:
+            said.append(str(error))
+    assert "no image is left for validation" in said
+    assert "no image is left for test" in said
+
+
 def film_bytes(seed, height=20, width=30, kind="PNG"):
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (height, width), np.uint8)

@@ -73,6 +73,8 @@ def prepare(
     instructions = kind.MANUAL_DOWNLOAD_INSTRUCTIONS
     if instructions and not root:
         raise UserError(f"--root is missing. {' '.join(instructions.split())}")
+    if not out:
+        raise UserError("--out is missing: give the folder to store the films in")
     variants = list(kind.builder_configs)
     if variant and variant not in variants:
         accepted = ", ".join(variants) or "none"

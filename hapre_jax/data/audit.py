@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageMode
 
 from hapre_jax import errors
-from hapre_jax.data import dataset, dicom, files, reader, splits
+from hapre_jax.data import dataset, dicom, files, images, reader, splits
 
 # Properties that depend on the pixels too: a difference in them may be the disease's.
 # All others are of the shape and kind of the files.
@@ -97,6 +97,7 @@ def geometry(encoded: bytes, *, name: str) -> Geometry:
       UserError: names the file, which is no image, damaged, smaller than training
         accepts, or needs pydicom.
     """
+    images.ignore_warnings_of_files()
     read = _dicom_geometry if dicom.is_dicom(encoded, name) else _image_geometry
     try:
         header = read(encoded)
@@ -108,7 +109,7 @@ def geometry(encoded: bytes, *, name: str) -> Geometry:
             f"{name} is a DICOM file, which needs pip install 'hapre_jax[dicom]'"
         ) from error
     except Exception as error:  # of many kinds: see images.open_gray
-        reason = "not an image" if "BytesIO" in str(error) else error
+        reason = images.reason(error)
         raise errors.UserError(f"{name} cannot be read: {reason}") from error
 
 
@@ -187,7 +188,7 @@ def _dicom_geometry(encoded: bytes) -> Geometry:
 
 
 def _image_geometry(encoded: bytes) -> Geometry:
-    with Image.open(io.BytesIO(encoded)) as image:
+    with Image.open(io.BytesIO(encoded), formats=images.FORMATS) as image:
         return Geometry(
             *image.size,
             len(encoded),

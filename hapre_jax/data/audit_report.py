@@ -259,7 +259,8 @@ def _percent(share: float | None) -> str:
 
 
 def _plain(text: str) -> str:
-    return rich.markup.escape(text)  # a class may be called [a]
+    # A class may be called [a], and a name need not be UTF-8.
+    return rich.markup.escape(text.encode(errors="backslashreplace").decode())
 
 
 def _table(title: str, *columns: str) -> rich.table.Table:

@@ -16,6 +16,7 @@ folder. Images that it does not list are not used.
 
 import collections
 import pathlib
+import posixpath
 
 from hapre_jax import errors
 from hapre_jax.data import dataset, files, reader
@@ -65,9 +66,14 @@ def scan_table(
             f"{table} gives the labels {list(classes)}: expected at least two, and one "
             "in each row"
         )
+    has_groups = any(row["group"] for row in rows)
     records = []
     for row in rows:
-        name, split = row["path"], row["split"].lower()
+        name, split = posixpath.normpath(row["path"]), row["split"].lower()
+        if has_groups and not row["group"]:
+            raise errors.UserError(
+                f"{table} gives no group for {name}: give one to each film or to none"
+            )
         if not tree.has(name):
             raise errors.UserError(f"{table} lists {name}, which is not in its folder")
         if split and split not in _SPLITS:
@@ -129,7 +135,7 @@ def scan(root: str) -> tuple[files.Tree, list[dataset.Record], tuple[str, ...]]:
             f"class folder {min(empty)!r} in {tree.root} holds no image "
             f"({' '.join(files.EXTENSIONS)})"
         )
-    groups = _read_groups(root, tree, prefix)
+    groups = _read_groups(tree)
     records = [
         dataset.Record(
             name,
@@ -157,18 +163,16 @@ def _children(tree: files.Tree, prefix: str) -> list[str]:
     return [name for name in below if name and "/" not in name]
 
 
-def _read_groups(root: str, tree: files.Tree, prefix: str) -> dict[str, str] | None:
-    """Path to group; None without a `groups.csv` beside or above the classes."""
-    beside = pathlib.Path(root).expanduser() / "groups.csv"
-    inside = [n for n in ("groups.csv", f"{prefix}groups.csv") if tree.has(n)]
-    if beside.is_file():
-        data = beside.read_bytes()
-    elif inside:
-        data = tree.read(inside[0])
-    else:
+def _read_groups(tree: files.Tree) -> dict[str, str] | None:
+    """Path to group; None without a `groups.csv` beside the zip or in the tree."""
+    rows = files.read_csv(tree, "groups.csv", ("path", "group"))
+    if rows is None:
         return None
-    rows = files.parse_csv(data, ("path", "group"), name=f"groups.csv in {root}")
-    return {row["path"]: row["group"] for row in rows}
+    groups: dict[str, str] = {}
+    for row in rows:
+        if groups.setdefault(row["path"], row["group"]) != row["group"]:
+            raise errors.UserError(f"groups.csv gives {row['path']} two groups")
+    return groups
 
 
 def _group(name: str, groups: dict[str, str] | None, prefix: str) -> str:

@@ -23,7 +23,7 @@ _EXIF_ORIENTATION = 0x0112
 
 # What is recognised, whatever the file is called. Not all that Pillow knows: it hands
 # PostScript to Ghostscript.
-_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG2000")
 
 _WARNS_OF_FILES = r"(PIL|pydicom|pylibjpeg|libjpeg|openjpeg)\b"
 
@@ -61,11 +61,11 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
     Raises:
       UserError: see `decode`.
     """
-    _ignore_warnings_of_files()
+    ignore_warnings_of_files()
     if dicom.is_dicom(data, name):
         return dicom.open_gray(data, name=name)
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         image.load()
         image = ImageOps.exif_transpose(image)
         if not image.mode.startswith(("I", "F")):
@@ -73,9 +73,7 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
     # On damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and
     # more; all of them mean the same to the user.
     except Exception as error:
-        # Pillow names the object in memory where it cannot identify a file.
-        reason = "not an image" if "BytesIO" in str(error) else dicom.reason(error)
-        raise errors.UserError(f"{name} cannot be read: {reason}") from error
+        raise errors.UserError(f"{name} cannot be read: {reason(error)}") from error
     values = np.asarray(image)
     low, high = values.min(), values.max()
     if image.mode == "F" or low < 0 or high > 65535:
@@ -91,7 +89,13 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
     return Image.fromarray(np.round(values / 257.0).astype(np.uint8))
 
 
-def _ignore_warnings_of_files() -> None:
+def reason(error: Exception) -> str:
+    """What Pillow or pydicom says of a file, as one short line."""
+    # Pillow names the object in memory where it cannot identify a file.
+    return "not an image" if "BytesIO" in str(error) else dicom.reason(error)
+
+
+def ignore_warnings_of_files() -> None:
     """Keeps from the user what libraries warn of: broken metadata, many pixels.
 
     A file is read or it is refused by name; there is nothing in between to act upon.

@@ -39,7 +39,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from hapre_jax import errors
-from hapre_jax.data import dataset, dicom, files, nih_chest_xray, reader
+from hapre_jax.data import dataset, dicom, files, images, nih_chest_xray, reader
 
 CLASSES = ("normal", "pneumonia")
 OFFICIAL_COUNTS = {
@@ -173,6 +173,8 @@ def _read_views(tree: files.Tree, names: Iterable[str]) -> list[str]:
         raise errors.UserError(
             "RSNA's films are DICOM files, which need pip install 'hapre_jax[dicom]'"
         ) from error
+
+    images.ignore_warnings_of_files()
 
     def read(name):
         try:
