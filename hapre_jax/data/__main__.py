@@ -261,7 +261,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument(
         "--out",
         metavar="DIR",
-        required=True,
+        default="",
         help="folder to store them in, as DIR/NAME/VARIANT/VERSION",
     )
     one.add_argument(
