@@ -26,7 +26,7 @@ import torch.utils.data
 from PIL import Image
 
 from hapre_jax import config
-from hapre_jax.data import images, phantom, pipeline
+from hapre_jax.data import feed, images, phantom, pipeline
 
 GEOMETRY = "letterbox"
 
@@ -61,7 +61,7 @@ class Films(torch.utils.data.Dataset):
 @contextlib.contextmanager
 def ours(source, batch, **readers):
     """Our batches, read by so many threads or processes."""
-    batches = pipeline.train_iterator(source, batch_size=batch, seed=0, **readers)
+    batches = feed.train_iterator(source, batch_size=batch, seed=0, **readers)
     yield batches
     batches.close()
 
@@ -223,6 +223,9 @@ def main():
     parser.add_argument("--step", action="store_true", help="time a training step too")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore", message="This DataLoader will create")
+    # As in its workers. Threads that share the stacking of a batch wait for each other
+    # where the machine is busy.
+    torch.set_num_threads(1)
     if arguments.root:
         run(pathlib.Path(arguments.root), arguments)
     else:

@@ -17,7 +17,7 @@ from hapre_jax import boxes, checkpoint, cli, log, metrics, report
 from hapre_jax import config as config_lib
 from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
-from hapre_jax.data import labels, pipeline, splits
+from hapre_jax.data import feed, labels, pipeline, splits
 from hapre_jax.errors import UserError
 from hapre_jax.framework import Method, Prediction
 from hapre_jax.methods import METHODS
@@ -71,7 +71,7 @@ def evaluate(
     # Four times the images of a training step, which also keeps all activations and
     # tries several key areas of each, are sure to fit into memory.
     batch_size = min(4 * config.train.batch_size, len(source))
-    for batch in pipeline.eval_batches(
+    for batch in feed.eval_batches(
         source,
         batch_size,
         threads=config.data.threads,

@@ -20,7 +20,7 @@ from hapre_jax import config as config_lib
 from hapre_jax import evaluate as evaluation
 from hapre_jax import state as states
 from hapre_jax.data import dataset as datasets
-from hapre_jax.data import pipeline
+from hapre_jax.data import feed, pipeline
 from hapre_jax.errors import UserError
 from hapre_jax.framework import Method
 from hapre_jax.methods import METHODS
@@ -113,7 +113,7 @@ def measure(
         return method.task_losses(params, model_state, states.to_float(batch), actions)
 
     parts = []
-    for batch in pipeline.eval_batches(source, min(batch_size, len(source))):
+    for batch in feed.eval_batches(source, min(batch_size, len(source))):
         inputs = {"image": jnp.asarray(batch["image"]), "label": batch["label"]}
         action = predict(*state.average, {"image": inputs["image"]}).action
         if reference == "lungs":

@@ -32,7 +32,7 @@ from hapre_jax import config as config_lib
 from hapre_jax import evaluate as evaluation
 from hapre_jax.config import Config
 from hapre_jax.data import dataset as datasets
-from hapre_jax.data import pipeline, splits
+from hapre_jax.data import feed, pipeline, splits
 from hapre_jax.errors import UserError
 from hapre_jax.framework import Method
 from hapre_jax.methods import METHODS
@@ -113,8 +113,8 @@ def _prepare(config, workdir, console) -> datasets.Splits:
     return data
 
 
-def _iterate(config, data, *, start) -> pipeline.TrainIterator:
-    return pipeline.train_iterator(
+def _iterate(config, data, *, start) -> feed.TrainIterator:
+    return feed.train_iterator(
         data.train,
         batch_size=config.train.batch_size,
         seed=config.seed,

@@ -14,7 +14,7 @@ FILM = 160
 
 
 class _Stream:
-    """Films that are read one by one, as `pipeline.Stream` does for an integer."""
+    """Films that are read one by one, as `frames.Stream` does for an integer."""
 
     def __getitem__(self, index):
         assert type(index) is int

@@ -2,9 +2,7 @@ import csv
 import dataclasses
 import hashlib
 import io
-import json
 import logging
-import shutil
 import subprocess
 import sys
 
@@ -13,7 +11,7 @@ import pytest
 from PIL import Image
 
 from hapre_jax import config, errors
-from hapre_jax.data import dataset, phantom, pipeline, splits
+from hapre_jax.data import feed, phantom, pipeline, splits
 
 PHANTOMS = config.DataConfig(
     image_size=24, train_images=6, validation_images=3, test_images=3
@@ -327,13 +325,13 @@ def test_what_memory_cannot_hold_is_read_anew(tmp_path, degrade, threads):
         np.testing.assert_array_equal(a.lung_boxes, b.lung_boxes)
         assert (a.names, a.groups) == (b.names, b.groups)
     order = {"batch_size": 5, "seed": 1, "start": 3}
-    expected = pipeline.train_iterator(kept.train, **order)
-    got = pipeline.train_iterator(read.train, threads=threads, **order)
+    expected = feed.train_iterator(kept.train, **order)
+    got = feed.train_iterator(read.train, threads=threads, **order)
     for _ in range(20):
         assert_same_batch(next(expected), next(got))
     got.close()
-    batches = pipeline.eval_batches(read.test, 5, threads=threads)
-    for a, b in zip(pipeline.eval_batches(kept.test, 5), batches, strict=True):
+    batches = feed.eval_batches(read.test, 5, threads=threads)
+    for a, b in zip(feed.eval_batches(kept.test, 5), batches, strict=True):
         assert_same_batch(a, b)
 
 
@@ -344,52 +342,10 @@ def assert_same_batch(first, second):
         assert first[name].dtype == second[name].dtype
 
 
-# A file, since processes that are spawned import the program that spawned them.
-READ_WITH_PROCESSES = """
-import hashlib, sys
-from absl import flags
-from hapre_jax import config
-from hapre_jax.data import pipeline
-
-if __name__ == "__main__":
-    data = config.DataConfig(
-        name="folder", root=sys.argv[1], image_size=24, memory_gib=0
-    )
-    loaded = pipeline.load(data, seed=0)
-    assert not flags.FLAGS.is_parsed()
-    for processes in (0, 2):
-        batches = pipeline.train_iterator(
-            loaded.train, batch_size=3, seed=5, start=2, processes=processes
-        )
-        digest = hashlib.sha256()
-        for _ in range(9):
-            batch = next(batches)
-            digest.update(batch["image"].tobytes() + batch["index"].tobytes())
-        batches.close()
-        print(digest.hexdigest())
-"""
-
-
-@pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_processes_read_the_same_batches(tmp_path, kind):
-    write_folder(tmp_path / "films")
-    root = tmp_path / "films"
-    if kind == "zip":
-        root = shutil.make_archive(str(tmp_path / "films"), "zip", root)
-    program = tmp_path / "program.py"
-    program.write_text(READ_WITH_PROCESSES)
-    done = subprocess.run(
-        [sys.executable, program, root], capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    digests = done.stdout.split()
-    assert len(digests) == 2 and digests[0] == digests[1]
-
-
 def test_a_film_that_is_lost_while_training_is_named(tmp_path):
     data = write_folder(tmp_path)
     loaded = pipeline.load(dataclasses.replace(data, memory_gib=0), seed=0)
-    batches = pipeline.train_iterator(loaded.train, batch_size=7, seed=0, threads=2)
+    batches = feed.train_iterator(loaded.train, batch_size=7, seed=0, threads=2)
     next(batches)
     lost = loaded.train.names[0]
     (tmp_path / lost).unlink()
@@ -466,121 +422,6 @@ def test_image_level_split_says_what_it_leaks(tmp_path, caplog):
     assert shared > 0
     said = f"{shared} of 12 test images ({shared / 12:.0%}) share a group"
     assert caplog.records[0].message.startswith(said)
-
-
-def numbered(count, boxes=True):
-    """Image i is filled with i."""
-    return dataset.Dataset(
-        images=np.full((count, 2, 2, 1), 0, np.uint8)
-        + np.arange(count, dtype=np.uint8)[:, None, None, None],
-        labels=np.arange(count, dtype=np.int32) % 3,
-        names=tuple(f"{i}.png" for i in range(count)),
-        groups=tuple(f"{i}.png" for i in range(count)),
-        classes=("a", "b", "c"),
-        lung_boxes=np.full((count, 4), 0.5, np.float32) if boxes else None,
-    )
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 10])
-def test_epochs_are_shuffled_anew_and_complete(batch_size):
-    batches = pipeline.train_iterator(numbered(10), batch_size=batch_size, seed=0)
-    rows = np.concatenate([next(batches)["index"] for _ in range(400 // batch_size)])
-    epochs = rows.reshape(40, 10)  # a batch may span two epochs: none is cut short
-    assert all(len(set(epoch.tolist())) == 10 for epoch in epochs)
-    assert all((a != b).any() for a, b in zip(epochs, epochs[1:], strict=False))
-    # Each image leads an epoch now and then: 40 draws of 1 in 10.
-    assert len({int(epoch[0]) for epoch in epochs}) >= 8
-
-
-@pytest.mark.parametrize("boxes", [True, False])
-def test_batches_hold_matching_rows(boxes):
-    source = numbered(10, boxes)
-    batch = next(pipeline.train_iterator(source, batch_size=4, seed=1))
-    keys = {"image", "label", "index"} | ({"lung_box"} if boxes else set())
-    assert set(batch) == keys
-    assert batch["image"].shape == (4, 2, 2, 1) and batch["image"].dtype == np.uint8
-    assert batch["label"].dtype == batch["index"].dtype == np.int32
-    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["index"])
-    np.testing.assert_array_equal(batch["label"], batch["index"] % 3)
-    batch["image"][:] = 99  # a batch is a copy
-    assert source.images.max() == 9
-
-
-@pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("given", [0, 2, 3, 7])
-def test_order_goes_on_from_any_position(given, batch_size):
-    source = numbered(10)
-    first = pipeline.train_iterator(source, batch_size=batch_size, seed=4)
-    for _ in range(given):
-        next(first)
-    second = pipeline.train_iterator(source, batch_size=batch_size, seed=4, start=given)
-    for _ in range(8):
-        np.testing.assert_array_equal(next(first)["index"], next(second)["index"])
-    second.check(json.loads(json.dumps(first.identity)))
-
-
-@pytest.mark.parametrize("count", [1, 2, 4])
-def test_shards_share_the_batches_of_one(count):
-    source = numbered(10)
-    alone = pipeline.train_iterator(source, batch_size=4, seed=2, start=1)
-    shards = [
-        pipeline.train_iterator(
-            source, batch_size=4, seed=2, start=1, shard=(index, count)
-        )
-        for index in range(count)
-    ]
-    for _ in range(6):  # over the end of an epoch, which is inside of a batch
-        parts = [next(shard)["index"] for shard in shards]
-        assert {len(part) for part in parts} == {4 // count}
-        # In rows of the batch, shards take turns.
-        together = np.stack(parts, axis=1).ravel()
-        np.testing.assert_array_equal(together, next(alone)["index"])
-
-
-def test_a_batch_that_shards_cannot_share():
-    with pytest.raises(errors.UserError, match="4 cannot be divided among 3"):
-        pipeline.train_iterator(numbered(10), batch_size=4, seed=2, shard=(0, 3))
-
-
-def test_order_depends_on_the_seed_alone():
-    def order(seed):
-        batches = pipeline.train_iterator(numbered(20), batch_size=20, seed=seed)
-        return next(batches)["index"].tolist()
-
-    assert order(7) == order(7) != order(8)
-    assert sorted(order(7)) == list(range(20)) != order(7)
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        pipeline.train_iterator(numbered(9), batch_size=3, seed=4),
-        pipeline.train_iterator(numbered(10), batch_size=2, seed=4),
-        pipeline.train_iterator(numbered(10), batch_size=3, seed=5),
-    ],
-    ids=["images", "batch_size", "seed"],
-)
-def test_position_of_another_run_is_refused(other, request):
-    name = request.node.callspec.id
-    mine = pipeline.train_iterator(numbered(10), batch_size=3, seed=4)
-    with pytest.raises(errors.UserError, match=f"has {name} .*, this run has"):
-        mine.check(other.identity)
-
-
-def test_batch_larger_than_the_split():
-    with pytest.raises(errors.UserError, match="batch_size 11 is more than the 10"):
-        pipeline.train_iterator(numbered(10), batch_size=11, seed=0)
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 5, 10, 16])
-def test_evaluation_sees_every_image_once(batch_size):
-    batches = list(pipeline.eval_batches(numbered(10), batch_size))
-    assert {batch["image"].shape for batch in batches} == {(batch_size, 2, 2, 1)}
-    assert {batch["mask"].dtype for batch in batches} == {np.dtype(bool)}
-    mask = np.concatenate([batch["mask"] for batch in batches])
-    index = np.concatenate([batch["index"] for batch in batches])
-    np.testing.assert_array_equal(index[mask], np.arange(10))
-    assert (index[~mask] == 0).all() and index.dtype == np.int32
 
 
 def test_importing_the_data_package_is_light():

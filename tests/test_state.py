@@ -8,7 +8,7 @@ import pytest
 
 from hapre_jax import checkpoint, state
 from hapre_jax.config import Config, TrainConfig
-from hapre_jax.data import pipeline
+from hapre_jax.data import feed, pipeline
 from hapre_jax.framework import Aux, Method
 from hapre_jax.methods import METHODS
 
@@ -265,7 +265,7 @@ def test_one_compilation_serves_a_whole_run(tmp_path, tiny_config):
     policy = dataclasses.replace(tiny_config.policy, warmup_steps=1)
     config = dataclasses.replace(tiny_config, policy=policy)
     data = pipeline.load(config.data, seed=config.seed)
-    batches = pipeline.train_iterator(
+    batches = feed.train_iterator(
         data.train, batch_size=config.train.batch_size, seed=config.seed
     )
     method, optimizer = METHODS["hapre"](config, 3), state.make_optimizer(config)

@@ -68,7 +68,7 @@ class Dataset:
     Boxes are yxyx in [0, 1] of the stored frame.
     """
 
-    images: np.ndarray  # u8[N, H, W, 1], or what reads like it (`pipeline.Stream`)
+    images: np.ndarray  # u8[N, H, W, 1], or what reads like it (`frames.Stream`)
     labels: np.ndarray  # i32[N]
     names: tuple[str, ...]
     groups: tuple[str, ...]

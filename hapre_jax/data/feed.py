@@ -1,0 +1,189 @@
+"""Batches of a split: shuffled and endless to train on, each image once to score.
+
+Images that are not in memory are read by threads or processes, ahead of the step that
+will need them. The order depends on the seed alone, and starts at any position.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+
+from hapre_jax import errors
+from hapre_jax.data import dataset, frames
+
+# Of the same images. Not endless: the length of an endless grain.MapDataset overflows.
+_EPOCHS = 1 << 30
+
+
+class TrainIterator:
+    """Endless shuffled batches from any position on: see `train_iterator`."""
+
+    def __init__(
+        self,
+        source: dataset.Dataset,
+        *,
+        batch_size: int,
+        seed: int,
+        start: int,
+        threads: int,
+        processes: int,
+        shard: tuple[int, int],
+    ):
+        import grain  # slow to import, and only needed to train
+
+        index, count = shard
+        if batch_size > len(source):
+            raise errors.UserError(
+                f"train.batch_size {batch_size} is more than the {len(source)} "
+                "training images"
+            )
+        if batch_size % count:
+            raise errors.UserError(
+                f"train.batch_size {batch_size} cannot be divided among {count} "
+                "processes"
+            )
+        self.identity = {"batch_size": batch_size, "seed": seed, "images": len(source)}
+        # What is shuffled is rows. Each process takes every count-th, so that together
+        # they have the batches that a single one would have.
+        rows = grain.MapDataset.source(np.arange(len(source))).seed(seed).shuffle()
+        rows = rows.repeat(_EPOCHS)[index::count].batch(batch_size // count)[start:]
+        batches = rows.map(functools.partial(_batch, source))
+        self._batches = _deliver(batches, source, threads, processes)
+
+    def __iter__(self) -> "TrainIterator":
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._batches)
+
+    def check(self, identity: dict) -> None:
+        """Checks that a saved position is one in these batches.
+
+        Args:
+          identity: that of the iterator whose position was saved.
+
+        Raises:
+          UserError: it was of other images, or of another batch size or seed.
+        """
+        for name, mine in self.identity.items():
+            if identity[name] != mine:
+                raise errors.UserError(
+                    f"the saved position in the data has {name} {identity[name]}, this "
+                    f"run has {mine}"
+                )
+
+    def close(self) -> None:
+        """Ends the threads and processes that read."""
+        self._batches.close()
+
+
+def train_iterator(
+    source: dataset.Dataset,
+    *,
+    batch_size: int,
+    seed: int,
+    start: int = 0,
+    threads: int = 0,
+    processes: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> TrainIterator:
+    """Endless batches, shuffled anew each epoch.
+
+    The order depends on the seed and the number of images, on nothing else: batch
+    number `start` is the same whatever was taken before, by whatever threads,
+    processes or shards.
+
+    Args:
+      source: N images.
+      batch_size: B <= N, of all shards together.
+      seed: of the order, 0 to 2^32 - 1.
+      start: batches that were taken already.
+      threads, processes: that read images which are not in memory; see `DataConfig`.
+      shard: index and number of the processes that share each batch.
+
+    Returns:
+      An iterator over `image u8[b, H, W, 1]`, `label i32[b]`, `index i32[b]` (rows of
+      the source), and `lung_box f32[b, 4]` if the source has any; b is B divided by the
+      number of shards.
+
+    Raises:
+      UserError: more images in a batch than there are, or b is no integer. A batch
+        raises it where an image has become unreadable.
+    """
+    return TrainIterator(
+        source,
+        batch_size=batch_size,
+        seed=seed,
+        start=start,
+        threads=threads,
+        processes=processes,
+        shard=shard,
+    )
+
+
+def eval_batches(
+    source: dataset.Dataset, batch_size: int, *, threads: int = 0, processes: int = 0
+) -> Iterator[dict[str, np.ndarray]]:
+    """All images once, in order, in batches of one shape.
+
+    Args:
+      source: N images.
+      batch_size: B.
+      threads, processes: as in `train_iterator`.
+
+    Yields:
+      What `train_iterator` yields, and `mask bool[B]`, False for the copies of image 0
+      that fill the last batch.
+    """
+    import grain
+
+    count = -(-len(source) // batch_size) * batch_size
+    rows = grain.MapDataset.source(np.arange(count)).batch(batch_size)
+    batches = rows.map(functools.partial(_padded_batch, source))
+    delivered = _deliver(batches, source, threads, processes)
+    try:
+        yield from delivered
+    finally:
+        delivered.close()
+
+
+def _deliver(batches, source: dataset.Dataset, threads: int, processes: int):
+    """Iterates over a `grain.MapDataset` of batches, in order, reading ahead."""
+    import grain
+
+    if not isinstance(source.images, frames.Stream):
+        threads = processes = 0  # nothing to wait for
+    # Whole batches are read ahead, one a thread, and one that waits.
+    options = grain.ReadOptions(
+        num_threads=0 if processes else threads, prefetch_buffer_size=threads + 1
+    )
+    batches = batches.to_iter_dataset(options)
+    if processes:
+        _mark_flags_as_parsed()
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(processes))
+    return iter(batches)
+
+
+def _mark_flags_as_parsed():
+    """Grain reads absl's flags, which only an absl program parses."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def _batch(source: dataset.Dataset, index: np.ndarray) -> dict[str, np.ndarray]:
+    batch = {
+        "image": source.images[index],
+        "label": source.labels[index],
+        "index": index.astype(np.int32),
+    }
+    if source.lung_boxes is not None:
+        batch["lung_box"] = source.lung_boxes[index]
+    return batch
+
+
+def _padded_batch(source: dataset.Dataset, index: np.ndarray) -> dict[str, np.ndarray]:
+    mask = index < len(source)
+    return _batch(source, np.where(mask, index, 0)) | {"mask": mask}
