@@ -122,6 +122,18 @@ def test_identical_films_stay_together(tmp_path):
             assert sorted(mine) == sorted(2 * list(set(mine)))
 
 
+def test_splits_are_parted_without_a_second_copy():
+    rng = np.random.default_rng(0)
+    for count in (1, 7, 40):
+        array = rng.integers(0, 256, (count, 2, 2, 1), np.uint8)
+        before, rows = array.copy(), rng.permutation(count)
+        rows_of = np.split(rows[: count - count // 5], [count // 3, count // 2])
+        parts = pipeline._part(array, rows_of)
+        for part, wanted in zip(parts, rows_of, strict=True):
+            np.testing.assert_array_equal(part, before[wanted])
+            assert part.base is array
+
+
 def test_unreadable_films_are_left_out_and_named(tmp_path, caplog):
     data = write_folder(tmp_path / "films", kind="JPEG")
     for i in range(5):

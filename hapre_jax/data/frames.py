@@ -1,6 +1,5 @@
 """A film as it is stored: a square of gray levels, and where its boxes lie in it."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,10 +75,10 @@ class Stream:
     dtype = np.dtype(np.uint8)
 
     def __init__(
-        self, source: dataset.Source, data: DataConfig, seed: int, rows: Sequence[int]
+        self, source: dataset.Source, data: DataConfig, seed: int, rows: np.ndarray
     ):
         self._source, self._data, self._seed = source, data, seed
-        self._rows = np.asarray(rows)
+        self._rows = rows
         self.shape = (len(rows), data.image_size, data.image_size, 1)
 
     def __len__(self) -> int:

@@ -52,7 +52,7 @@ def load(
     """
     source = sources.open_source(data, seed=seed)
     in_memory = len(source.records) * data.image_size**2 <= data.memory_gib * 2**30
-    side, pixels = data.image_size, None
+    pixels, side = None, data.image_size
     if in_memory:
         pixels = np.empty((len(source.records), side, side, 1), np.uint8)
     kept, examples, failures = _examples(
@@ -78,24 +78,21 @@ def load(
     _say_what_is_shared(rows)
 
     members = [np.flatnonzero(split == name) for name in splits.SPLITS]
-    if pixels is not None:
-        # In place, so that nothing is in memory twice: each split is a run of rows.
-        _permute(pixels, [kept[index] for index in np.concatenate(members)])
-    divided, start = [], 0
-    for indices in members:
-        end = start + len(indices)
-        images_of_split: Any = (
-            frames.Stream(source, data, seed, [kept[index] for index in indices])
-            if pixels is None
-            else pixels[start:end]
+    rows_of = [np.array(kept)[indices] for indices in members]
+    squares: list[Any] = (
+        [frames.Stream(source, data, seed, part) for part in rows_of]
+        if pixels is None
+        else _part(pixels, rows_of)
+    )
+    divided = dataset.Splits(
+        *(
+            _dataset(source.classes, records, examples, indices, images)
+            for indices, images in zip(members, squares, strict=True)
         )
-        divided.append(
-            _dataset(source.classes, records, examples, indices, images_of_split)
-        )
-        start = end
+    )
     if splits_file is not None and not is_saved:
         splits.write(splits_file, rows)
-    return dataset.Splits(*divided)
+    return divided
 
 
 def write_unreadable(path: pathlib.Path, films: Sequence[Unreadable]) -> None:
@@ -212,10 +209,13 @@ def _say_what_is_shared(rows):
         )
 
 
-def _permute(array: np.ndarray, first: Sequence[int]) -> None:
-    """Moves the rows `first` to the front, in their order, without a second array."""
+def _part(array: np.ndarray, rows_of: list[np.ndarray]) -> list[np.ndarray]:
+    """Views of the rows of each split, which are moved together in place.
+
+    So that nothing is in memory twice.
+    """
+    first = np.concatenate(rows_of)
     order = np.concatenate([first, np.setdiff1d(np.arange(len(array)), first)])
-    order = order.astype(np.int64)
     is_done = np.zeros(len(array), bool)
     for start in range(len(array)):
         if is_done[start]:
@@ -227,6 +227,8 @@ def _permute(array: np.ndarray, first: Sequence[int]) -> None:
             row = order[row]
         array[row] = saved
         is_done[row] = True
+    ends = np.cumsum([len(rows) for rows in rows_of])
+    return np.split(array[: ends[-1]], ends[:-1])
 
 
 def _dataset(classes, records, examples, indices, pixels) -> dataset.Dataset:
