@@ -2,8 +2,8 @@
 
 Command:  python -m hapre_jax.train --config configs/phantom_paper.py
 Hardware: two CPU cores, minutes.
-Expected result: macro-F1 0.60, below plain; the key area stays near the whole film (lung
-          IoU 0.26).
+Expected result: macro-F1 0.60, below plain; the key area stays near the whole film
+          (lung IoU 0.26).
 """
 
 import pathlib
