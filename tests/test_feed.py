@@ -1,7 +1,9 @@
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -150,13 +152,68 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_processes_read_the_same_batches(tmp_path, kind):
-    root, rng = tmp_path / "films", np.random.default_rng(0)
+def write_films(root):
+    rng = np.random.default_rng(0)
     for index in range(20):
         path = root / ("fine", "sick")[index % 2] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (20, 30), np.uint8)).save(path)
+    return root
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc").is_dir(), reason="finds children there")
+def test_workers_end_with_a_program_that_is_killed(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(READ_WITH_PROCESSES.replace("batches.close()", "input()"))
+    running = subprocess.Popen(
+        [sys.executable, program, write_films(tmp_path / "films")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    running.stdin.write("\n")  # past the reader without processes
+    running.stdin.flush()
+    running.stdout.readline()
+    workers = []
+    deadline = time.monotonic() + 120
+    while len(workers) < 2 and time.monotonic() < deadline:
+        workers = children_that_spawned(running.pid)
+        time.sleep(0.1)
+    assert len(workers) == 2
+    running.kill()
+    running.wait()
+    running.stdin.close()
+    running.stdout.close()
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_running, workers))
+
+
+def children_that_spawned(pid):
+    """Worker processes of a program, but not the tracker of its resources."""
+    found = []
+    for entry in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (entry / "cmdline").read_text()
+        except OSError:  # it has ended meanwhile
+            continue
+        if parent == pid and "spawn_main" in command:
+            found.append(int(entry.name))
+    return found
+
+
+def is_running(pid):
+    try:
+        state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    except OSError:
+        return False
+    return state.split()[0] != "Z"
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_processes_read_the_same_batches(tmp_path, kind):
+    root = write_films(tmp_path / "films")
     if kind == "zip":
         root = shutil.make_archive(str(tmp_path / "films"), "zip", root)
     program = tmp_path / "program.py"

@@ -5,6 +5,9 @@ will need them. The order depends on the seed alone, and starts at any position.
 """
 
 import functools
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -161,8 +164,22 @@ def _deliver(batches, source: dataset.Dataset, threads: int, processes: int):
     batches = batches.to_iter_dataset(options)
     if processes:
         _mark_flags_as_parsed()
-        batches = batches.mp_prefetch(grain.MultiprocessingOptions(processes))
+        batches = batches.mp_prefetch(
+            grain.MultiprocessingOptions(processes), worker_init_fn=_end_with_parent
+        )
     return iter(batches)
+
+
+def _end_with_parent(index: int, count: int) -> None:
+    """Ends a worker whose program was killed: it would wait for it forever."""
+
+    def wait():
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _mark_flags_as_parsed():
