@@ -28,7 +28,7 @@ class Operation(Protocol):
         """The policy's mean action from its logits `f32[g, g]`."""
 
     def sample(self, key: jax.Array, mean: jax.Array, sigma: jax.Array, num: int):
-        """`num` exploratory actions around the mean."""
+        """`num` exploratory actions around the mean, differentiable in it."""
 
     def log_prob(self, action: jax.Array, mean: jax.Array, sigma: jax.Array):
         """Log density of a sampled action, differentiable in the mean."""
@@ -81,7 +81,7 @@ class KeyArea:
         return policy.mean_box(logits)
 
     def sample(self, key, mean, sigma, num):
-        return policy.sample(key, mean, sigma=sigma, num_samples=num)
+        return policy.sample_pathwise(key, mean, sigma=sigma, num_samples=num)
 
     def log_prob(self, action, mean, sigma):
         return policy.log_prob(action, mean, sigma=sigma)

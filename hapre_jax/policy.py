@@ -80,9 +80,16 @@ def sample(
       num_samples: even.
 
     Returns:
-      `f32[num_samples, 4]`, differentiable in the mean; an estimator that uses their
-      `log_prob` stops that gradient.
+      `f32[num_samples, 4]`, no gradient to `mean` (the score function carries it).
     """
+    drawn = sample_pathwise(key, mean, sigma=sigma, num_samples=num_samples)
+    return jax.lax.stop_gradient(drawn)
+
+
+def sample_pathwise(
+    key: jax.Array, mean: jax.Array, *, sigma: float, num_samples: int
+) -> jax.Array:
+    """The boxes of `sample`, differentiable in the mean: reparameterized."""
     if num_samples % 2:
         raise ValueError(f"num_samples must be even, got {num_samples}")
     half = jax.random.normal(key, (num_samples // 2, 4), mean.dtype)

@@ -177,9 +177,19 @@ def test_samples_depend_on_the_key_alone():
     assert jnp.all(first != second)
 
 
-def test_samples_move_with_their_mean():
+def test_samples_pass_no_gradient():
+    def total(mean):
+        drawn = policy.sample(jax.random.key(0), mean, sigma=SIGMA, num_samples=2)
+        return jnp.sum(drawn)
+
+    gradient = jax.jit(jax.grad(total))(jnp.array(MEAN))
+    np.testing.assert_array_equal(gradient, np.zeros(4))
+
+
+def test_pathwise_samples_move_with_their_mean():
     def moved(mean):
-        return policy.sample(jax.random.key(0), mean, sigma=SIGMA, num_samples=2)
+        key, options = jax.random.key(0), {"sigma": SIGMA, "num_samples": 2}
+        return policy.sample_pathwise(key, mean, **options)
 
     jacobian = jax.jit(jax.jacobian(moved))(jnp.array(MEAN))
     shift = jnp.array([1.0, 0.0, 1.0, 0.0])
@@ -187,6 +197,8 @@ def test_samples_move_with_their_mean():
     np.testing.assert_allclose(jacobian @ shift, np.tile(shift, (2, 1)), atol=1e-5)
     # One that grows moves a sample in proportion to its own size and shift.
     mean, drawn = jnp.array(MEAN), moved(jnp.array(MEAN))
+    same = policy.sample(jax.random.key(0), mean, sigma=SIGMA, num_samples=2)
+    np.testing.assert_array_equal(drawn, same)
     grow = jnp.array([-0.5, 0.0, 0.5, 0.0])  # by 1 in height, about the center
     center = (mean[0] + mean[2]) / 2
     expected = (drawn[:, ::2] - center) / (mean[2] - mean[0])
