@@ -33,7 +33,8 @@ def draw_sheet(root: str, *, count: int, seed: int) -> Image.Image:
     for column, index in enumerate(chosen):
         name = records[index].name
         film = images.open_gray(tree.read(name), name=name)
-        lungs = masks(name) if masks else None
+        mask = masks(name) if masks else None
+        lungs = None if mask is None else mask == 255  # 127 is unknown
         for row, level in enumerate(levels):
             picture = _picture(film, lungs, level, (seed, row, column))
             sheet.paste(picture, (column * (_FILM + _GAP), row * (_FILM + _GAP)))

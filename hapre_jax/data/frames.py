@@ -28,7 +28,8 @@ def present(film: dataset.Film, data: DataConfig, *, seed: int) -> Example:
     if geometry == "cover":
         boxes = _frame_boxes(boxes, facts, geometry)
     if lungs is not None:
-        lungs = np.asarray(images.shape(Image.fromarray(lungs), geometry)) == 255
+        # Chosen first: between pixels of a mask there is nothing to interpolate.
+        lungs = np.asarray(images.shape(Image.fromarray(lungs == 255), geometry))
     degraded = degrade.degrade(
         images.shape(image, geometry),
         lungs,
