@@ -8,7 +8,6 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
-import importlib
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -100,14 +99,12 @@ def geometry(encoded: bytes, *, name: str) -> Geometry:
     images.ignore_warnings_of_files()
     read = _dicom_geometry if dicom.is_dicom(encoded, name) else _image_geometry
     try:
-        header = read(encoded)
+        header = read(encoded, name)
         if min(header.width, header.height) < reader.MIN_SIDE:
             raise ValueError(f"{header.width} x {header.height} pixels are too few")
         return header
-    except ImportError as error:
-        raise errors.UserError(
-            f"{name} is a DICOM file, which needs pip install 'hapre_jax[dicom]'"
-        ) from error
+    except errors.UserError:
+        raise
     except Exception as error:  # of many kinds: see images.open_gray
         reason = images.reason(error)
         raise errors.UserError(f"{name} cannot be read: {reason}") from error
@@ -180,14 +177,14 @@ def examine(
     )
 
 
-def _dicom_geometry(encoded: bytes) -> Geometry:
-    pydicom = importlib.import_module("pydicom")
+def _dicom_geometry(encoded: bytes, name: str) -> Geometry:
+    pydicom = dicom.import_pydicom(name)
     film = pydicom.dcmread(io.BytesIO(encoded), stop_before_pixels=True)
     sizes = (film.Columns, film.Rows, len(encoded), film.SamplesPerPixel)
     return Geometry(*sizes, film.BitsStored, False, "DICOM")
 
 
-def _image_geometry(encoded: bytes) -> Geometry:
+def _image_geometry(encoded: bytes, name: str) -> Geometry:
     with Image.open(io.BytesIO(encoded), formats=images.FORMATS) as image:
         return Geometry(
             *image.size,

@@ -49,7 +49,7 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
       UserError: not a DICOM file, no image in it, several frames, color, damaged, a
         compression that needs another package, or pydicom is not installed.
     """
-    pydicom = _import("pydicom", name)
+    pydicom = import_pydicom(name)
     if data[128:132] != _PREFIX:
         raise errors.UserError(f"{name} is not a DICOM file: it lacks the prefix DICM")
     try:
@@ -217,9 +217,14 @@ def _first(value: Any) -> float | None:
     return float(value[0] if hasattr(value, "__getitem__") else value)
 
 
-def _import(module: str, name: str) -> Any:
+def import_pydicom(name: str) -> Any:
+    """The module pydicom, an optional dependency.
+
+    Raises:
+      UserError: it is not installed, but the file `name` needs it.
+    """
     try:
-        return importlib.import_module(module)
+        return importlib.import_module("pydicom")
     except ImportError as error:
         raise errors.UserError(
             f"{name} is a DICOM file, which needs pip install 'hapre_jax[dicom]'"
