@@ -54,6 +54,47 @@ def scale(
     return clip(scaled, min_side=min_side, max_side=max_side)
 
 
+def neighbors(
+    box: jax.Array,
+    moves: str = "rescale",
+    *,
+    alpha: float,
+    min_side: float,
+    max_side: float = 1.0,
+) -> jax.Array:
+    """The valid boxes next to a box.
+
+    Args:
+      box: `f32[4]` yxyx.
+      moves: "rescale" is the paper's two, expanded and shrunk; "shift" adds those moved
+        up, down, left and right by alpha - 1 of the side; "stretch" adds to these the
+        wider and the taller one, of the same area.
+      alpha: > 1, by which sides are multiplied or divided.
+      min_side, max_side: bounds of a valid box, see `clip`.
+
+    Returns:
+      `f32[n, 4]`; n is 2, 6 or 8.
+    """
+    step = alpha - 1.0
+    # (shift y, shift x) in sides; factors of (height, width)
+    rescaled = [(0, 0, alpha, alpha), (0, 0, 1 / alpha, 1 / alpha)]
+    shifted = [(-step, 0, 1, 1), (step, 0, 1, 1), (0, -step, 1, 1), (0, step, 1, 1)]
+    stretched = [(0, 0, 1 / alpha, alpha), (0, 0, alpha, 1 / alpha)]
+    tried = {
+        "rescale": rescaled,
+        "shift": rescaled + shifted,
+        "stretch": rescaled + shifted + stretched,
+    }[moves]
+    center = yxyx_to_center(box)
+
+    def move(change):
+        middle = center[:2] + change[:2] * center[2:]
+        moved = center_to_yxyx(jnp.concatenate([middle, center[2:] * change[2:]]))
+        return clip(moved, min_side=min_side, max_side=max_side)
+
+    return jax.vmap(move)(jnp.array(tried, box.dtype))
+
+
 def area(box: jax.Array) -> jax.Array:
     """Area `f32[]` of a box; 0 for an empty or inverted one."""
     chex.assert_shape(box, (4,))

@@ -246,6 +246,24 @@ class PolicyConfig:
     alpha: float = option(
         1.25, "Factor by which a key area is expanded and shrunk.", above=1
     )
+    neighbors: str = option(
+        "rescale",
+        "Boxes beside a key area that estimators paper and elite try: expanded and "
+        "shrunk; also shifted; also made wider and taller.",
+        choices=("rescale", "shift", "stretch"),
+    )
+    readout: str = option(
+        "moments",
+        "How a box is read off the map: by its moments, or as the box with the largest "
+        "sum of logits, which has no gradient (estimators paper and elite).",
+        choices=("moments", "max_sum"),
+    )
+    reward_weight: str = option(
+        "published",
+        "Weight of the detection loss (estimator paper): e^D, smaller for better "
+        "areas; the same for all; or e^-D, larger for better ones.",
+        choices=("published", "constant", "inverted"),
+    )
     balance: float = option(
         0.5, "lambda of the paper's D2 (Eq. 7).", at_least=0, at_most=1
     )
@@ -267,15 +285,31 @@ class PolicyConfig:
     )
     area_cost: float = option(
         0.0,
-        "What keeping the whole image costs the policy, in units of the task loss; a "
-        "smaller area costs its share.",
+        "What keeping the whole image costs the policy at first, in units of the task "
+        "loss; a smaller area costs its share.",
         at_least=0,
+    )
+    final_area_cost: float = option(
+        0.0, "What it costs at the end; it changes with policy.sigma.", at_least=0
     )
     train_crops: int = option(
         4,
         "Boxes drawn for an image that the task network is trained on, at most "
         "policy.samples; the published rule has one.",
         at_least=1,
+    )
+    train_on: str = option(
+        "samples",
+        "Key areas that the task network is trained on: boxes drawn around the "
+        "policy's mean, or the mean box itself; estimator paper has its optimal one.",
+        choices=("samples", "mean"),
+    )
+    held_out: float = option(
+        0.0,
+        "Share of the training images that only the policy learns from: their losses "
+        "are those of images that the task network was never trained on.",
+        at_least=0,
+        at_most=0.9,
     )
     train_on_original: bool = option(
         False, "Train the task network on the whole image too."
@@ -291,11 +325,110 @@ class PolicyConfig:
             )
         if self.samples % 2:
             raise UserError(f"policy.samples is {self.samples}, but must be even")
+        if self.readout == "max_sum" and self.estimator not in ("paper", "elite"):
+            raise UserError(
+                f"policy.estimator is {self.estimator}, but policy.readout max_sum has "
+                "no gradient: it takes paper or elite, which imitate"
+            )
         if self.min_side > self.max_side:
             raise UserError(
                 f"policy.min_side is {self.min_side}, but must be at most "
                 f"policy.max_side, which is {self.max_side}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineConfig:
+    """What the methods beside key area selection need to know."""
+
+    crop_area: float = option(
+        0.3,
+        "random_crop: smallest share of an image that a random crop keeps; 0.08 in "
+        "torchvision, which often cuts the lungs off.",
+        above=0,
+        at_most=1,
+    )
+    lung_scale: float = option(
+        1.0, "true_lungs: side of the area shown, in sides of the lung box.", above=0
+    )
+    attention_maps: int = option(32, "mag_sd: attention maps.", at_least=1)
+    random_aug: str = option(
+        "chest",
+        "random_aug: operations to draw from, those usual for chest films or the 14 of "
+        "RandAugment.",
+        choices=("chest", "randaugment"),
+    )
+    random_aug_operations: int = option(
+        2, "random_aug: operations drawn for an image.", at_least=1, at_most=6
+    )
+    random_aug_magnitude: int = option(
+        9, "random_aug: strength of RandAugment's operations.", at_least=0, at_most=30
+    )
+    cutout_side: float = option(
+        0.5,
+        "cutout: side of the hole, share of the image's; cut at the border.",
+        above=0,
+        at_most=1,
+    )
+    cutout_fill: str = option(
+        "mean",
+        "cutout: gray of the hole, the normalized image's 0 or black.",
+        choices=("mean", "black"),
+    )
+    cutmix_beta: float = option(
+        1.0, "cutmix: both parameters of the Beta of the share that is kept.", above=0
+    )
+    cutmix_probability: float = option(
+        1.0,
+        "cutmix: probability that a batch is mixed; 1 for ImageNet, 0.5 for CIFAR.",
+        at_least=0,
+        at_most=1,
+    )
+    mixup_alpha: float = option(
+        0.2, "mixup: both parameters of the Beta of an image's weight.", above=0
+    )
+    mixup_ratio: float | None = option(
+        None,
+        "mixup: fixed weight of an image, the partner has the rest; none draws it.",
+        at_least=0,
+        at_most=1,
+    )
+    pyramid_width: int = option(
+        32,
+        "dre_net: channels of its feature pyramid; 256 in the pyramid's reference.",
+        at_least=1,
+    )
+    two_stage: str = option(
+        "gate",
+        "two_stage: what stage 1 decides, whether a film is normal; or, by its class "
+        "activation map, which part of it stage 2 sees.",
+        choices=("gate", "cam"),
+    )
+    stage_one_net: str = option(
+        "same",
+        "two_stage: network of stage 1, densenet121 in the published one; same as "
+        "task.net by default.",
+        choices=("same", *NETS),
+    )
+    stage_one_pretrained: str = option(
+        "", "two_stage: file of torchvision weights that stage 1 starts from."
+    )
+    cam_threshold: float = option(
+        0.5,
+        "two_stage: where the part begins that is kept (baseline.two_stage cam), "
+        "between the coldest, 0, and the hottest place, 1, of the map.",
+        above=0,
+        at_most=1,
+    )
+    normal_class: int | None = option(
+        None,
+        "two_stage: which class of a folder is normal; its classes are sorted by name "
+        "and counted from 0. Of other data sets it is known.",
+        at_least=0,
+    )
+
+    def __post_init__(self):
+        check(self, "baseline.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,8 +478,25 @@ class Config:
 
     method: str = option(
         "hapre",
-        "Key area selection, or a classifier of the whole image.",
-        choices=("hapre", "plain"),
+        "Key area selection; or a classifier of the whole image, of random crops in "
+        "training, or of the true lung box; or MAG-SD, DRE-Net as described or as "
+        "released, or Two-Stage; or a classifier of the whole image that is trained on "
+        "images changed at random, with a hole, with a part of another one, or mixed "
+        "with another one.",
+        choices=(
+            "hapre",
+            "plain",
+            "random_crop",
+            "true_lungs",
+            "mag_sd",
+            "dre_net",
+            "dre_net_official",
+            "two_stage",
+            "random_aug",
+            "cutout",
+            "cutmix",
+            "mixup",
+        ),
     )
     seed: int = option(
         0, "Seed of everything random in the run.", at_least=0, at_most=2**32 - 1
@@ -354,6 +504,7 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     task: TaskConfig = dataclasses.field(default_factory=TaskConfig)
     policy: PolicyConfig = dataclasses.field(default_factory=PolicyConfig)
+    baseline: BaselineConfig = dataclasses.field(default_factory=BaselineConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     compare_plain: bool = option(
         True, "Also train the plain classifier with the same budget (method hapre)."
@@ -361,6 +512,21 @@ class Config:
 
     def __post_init__(self):
         check(self)
+        net = self.task.net
+        base, _, attention = net.partition("+")
+        if self.method in ("mag_sd", "dre_net", "dre_net_official") and (
+            base not in _RESNETS or attention == "danet"
+        ):
+            raise UserError(
+                f"task.net is {net}, but method {self.method} has a head of its own on "
+                f"a ResNet: it takes {', '.join(_RESNETS)}, each with +cbam or without"
+            )
+
+    @property
+    def stage_one_net(self) -> str:
+        """The network of two_stage's first stage."""
+        named = self.baseline.stage_one_net
+        return self.task.net if named == "same" else named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -592,7 +758,12 @@ def tiny(config: Config) -> Config:
         eval_every=2,
         checkpoint_every=2,
     )
-    return dataclasses.replace(config, data=data, task=task, policy=policy, train=train)
+    baseline = dataclasses.replace(
+        config.baseline, stage_one_net="same", stage_one_pretrained=""
+    )
+    return dataclasses.replace(
+        config, data=data, task=task, policy=policy, baseline=baseline, train=train
+    )
 
 
 def _find(name):

@@ -36,9 +36,23 @@ def make_predict(method: Method) -> Callable:
 
     @jax.jit
     def predict(params, model_state, batch):
-        return method.predict(params, model_state, to_float(batch)["image"])
+        return method.predict(params, model_state, to_float(batch))
 
     return predict
+
+
+def check_lungs(method: Method, source: datasets.Dataset) -> None:
+    """Raises `UserError` where a method needs lung boxes that a split does not have."""
+    if method.needs_lungs and source.lung_boxes is None:
+        raise UserError(
+            "method true_lungs needs the lung box of each film, and this data set has "
+            "none"
+        )
+
+
+def without_answers(batch: dict) -> dict:
+    """What of a batch a method may look at to predict."""
+    return {name: batch[name] for name in ("image", "lung_box") if name in batch}
 
 
 def evaluate(
@@ -77,7 +91,7 @@ def evaluate(
         threads=config.data.threads,
         processes=config.data.processes,
     ):
-        prediction = predict(*state.average, {"image": batch["image"]})
+        prediction = predict(*state.average, without_answers(batch))
         kept = batch["mask"]
         chunks.append(
             jax.tree.map(lambda x, kept=kept: np.asarray(x)[kept], prediction)
@@ -297,7 +311,8 @@ def main(argv: list[str]) -> int:
             tested_on = data.test.take(kept)
     if not len(tested_on):
         raise UserError("the run was trained on all of these test films")
-    method = METHODS[config.method](config, len(results["classes"]))
+    method = METHODS[trained.method](trained, len(results["classes"]))
+    check_lungs(method, tested_on)
     best = checkpoint.restore_best(workdir, config, method)
     tested = evaluate(
         make_predict(method),

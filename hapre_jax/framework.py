@@ -38,13 +38,18 @@ class Method(NamedTuple):
 
     `params` and `model_state` hold one sub-tree a network: "task", and "policy" where
     there is one; `average` is a pair of both, averaged over the last steps. `batch`
-    holds "image" f32[B, H, W, C] in [0, 1] and "label" i32[B].
+    holds "image" f32[B, H, W, C] in [0, 1], "label" i32[B], "index" i32[B] (rows of the
+    training split), and "lung_box" f32[B, 4] in a data set with known lungs; `predict`
+    gets the image and the lung box only. A batch of one has a "partner", another such
+    batch, where the method needs one.
     """
 
     init: Callable  # (key, image) -> (params, model_state)
     loss: Callable  # (params, model_state, average, batch, key, step) -> (f32[], Aux)
-    predict: Callable  # (params, model_state, image) -> Prediction
+    predict: Callable  # (params, model_state, batch) -> Prediction
     task_losses: Callable  # (params, model_state, batch, actions [B, ...]) -> f32[B]
+    needs_lungs: bool = False  # only of use where the batch has "lung_box"
+    needs_partner: bool = False  # mixes images; of a batch of one with its "partner"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +67,12 @@ class Learning:
     steps: int
     random_share: float
     train_crops: int
+    train_on: str
+    held_out: float
     action_cost: float
+    final_action_cost: float
     train_on_original: bool
+    reward_weight: str = "published"
 
 
 class Trial(NamedTuple):
@@ -83,9 +92,19 @@ def sigma_at(step: jax.Array, learning: Learning) -> jax.Array:
     Geometric from `sigma` to `final_sigma` over the policy's own updates, and at its
     final value for the last tenth of them, so that what is evaluated was trained.
     """
+    ratio = learning.final_sigma / learning.sigma
+    return learning.sigma * ratio ** _progress(step, learning)
+
+
+def cost_at(step: jax.Array, learning: Learning) -> jax.Array:
+    """Weight of an action's cost `f32[]`: from first to last as sigma, but linearly."""
+    change = learning.final_action_cost - learning.action_cost
+    return learning.action_cost + change * _progress(step, learning)
+
+
+def _progress(step, learning):
     updates = max(0.9 * (learning.steps - learning.warmup_steps), 1.0)
-    progress = jnp.clip((step - learning.warmup_steps) / updates, 0.0, 1.0)
-    return learning.sigma * (learning.final_sigma / learning.sigma) ** progress
+    return jnp.clip((step - learning.warmup_steps) / updates, 0.0, 1.0)
 
 
 # An estimator tries actions on one image. `evaluate` gives the task loss `f32[A]` of
@@ -103,9 +122,13 @@ def paper(operation: Operation, learning: Learning, evaluate, logits, key, sigma
     outcome = rewards.paper_reward(*evaluate(actions), balance=learning.balance)
     optimal = actions[1 + outcome.choice]
     target = operation.as_map(optimal, logits.shape[0])
-    loss = policy_gradient.paper_loss(
-        logits, target, outcome.reward, gamma=learning.gamma
-    )
+    weight = {
+        "published": outcome.reward,
+        "constant": jnp.ones_like(outcome.reward),
+        # Bounded, so that one bad area does not outweigh a batch.
+        "inverted": jnp.exp(jnp.clip(-outcome.d2, -1.0, 1.0)),
+    }[learning.reward_weight]
+    loss = policy_gradient.paper_loss(logits, target, weight, gamma=learning.gamma)
     return Trial(loss, optimal[None], outcome.reward, outcome.d1, outcome.choice)
 
 
@@ -121,7 +144,7 @@ def reinforce(operation: Operation, learning: Learning, evaluate, logits, key, s
     # The score grows as 1 / sigma; times sigma, annealing does not change the scale.
     loss = sigma * policy_gradient.reinforce_loss(log_probs, task_losses[2:])
     loss += operation.bound_loss(mean)
-    seen = valid[: learning.train_crops]
+    seen = _seen(learning, still, valid)
     return Trial(loss, seen, -task_losses[1], task_losses[1] - task_losses[0])
 
 
@@ -138,7 +161,7 @@ def pathwise(operation: Operation, learning: Learning, evaluate, logits, key, si
     still = jax.lax.stop_gradient(operation.clip(mean))
     task_losses = evaluate(jnp.stack([operation.identity(), still, *valid]))
     loss = jnp.mean(task_losses[2:]) + operation.bound_loss(mean)
-    seen = valid[: learning.train_crops]
+    seen = _seen(learning, still, valid)
     return Trial(loss, seen, -task_losses[1], task_losses[1] - task_losses[0])
 
 
@@ -154,8 +177,13 @@ def elite(operation: Operation, learning: Learning, evaluate, logits, key, sigma
     loss = policy_gradient.elite_loss(
         logits, targets, task_losses[2:], task_losses[1], gamma=learning.gamma
     )
-    seen = valid[: learning.train_crops]
+    seen = _seen(learning, still, valid)
     return Trial(loss, seen, -task_losses[1], task_losses[1] - task_losses[0])
+
+
+def _seen(learning, still, valid):
+    """The actions that the task network is trained on: samples, or the mean."""
+    return still[None] if learning.train_on == "mean" else valid[: learning.train_crops]
 
 
 ESTIMATORS = {
@@ -215,12 +243,12 @@ def make(
         crops = jax.vmap(see)(batch["image"], actions)
         return probe(params, model_state, crops, batch["label"])
 
-    def try_actions(params, model_state, batch, logits, key, sigma):
+    def try_actions(params, model_state, batch, logits, key, sigma, cost):
         def try_one(image, label, logits, key):
             def evaluate(actions):
                 crops = jax.vmap(lambda action: see(image, action))(actions)
                 labels = jnp.broadcast_to(label, (len(actions), *label.shape))
-                costs = learning.action_cost * jax.vmap(operation.cost)(actions)
+                costs = cost * jax.vmap(operation.cost)(actions)
                 return probe(params, model_state, crops, labels) + costs
 
             return estimator(operation, learning, evaluate, logits, key, sigma)
@@ -233,15 +261,19 @@ def make(
         output, state = propose(params, model_state, batch["image"], train=True)
         sigma = sigma_at(step, learning)
         # Rewards come from the averaged task network, which is less noisy.
-        trials = try_actions(*average, batch, output.logits, key, sigma)
+        cost = cost_at(step, learning)
+        trials = try_actions(*average, batch, output.logits, key, sigma, cost)
         mean = jax.vmap(operation.mean)(output.logits)
+        weights = divide(batch, learning)[0]
+        policy_loss = weighted_mean(trials.policy_loss, weights)
         metrics = {
+            "policy_loss": policy_loss,
             **summarize(trials),
             "sigma": sigma,
             "entropy": jnp.mean(jax.vmap(lambda m: operation.entropy(m, sigma))(mean)),
             **operation.metrics(jax.vmap(operation.clip)(mean), batch),
         }
-        return metrics["policy_loss"], trials.optimal, state, metrics
+        return policy_loss, trials.optimal, state, metrics
 
     def loss(params, model_state, average, batch, key, step):
         trial_key, random_key, share_key = jax.random.split(key, 3)
@@ -268,21 +300,25 @@ def make(
         inputs = jax.vmap(jax.vmap(see, (None, 0)))(batch["image"], optimal)
         inputs = inputs.reshape(-1, *inputs.shape[2:])
         target = jnp.repeat(batch["label"], crops[1], axis=0)
+        image_weights = divide(batch, learning)[1]
+        weights = jnp.repeat(image_weights, crops[1])
         if learning.train_on_original:
             originals = resize(batch["image"], task.image_size)
             inputs = jnp.concatenate([inputs, originals])
             target = jnp.concatenate([target, batch["label"]])
+            weights = jnp.concatenate([weights, image_weights])
         variables = {"params": params["task"], **model_state["task"]}
         dropout_key = jax.random.fold_in(key, 1)
         outputs, task_state = task.apply(variables, inputs, train=True, key=dropout_key)
-        task_loss = jnp.mean(task.loss(outputs, target))
+        task_loss = weighted_mean(task.loss(outputs, target), weights)
         # The two losses share no parameters, so their sum has both gradients.
         return task_loss + policy_loss, Aux(
             {"task": task_state, "policy": policy_state},
             {"task_loss": task_loss, **metrics},
         )
 
-    def predict(params, model_state, image):
+    def predict(params, model_state, batch):
+        image = batch["image"]
         logits = propose(params, model_state, image, train=False)[0].logits
         mean = jax.vmap(operation.mean)(logits)
         action = jax.vmap(operation.clip)(mean)
@@ -298,13 +334,32 @@ def make(
     return Method(init, loss, predict, task_losses)
 
 
+def divide(batch: dict, learning: Learning) -> tuple[jax.Array, jax.Array]:
+    """Weights `f32[B]` of each image: in the policy's loss, in the task network's.
+
+    Both learn from all images; or, where some are held out, the policy from these and
+    the task network from the others, so that no reward is one of a memorized image.
+    Which ones is fixed by their row in the training split, `batch["index"]` i32[B].
+    """
+    if not learning.held_out:
+        ones = jnp.ones(len(batch["label"]))
+        return ones, ones
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), batch["index"])
+    is_held_out = jax.vmap(jax.random.uniform)(keys) < learning.held_out
+    return is_held_out.astype(jnp.float32), 1.0 - is_held_out
+
+
+def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """Mean `f32[]` of values `f32[N]` of weight 1, not of those of weight 0."""
+    return jnp.sum(weights * values) / jnp.maximum(jnp.sum(weights), 1.0)
+
+
 def summarize(trials: Trial) -> dict[str, jax.Array]:
     """What to log of a batch of trials, whose first axis is the images."""
     tenth, median, ninetieth = jnp.percentile(
         trials.reward, jnp.array([10.0, 50.0, 90.0], trials.reward.dtype)
     )
     metrics = {
-        "policy_loss": jnp.mean(trials.policy_loss),
         "reward": jnp.mean(trials.reward),
         "reward_std": jnp.std(trials.reward),
         "reward_p10": tenth,

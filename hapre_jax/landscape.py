@@ -115,7 +115,8 @@ def measure(
     parts = []
     for batch in feed.eval_batches(source, min(batch_size, len(source))):
         inputs = {"image": jnp.asarray(batch["image"]), "label": batch["label"]}
-        action = predict(*state.average, {"image": inputs["image"]}).action
+        seen = evaluation.without_answers(batch) | {"image": inputs["image"]}
+        action = predict(*state.average, seen).action
         if reference == "lungs":
             around = jnp.asarray(batch["lung_box"])
         elif action is not None:
@@ -191,6 +192,30 @@ def lowest(losses: np.ndarray) -> tuple[int, int]:
     """Row and column of the lowest of losses `f32[Z, X]`; the first one on a tie."""
     row, column = np.unravel_index(np.nanargmin(losses), losses.shape)
     return int(row), int(column)
+
+
+def best_zoom(landscape: Landscape) -> float | None:
+    """The size of a box about the lungs, in lungs, on which the loss is lowest.
+
+    A policy that follows the loss goes there, not to the lungs. None where the boxes
+    lie around a policy's key areas.
+    """
+    if landscape.reference != "lungs":
+        return None
+    centered = landscape.losses[-1, :, np.abs(landscape.shifts).argmin()]
+    return float(landscape.zooms[np.nanargmin(centered)])
+
+
+def overlap(areas: np.ndarray, lung_boxes: np.ndarray, zoom: float) -> float:
+    """Mean IoU of key areas `f32[N, 4]` with the lung boxes, scaled by `zoom`.
+
+    Boxes `f32[N, 4]` of NaN, of unknown lungs, do not count.
+    """
+    known = np.isfinite(lung_boxes).all(axis=1)
+    scaled = jax.vmap(place, (0, None, None))(
+        jnp.asarray(lung_boxes[known]), jnp.asarray(zoom), jnp.zeros(())
+    )
+    return float(jnp.mean(jax.vmap(boxes.iou)(jnp.asarray(areas[known]), scaled)))
 
 
 def verdict(landscape: Landscape) -> str:
@@ -276,7 +301,7 @@ def main(argv: list[str]) -> int:
             seed=config.seed,
             splits_file=evaluation.splits_file(workdir) if own else None,
         )
-    method = METHODS[config.method](config, len(data.validation.classes))
+    method = METHODS[trained.method](trained, len(data.validation.classes))
     best = checkpoint.restore_best(workdir, config, method)
     landscape = measure_and_draw(method, best, data.validation, workdir)
     console.print(table(landscape))

@@ -55,7 +55,7 @@ class Operation(Protocol):
         """What to log of valid mean actions `f32[B, ...]`: name to `f32[]`."""
 
     def neighbors(self, action: jax.Array) -> jax.Array:
-        """The two valid actions tried where an action did not help: `f32[2, ...]`."""
+        """The valid actions next to an action, tried beside it: `f32[n, ...]`."""
 
     def apply(self, image: jax.Array, action: jax.Array, size: int) -> jax.Array:
         """What the task network sees: `f32[H, W, C]` to `f32[S, S, C]`."""
@@ -68,16 +68,23 @@ class KeyArea:
     Attributes:
       alpha: how much expand and shrink scale the sides; > 1.
       min_side, max_side: bounds of a valid key area's sides.
+      moves: which neighbors are tried, see `boxes.neighbors`.
+      readout: how a box is read off the logits: "moments", or "max_sum", which has no
+        gradient.
     """
 
     alpha: float = 1.25
     min_side: float = 0.25
     max_side: float = 1.0
+    moves: str = "rescale"
+    readout: str = "moments"
 
     def identity(self):
         return jnp.array(boxes.WHOLE)
 
     def mean(self, logits):
+        if self.readout == "max_sum":
+            return policy.max_sum_box(logits)
         return policy.mean_box(logits)
 
     def sample(self, key, mean, sigma, num):
@@ -123,9 +130,13 @@ class KeyArea:
         return logged
 
     def neighbors(self, action):
-        bounds = {"min_side": self.min_side, "max_side": self.max_side}
-        factors = jnp.array([self.alpha, 1 / self.alpha])
-        return jax.vmap(lambda factor: boxes.scale(action, factor, **bounds))(factors)
+        return boxes.neighbors(
+            action,
+            self.moves,
+            alpha=self.alpha,
+            min_side=self.min_side,
+            max_side=self.max_side,
+        )
 
     def apply(self, image, action, size):
         return boxes.crop_and_resize(image, action, size=size)

@@ -49,6 +49,34 @@ def mean_box(logits: jax.Array) -> jax.Array:
     return boxes.center_to_yxyx(jnp.stack([y, x, height, width]))
 
 
+def max_sum_box(logits: jax.Array) -> jax.Array:
+    """The box of whole cells inside of which the logits sum up to most.
+
+    Its edges jump where the logits change, so it has no gradient. Of several boxes with
+    the same sum the largest, so that logits of zero are the whole image.
+
+    Args:
+      logits: `f32[g, g]`.
+
+    Returns:
+      `f32[4]` yxyx.
+    """
+    chex.assert_rank(logits, 2)
+    grid = logits.shape[0]
+    integral = jnp.pad(jnp.cumsum(jnp.cumsum(logits, 0), 1), ((1, 0), (1, 0)))
+    low, high = jnp.triu_indices(grid + 1, 1)  # edges of an interval of cells
+    rows = integral[high] - integral[low]
+    sums = rows[:, high] - rows[:, low]  # intervals of rows, intervals of columns
+    cells = (high - low)[:, None] * (high - low)
+    # Sums of the same cells differ by rounding.
+    is_best = sums >= jnp.max(sums) - 1e-4
+    row, column = jnp.unravel_index(
+        jnp.argmax(jnp.where(is_best, cells, 0)), cells.shape
+    )
+    edges = jnp.stack([low[row], low[column], high[row], high[column]])
+    return edges.astype(logits.dtype) / grid
+
+
 def standardize(action: jax.Array, mean: jax.Array, *, sigma: float) -> jax.Array:
     """`f32[4]`: shift relative to the mean's sides, log ratio of sides; in sigmas."""
     center, mean_center = boxes.yxyx_to_center(action), boxes.yxyx_to_center(mean)

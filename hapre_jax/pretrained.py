@@ -209,7 +209,7 @@ def _resnet_name(keys):
     top = {"stem_conv": "conv1", "stem_norm": "bn1", "head": "fc"}
     if module in top:
         return f"{top[module]}.{leaf}"
-    if module == "danet" or rest[0] == "cbam":
+    if module in ("danet", "attention") or rest[0] == "cbam":
         return None
     stage, block = module.removeprefix("stage").split("_block")
     names = {"downsample_conv": "downsample.0", "downsample_norm": "downsample.1"}

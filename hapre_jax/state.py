@@ -42,14 +42,16 @@ def schedule(
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam with its own learning rate for each network (paper, section 4.2)."""
+    """Adam with its own learning rate for each network (paper, section 4.2).
+
+    A policy has its own; all other networks have the task network's. Each network's
+    gradient is clipped by itself.
+    """
     train = config.train
 
     def adam(rate, *, b2=0.999):
         clip = (
-            optax.clip_by_global_norm(train.clip_norm)
-            if train.clip_norm
-            else optax.identity()
+            _clip_each_network(train.clip_norm) if train.clip_norm else optax.identity()
         )
         return optax.chain(clip, optax.adam(rate, b2=b2))
 
@@ -64,8 +66,21 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
                 b2=train.policy_adam_b2,
             ),
         },
-        lambda params: {name: name for name in params},
+        lambda params: {name: name if name == "policy" else "task" for name in params},
     )
+
+
+def _clip_each_network(norm: float) -> optax.GradientTransformation:
+    clip = optax.clip_by_global_norm(norm)
+
+    def update(gradients, params):
+        del params
+        return {
+            name: clip.update(of_one, clip.init(of_one))[0]
+            for name, of_one in gradients.items()
+        }
+
+    return optax.stateless(update)
 
 
 def init(
@@ -111,28 +126,28 @@ def start_from_files(
     """
     params, model_state = dict(state.params), dict(state.model_state)
     notes: tuple[str, ...] = ()
-    if config.task.pretrained:
-        loaded = pretrained.load(
-            config.task.pretrained,
-            config.task.net,
-            params["task"],
-            model_state["task"],
-        )
-        params["task"], model_state["task"] = loaded.params, loaded.model_state
-        notes += loaded.notes
-    if config.policy.pretrained and "policy" in params:
-        policy = model_state["policy"]
-        loaded = pretrained.load(
-            config.policy.pretrained,
-            config.policy.net,
-            params["policy"]["trunk"],
-            {collection: tree["trunk"] for collection, tree in policy.items()},
-        )
-        params["policy"] = {**params["policy"], "trunk": loaded.params}
-        model_state["policy"] = {
-            collection: {**tree, "trunk": loaded.model_state[collection]}
-            for collection, tree in policy.items()
-        }
+    for name, path, net in (
+        ("task", config.task.pretrained, config.task.net),
+        ("policy", config.policy.pretrained, config.policy.net),
+        ("gate", config.baseline.stage_one_pretrained, config.stage_one_net),
+    ):
+        if not path or name not in params:
+            continue
+        weights, statistics = params[name], model_state[name]
+        # Where a network is built on another one, the file is of the latter.
+        is_trunk = "trunk" in weights
+        if is_trunk:
+            weights = weights["trunk"]
+            statistics = {of: tree["trunk"] for of, tree in statistics.items()}
+        loaded = pretrained.load(path, net, weights, statistics)
+        if is_trunk:
+            params[name] = {**params[name], "trunk": loaded.params}
+            model_state[name] = {
+                of: {**tree, "trunk": loaded.model_state[of]}
+                for of, tree in model_state[name].items()
+            }
+        else:
+            params[name], model_state[name] = loaded.params, loaded.model_state
         notes += loaded.notes
     if isinstance(state.step, jax.ShapeDtypeStruct):
         return state, notes
@@ -210,6 +225,13 @@ def make_step(
         key = jax.random.fold_in(root, state.step)
         flip_key, loss_key = jax.random.split(key)
         batch = flip(to_float(batch), flip_key, axis=axis, probability=probability)
+        if "partner" in batch:  # see `Method`; it is flipped on its own
+            batch["partner"] = flip(
+                to_float(batch["partner"]),
+                jax.random.fold_in(flip_key, 1),
+                axis=axis,
+                probability=probability,
+            )
         gradients, aux = jax.grad(method.loss, has_aux=True)(
             state.params, state.model_state, state.average, batch, loss_key, state.step
         )

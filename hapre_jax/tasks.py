@@ -49,16 +49,25 @@ def normalize(image: jax.Array, how: str) -> jax.Array:
       how: "image": each image to mean 0 and deviation 1, so that exposure does not
         matter; "fixed": ImageNet's mean and deviation.
     """
+    mean, deviation = gray_scale(image, how)
+    return (image - mean) / deviation
+
+
+def gray_scale(image: jax.Array, how: str) -> tuple[jax.Array, jax.Array]:
+    """What `normalize` subtracts from an image and then divides it by.
+
+    Both have the rank of the image, and broadcast to it.
+    """
     chex.assert_rank(image, {3, 4, 5})
     if how == "image":
         axes = (-3, -2, -1)
-        centered = image - jnp.mean(image, axes, keepdims=True)
-        return centered / (jnp.std(image, axes, keepdims=True) + _MIN_STD)
+        deviation = jnp.std(image, axes, keepdims=True) + _MIN_STD
+        return jnp.mean(image, axes, keepdims=True), deviation
     mean, std = jnp.array(_IMAGENET_MEAN), jnp.array(_IMAGENET_STD)
     if image.shape[-1] == 1:
         mean, std = jnp.mean(mean, keepdims=True), jnp.mean(std, keepdims=True)
     shape = (1,) * (image.ndim - 1) + (-1,)
-    return (image - mean.reshape(shape)) / std.reshape(shape)
+    return mean.reshape(shape), std.reshape(shape)
 
 
 def apply_network(

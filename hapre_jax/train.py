@@ -104,6 +104,7 @@ def _prepare(config, workdir, console) -> datasets.Splits:
         _iterate(config, data, start=0)
         if not (workdir / "config.json").exists():
             method = METHODS[config.method](config, len(data.train.classes))
+            evaluation.check_lungs(method, data.train)
             state.start_from_files(state.blank(method, config), config)
         checkpoint.write_config(workdir, config)
         if splits_file != saved:
@@ -113,7 +114,7 @@ def _prepare(config, workdir, console) -> datasets.Splits:
     return data
 
 
-def _iterate(config, data, *, start) -> feed.TrainIterator:
+def _iterate(config, data, *, start, partners=False) -> feed.TrainIterator:
     return feed.train_iterator(
         data.train,
         batch_size=config.train.batch_size,
@@ -121,6 +122,7 @@ def _iterate(config, data, *, start) -> feed.TrainIterator:
         start=start,
         threads=config.data.threads,
         processes=config.data.processes,
+        partners=partners,
     )
 
 
@@ -154,6 +156,7 @@ def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
         "best_step": int(best.step),
         "test": tested.scores,
         "plain": plain["test"] if plain else None,
+        "landscape": None,
         "seconds": fitted.seconds,
         "device": jax.devices()[0].device_kind,
         "versions": {
@@ -169,9 +172,20 @@ def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
         records = log.read(workdir / "metrics.jsonl")
         history = area_history.draw(data.validation, records)
         figures.save(history, workdir / "key_areas_over_time.png")
-        landscape.measure_and_draw(method, best, data.validation, workdir)
+        measured = landscape.measure_and_draw(method, best, data.validation, workdir)
+        results["landscape"] = _best_scale(
+            measured, tested.predictions.action, data.test.lung_boxes
+        )
     checkpoint.write_json(results_file, results)
     return results
+
+
+def _best_scale(measured, areas, lung_boxes) -> dict | None:
+    """Where the loss leads to, by validation images, and how near the areas are."""
+    zoom = landscape.best_zoom(measured)
+    if zoom is None or lung_boxes is None or np.isnan(lung_boxes).all():
+        return None
+    return {"best_zoom": zoom, "iou": landscape.overlap(areas, lung_boxes, zoom)}
 
 
 class Fitted(NamedTuple):
@@ -214,7 +228,8 @@ def fit(
                 log.say(console, f"{config.method}: {note}")
         first = int(now.step)
         # A step takes one batch, so its number is the position in the data.
-        batches = _iterate(config, data, start=first)
+        partners = method.needs_partner and train.batch_size == 1
+        batches = _iterate(config, data, start=first, partners=partners)
         stack.callback(batches.close)
         if restored:
             batches.check(progress["data"])

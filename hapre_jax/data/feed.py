@@ -17,6 +17,8 @@ from hapre_jax.data import dataset, frames
 
 # Of the same images. Not endless: the length of an endless grain.MapDataset overflows.
 _EPOCHS = 1 << 30
+# Between the seeds of a batch's order and of its partner's: far from seeds in use.
+_OTHER_SEED = 1 << 31
 
 
 class TrainIterator:
@@ -32,6 +34,7 @@ class TrainIterator:
         threads: int,
         processes: int,
         shard: tuple[int, int],
+        partners: bool,
     ):
         import grain  # slow to import, and only needed to train
 
@@ -49,9 +52,19 @@ class TrainIterator:
         self.identity = {"batch_size": batch_size, "seed": seed, "images": len(source)}
         # What is shuffled is rows. Each process takes every count-th, so that together
         # they have the batches that a single one would have.
-        rows = grain.MapDataset.source(np.arange(len(source))).seed(seed).shuffle()
-        rows = rows.repeat(_EPOCHS)[index::count].batch(batch_size // count)[start:]
-        batches = rows.map(functools.partial(_batch, source))
+        def shuffled(seed):
+            rows = grain.MapDataset.source(np.arange(len(source))).seed(seed).shuffle()
+            rows = rows.repeat(_EPOCHS)[index::count]
+            return rows.batch(batch_size // count)[start:]
+
+        rows = shuffled(seed)
+        if partners:
+            others = shuffled((seed + _OTHER_SEED) % 2**32)
+            batches = rows.map_with_index(
+                functools.partial(_batch_and_partner, source, others)
+            )
+        else:
+            batches = rows.map(functools.partial(_batch, source))
         self._batches = _deliver(batches, source, threads, processes)
 
     def __iter__(self) -> "TrainIterator":
@@ -90,6 +103,7 @@ def train_iterator(
     threads: int = 0,
     processes: int = 0,
     shard: tuple[int, int] = (0, 1),
+    partners: bool = False,
 ) -> TrainIterator:
     """Endless batches, shuffled anew each epoch.
 
@@ -104,6 +118,8 @@ def train_iterator(
       start: batches that were taken already.
       threads, processes: that read images which are not in memory; see `DataConfig`.
       shard: index and number of the processes that share each batch.
+      partners: each batch has another one, "partner", of the same number in an order of
+        its own, which depends on the seed alone too.
 
     Returns:
       An iterator over `image u8[b, H, W, 1]`, `label i32[b]`, `index i32[b]` (rows of
@@ -122,6 +138,7 @@ def train_iterator(
         threads=threads,
         processes=processes,
         shard=shard,
+        partners=partners,
     )
 
 
@@ -199,6 +216,11 @@ def _batch(source: dataset.Dataset, index: np.ndarray) -> dict[str, np.ndarray]:
     if source.lung_boxes is not None:
         batch["lung_box"] = source.lung_boxes[index]
     return batch
+
+
+def _batch_and_partner(source: dataset.Dataset, others, position: int, index):
+    """A batch, and as its partner the batch at the same position of `others`."""
+    return _batch(source, index) | {"partner": _batch(source, others[position])}
 
 
 def _padded_batch(source: dataset.Dataset, index: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,5 +1,30 @@
 """Methods: each fills in `framework.Method` from a config."""
 
-from hapre_jax.methods import hapre, plain
+from hapre_jax.methods import (
+    cutmix,
+    cutout,
+    dre_net,
+    hapre,
+    mag_sd,
+    mixup,
+    plain,
+    random_aug,
+    random_crop,
+    true_lungs,
+    two_stage,
+)
 
-METHODS = {"hapre": hapre.make, "plain": plain.make}
+METHODS = {
+    "hapre": hapre.make,
+    "plain": plain.make,
+    "random_crop": random_crop.make,
+    "true_lungs": true_lungs.make,
+    "mag_sd": mag_sd.make,
+    "dre_net": dre_net.make,
+    "dre_net_official": dre_net.make_official,
+    "two_stage": two_stage.make,
+    "random_aug": random_aug.make,
+    "cutout": cutout.make,
+    "cutmix": cutmix.make,
+    "mixup": mixup.make,
+}

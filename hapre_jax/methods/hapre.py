@@ -13,7 +13,13 @@ def make(config: Config, num_classes: int) -> framework.Method:
     return framework.make(
         plain.classification(config, num_classes),
         nets.PolicyNet(trunk, grid=settings.grid, width=settings.width),
-        KeyArea(settings.alpha, settings.min_side, settings.max_side),
+        KeyArea(
+            settings.alpha,
+            settings.min_side,
+            settings.max_side,
+            settings.neighbors,
+            settings.readout,
+        ),
         framework.Learning(
             estimator=settings.estimator,
             samples=settings.samples,
@@ -26,8 +32,12 @@ def make(config: Config, num_classes: int) -> framework.Method:
             steps=config.train.steps,
             random_share=settings.random_share,
             train_crops=settings.train_crops,
+            train_on=settings.train_on,
+            held_out=settings.held_out,
             action_cost=settings.area_cost,
+            final_action_cost=settings.final_area_cost,
             train_on_original=settings.train_on_original,
+            reward_weight=settings.reward_weight,
         ),
         policy_image_size=settings.image_size,
         policy_normalize=config.task.normalize,

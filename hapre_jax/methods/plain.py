@@ -1,6 +1,10 @@
-"""The plain classifier: the whole image, downscaled to what the task network sees."""
+"""The plain classifier: the whole image, downscaled to what the task network sees.
+
+Reference: the row "ResNet" of the paper's tables. One forward a step and image.
+"""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,26 +27,40 @@ def make(config: Config, num_classes: int) -> Method:
     """The baseline that sees what every other method starts from."""
     task = classification(config, num_classes)
 
+    def show(batch, key):
+        del key
+        return resize(batch["image"], task.image_size)
+
+    return classifier(task, show)
+
+
+def classifier(task: Classification, show: Callable) -> Method:
+    """A method that trains a task network on what `show` makes of each image.
+
+    Args:
+      task: the task network.
+      show: `(batch, key) -> f32[B, S, S, C]`; the key is None where images are not to
+        be varied at random, as in a prediction.
+    """
+
     def init(key, image):
         return split_variables({"task": task.init(key, resize(image, task.image_size))})
 
-    def apply(params, model_state, image, *, train, key=None):
-        variables = {"params": params["task"], **model_state["task"]}
-        image = resize(image, task.image_size)
-        return task.apply(variables, image, train=train, key=key)
-
     def loss(params, model_state, average, batch, key, step):
         del average, step
-        outputs, state = apply(params, model_state, batch["image"], train=True, key=key)
+        variables = {"params": params["task"], **model_state["task"]}
+        inputs = show(batch, jax.random.fold_in(key, 1))
+        outputs, state = task.apply(variables, inputs, train=True, key=key)
         task_loss = jnp.mean(task.loss(outputs, batch["label"]))
         return task_loss, Aux({"task": state}, {"task_loss": task_loss})
 
-    def predict(params, model_state, image):
-        outputs, _ = apply(params, model_state, image, train=False)
+    def predict(params, model_state, batch):
+        variables = {"params": params["task"], **model_state["task"]}
+        outputs, _ = task.apply(variables, show(batch, None), train=False)
         return Prediction(task.probabilities(outputs))
 
     def task_losses(params, model_state, batch, actions):
-        """Losses on boxes `f32[B, 4]`, which the network was not trained on."""
+        """Losses on boxes `f32[B, 4]`, whatever the network was trained on."""
         crop = functools.partial(boxes.crop_and_resize, size=task.image_size)
         crops = jax.vmap(crop)(batch["image"], actions)
         variables = {"params": params["task"], **model_state["task"]}

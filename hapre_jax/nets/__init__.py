@@ -6,6 +6,8 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from hapre_jax.nets import densenet, resnet, vgg
+from hapre_jax.nets.dre_net import PartNet, PyramidNet
+from hapre_jax.nets.mag_sd import MANet
 from hapre_jax.nets.output import Output
 from hapre_jax.nets.policy_net import PolicyNet
 
@@ -30,4 +32,14 @@ NETS: dict[str, Callable[..., nn.Module]] = {
     "vgg19": vgg.vgg19,
 }
 
-__all__ = ["NETS", "Output", "PolicyNet", "densenet", "resnet", "vgg"]
+__all__ = [
+    "NETS",
+    "MANet",
+    "Output",
+    "PartNet",
+    "PolicyNet",
+    "PyramidNet",
+    "densenet",
+    "resnet",
+    "vgg",
+]

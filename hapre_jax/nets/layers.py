@@ -22,12 +22,14 @@ class Norm(nn.Module):
       dtype: of the computation.
       momentum: share of the old statistics that stays; 1 - momentum in PyTorch.
       scale_init: of the factor.
+      epsilon: added to the variance of BatchNorm.
     """
 
     kind: str
     dtype: Any = jnp.float32
     momentum: float = 0.9
     scale_init: Any = nn.initializers.ones
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -45,7 +47,7 @@ class Norm(nn.Module):
         y = nn.BatchNorm(
             use_running_average=self.kind == "frozen" or not train,
             momentum=self.momentum,
-            epsilon=1e-5,
+            epsilon=self.epsilon,
             dtype=self.dtype,
             scale_init=self.scale_init,
             name="BatchNorm",

@@ -1,0 +1,198 @@
+"""Operations on gray images that augmentations are made of, as Pillow does them.
+
+An image is `f32[H, W, 1]` in [0, 1]. Of an image of 8 bits the results are within one
+of 255 gray levels of Pillow's, which is what Pillow loses by rounding: here, grays
+between the levels stay. `posterize` and `equalize`, which are about levels, round to
+them first.
+
+Positions are in pixels, y before x; the centers of pixels are at halves.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+_LEVELS = 255
+
+
+def transform(
+    image: jax.Array, matrix: jax.Array, *, interpolation: str = "bilinear"
+) -> jax.Array:
+    """`Image.transform(size, AFFINE, ...)`: each pixel from where the matrix says.
+
+    What lies outside of the image is black, without a soft edge.
+
+    Args:
+      image: `f32[H, W, 1]`.
+      matrix: `f32[2, 3]`; times (y, x, 1) of a pixel of the result, it is the position
+        in the image that this pixel shows. Pillow's six numbers are in the order x, y.
+      interpolation: "bilinear" or "nearest".
+    """
+    _check(image)
+    chex.assert_shape(matrix, (2, 3))
+    height, width = image.shape[:2]
+    y = jnp.arange(height, dtype=image.dtype)[:, None] + 0.5
+    x = jnp.arange(width, dtype=image.dtype)[None] + 0.5
+    source_y, source_x = (row[0] * y + row[1] * x + row[2] for row in matrix)
+    is_inside = (source_y >= 0) & (source_y < height)
+    is_inside &= (source_x >= 0) & (source_x < width)
+
+    def pixels(rows, columns):
+        rows = jnp.clip(rows.astype(jnp.int32), 0, height - 1)
+        columns = jnp.clip(columns.astype(jnp.int32), 0, width - 1)
+        return image[rows, columns, 0]
+
+    if interpolation == "nearest":
+        found = pixels(jnp.floor(source_y), jnp.floor(source_x))
+    else:
+        top, left = jnp.floor(source_y - 0.5), jnp.floor(source_x - 0.5)
+        down, right = source_y - 0.5 - top, source_x - 0.5 - left
+        upper = _blend(pixels(top, left), pixels(top, left + 1), right)
+        lower = _blend(pixels(top + 1, left), pixels(top + 1, left + 1), right)
+        found = _blend(upper, lower, down)
+    return jnp.where(is_inside, found, 0)[:, :, None]
+
+
+def rotate(
+    image: jax.Array, degrees: jax.Array, *, interpolation: str = "bilinear"
+) -> jax.Array:
+    """`Image.rotate`: counterclockwise about the center, by `degrees` f32[]."""
+    angle = jnp.deg2rad(degrees)
+    cosine, sine = jnp.cos(angle), jnp.sin(angle)
+    return _about_center(image, ((cosine, sine), (-sine, cosine)), interpolation)
+
+
+def zoom(
+    image: jax.Array, factor: jax.Array, *, interpolation: str = "bilinear"
+) -> jax.Array:
+    """Magnifies about the center by `factor` f32[] > 0; below 1, it shrinks."""
+    scale, zero = 1 / factor, jnp.zeros_like(factor)
+    return _about_center(image, ((scale, zero), (zero, scale)), interpolation)
+
+
+def translate(
+    image: jax.Array, shift: jax.Array, *, interpolation: str = "bilinear"
+) -> jax.Array:
+    """Moves what is shown by `shift` f32[2], pixels down and to the right."""
+    chex.assert_shape(shift, (2,))
+    matrix = jnp.concatenate([jnp.eye(2, dtype=shift.dtype), -shift[:, None]], axis=1)
+    return transform(image, matrix, interpolation=interpolation)
+
+
+def shear(
+    image: jax.Array, slope: jax.Array, *, interpolation: str = "bilinear"
+) -> jax.Array:
+    """Moves each row left by `slope[1]` times its y, each column up by `slope[0]` of x.
+
+    The top left corner stays, as in torchvision. `slope` is f32[2].
+    """
+    chex.assert_shape(slope, (2,))
+    one, zero = jnp.ones_like(slope[0]), jnp.zeros_like(slope[0])
+    rows = [[one, slope[0], zero], [slope[1], one, zero]]
+    matrix = jnp.stack([jnp.stack(row) for row in rows])
+    return transform(image, matrix, interpolation=interpolation)
+
+
+def mirror(image: jax.Array) -> jax.Array:
+    """`ImageOps.mirror`: left and right exchanged."""
+    _check(image)
+    return jnp.flip(image, axis=1)
+
+
+def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
+    """`ImageEnhance.Brightness`: grays times `factor` f32[] >= 0, at most white."""
+    _check(image)
+    return _enhance(jnp.zeros_like(image), image, factor)
+
+
+def contrast(image: jax.Array, factor: jax.Array) -> jax.Array:
+    """`ImageEnhance.Contrast`: differences to the mean gray times `factor` f32[]."""
+    _check(image)
+    return _enhance(jnp.mean(image), image, factor)
+
+
+def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
+    """`ImageEnhance.Sharpness`: differences to a smoothed image times `factor` f32[].
+
+    Smoothed is the mean of 3 x 3 pixels, of which the middle one counts five times;
+    pixels at the border are left as they are.
+    """
+    _check(image)
+    height, width = image.shape[:2]
+    around = [
+        image[row : height - 2 + row, column : width - 2 + column]
+        for row in range(3)
+        for column in range(3)
+    ]
+    inner = (sum(around) + 4 * image[1:-1, 1:-1]) / 13
+    return _enhance(image.at[1:-1, 1:-1].set(inner), image, factor)
+
+
+def posterize(image: jax.Array, *, bits: int) -> jax.Array:
+    """`ImageOps.posterize`: the highest 1 to 8 bits of each gray level."""
+    step = 2 ** (8 - bits)
+    return _from_levels(_to_levels(image) // step * step)
+
+
+def solarize(image: jax.Array, threshold: jax.Array | float) -> jax.Array:
+    """`ImageOps.solarize`: grays of at least `threshold`, in 0..1, are inverted."""
+    _check(image)
+    return jnp.where(image < threshold, image, 1 - image)
+
+
+def autocontrast(image: jax.Array) -> jax.Array:
+    """`ImageOps.autocontrast`: the darkest gray becomes black, the brightest white.
+
+    An image whose grays differ by less than half a level stays as it is.
+    """
+    _check(image)
+    low, high = jnp.min(image), jnp.max(image)
+    is_flat = (high - low) * _LEVELS < 0.5
+    return jnp.where(is_flat, image, (image - low) / jnp.where(is_flat, 1, high - low))
+
+
+def equalize(image: jax.Array) -> jax.Array:
+    """`ImageOps.equalize`: gray levels about equally frequent, in the same order."""
+    levels = _to_levels(image)
+    counts = jnp.bincount(levels.ravel(), length=_LEVELS + 1)
+    step = (levels.size - counts[jnp.max(levels)]) // _LEVELS
+    darker = jnp.cumsum(counts) - counts
+    table = (step // 2 + darker) // jnp.maximum(step, 1)
+    equalized = _from_levels(jnp.minimum(table, _LEVELS)[levels])
+    # Too few pixels, or one gray only.
+    return jnp.where(step == 0, image, equalized)
+
+
+def _check(image):
+    chex.assert_shape(image, (None, None, 1))
+    chex.assert_type(image, float)
+
+
+def _about_center(image, linear, interpolation):
+    """`transform` by a linear map, rows of numbers `f32[]`, that keeps the center."""
+    _check(image)
+    middle = jnp.array(image.shape[:2], image.dtype) / 2
+    rows = [
+        jnp.stack([a, b, center - a * middle[0] - b * middle[1]])
+        for (a, b), center in zip(linear, middle, strict=True)
+    ]
+    return transform(image, jnp.stack(rows), interpolation=interpolation)
+
+
+def _blend(first, second, share):
+    return first + share * (second - first)
+
+
+def _enhance(degenerate, image, factor):
+    """Past `image` in the direction away from `degenerate` where factor > 1."""
+    return jnp.clip(_blend(degenerate, image, factor), 0, 1)
+
+
+def _to_levels(image):
+    """`i32[H, W, 1]` in 0..255."""
+    _check(image)
+    return jnp.round(jnp.clip(image, 0, 1) * _LEVELS).astype(jnp.int32)
+
+
+def _from_levels(levels):
+    return levels.astype(jnp.float32) / _LEVELS

@@ -1,0 +1,37 @@
+"""The classifier that is told where the lungs are: what a perfect key area is worth.
+
+No method of the paper: an upper bound, for films whose lung box is known (phantoms, and
+films with lung masks). One forward a step and image.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from hapre_jax import boxes
+from hapre_jax.config import Config
+from hapre_jax.framework import Method
+from hapre_jax.methods import plain
+
+# A box thinner than this share of the image is magnified, not cut.
+_MIN_SIDE = 0.05
+
+
+def make(config: Config, num_classes: int) -> Method:
+    """The plain classifier of the lung box, times `baseline.lung_scale`."""
+    task = plain.classification(config, num_classes)
+    place = functools.partial(
+        boxes.scale, factor=config.baseline.lung_scale, min_side=_MIN_SIDE
+    )
+
+    def show(batch, key):
+        del key
+        lungs = batch["lung_box"]
+        known = jnp.isfinite(lungs).all(axis=1, keepdims=True)
+        # A film whose lungs are not known is shown whole.
+        lungs = jnp.where(known, lungs, jnp.array(boxes.WHOLE))
+        crop = functools.partial(boxes.crop_and_resize, size=task.image_size)
+        return jax.vmap(crop)(batch["image"], jax.vmap(place)(lungs))
+
+    return plain.classifier(task, show)._replace(needs_lungs=True)

@@ -1,0 +1,157 @@
+"""Tables and plots of a study: one factor at a time, over seeds.
+
+python launch/sweep.py --workdir runs/study --set policy.estimator=paper,elite
+python launch/study.py runs/study --plot docs/study.png
+
+Reads the `results.json` of `RUNS/VARIANT/seed-N`, as `launch/sweep.py` makes them,
+prints a Markdown table and draws every seed. Needs matplotlib: pip install -e
+'.[report]'.
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from hapre_jax import checkpoint, cli
+from hapre_jax.errors import UserError
+
+# launch/ is no package: its programs find each other beside them.
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import sweep  # noqa: E402
+
+_REFERENCE = "default"  # the variant of sweep.py that changes nothing
+
+
+class Variant(NamedTuple):
+    """The finished runs of one setting, a seed each."""
+
+    name: str
+    results: list[dict]
+
+
+def _area(name: str) -> Callable[[dict], float | None]:
+    return lambda results: (results["test"]["key_area"] or {}).get(name)
+
+
+def _landscape(name: str) -> Callable[[dict], float | None]:
+    return lambda results: (results.get("landscape") or {}).get(name)
+
+
+def _beside(results: dict) -> float | None:
+    return results["plain"] and results["plain"]["macro_f1"]
+
+
+COLUMNS: dict[str, Callable[[dict], float | None]] = {
+    "macro-F1": lambda results: results["test"]["macro_f1"],
+    "plain macro-F1": _beside,
+    "lung IoU": _area("lung_iou"),
+    "mean box": lambda results: (_area("trivial_iou")(results) or {}).get("mean_box"),
+    "best scale": _landscape("best_zoom"),
+    "IoU there": _landscape("iou"),
+    "lungs covered": _area("lung_coverage"),
+    "lesions covered": _area("lesion_coverage"),
+    "side": _area("side_fraction"),
+    "at a bound": _area("at_bound"),
+}
+
+
+def collect(folder: pathlib.Path) -> list[Variant]:
+    """The variants of a folder of runs, the reference first, then by name."""
+    files = sorted(folder.glob("*/seed-*/results.json"))
+    if not files:
+        raise UserError(f"{folder} has no finished run VARIANT/seed-N/results.json")
+    names = list(dict.fromkeys(file.parent.parent.name for file in files))
+    names.sort(key=lambda name: name != _REFERENCE)
+    return [
+        Variant(
+            name,
+            [checkpoint.read_json(f) for f in files if f.parent.parent.name == name],
+        )
+        for name in names
+    ]
+
+
+def values(variant: Variant, column: str) -> list[float]:
+    """The scores of a variant's seeds, without those that it does not have."""
+    found = map(COLUMNS[column], variant.results)
+    return [value for value in found if value is not None]
+
+
+def cell(scores: list[float]) -> str:
+    """Mean ± half a 95 % interval; a single figure without one."""
+    if not scores:
+        return ""
+    spread = sweep.interval(scores)
+    return f"{np.mean(scores):.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+
+
+def markdown(variants: list[Variant]) -> str:
+    """The table, a line a variant, without columns that no variant has."""
+    columns = [c for c in COLUMNS if any(values(v, c) for v in variants)]
+    lines = [["variant", "seeds", *columns], ["---"] * (len(columns) + 2)]
+    for variant in variants:
+        seeds = " ".join(str(results["seed"]) for results in variant.results)
+        cells = [cell(values(variant, column)) for column in columns]
+        lines.append([variant.name, seeds, *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plot(variants: list[Variant], file: pathlib.Path, *, title: str) -> None:
+    """Each seed a dot, a line a variant; what it is to be compared with, dashed."""
+    try:
+        import matplotlib.figure
+    except ModuleNotFoundError as error:
+        raise UserError("plots need matplotlib: pip install -e '.[report]'") from error
+    panels = {"lung IoU": "mean box", "macro-F1": "plain macro-F1"}
+    figure = matplotlib.figure.Figure(
+        figsize=(9, 1.2 + 0.32 * len(variants)), layout="constrained"
+    )
+    axes = figure.subplots(1, len(panels), sharey=True)
+    rows = range(len(variants))
+    for axis, (column, trivial) in zip(axes, panels.items(), strict=True):
+        for row, variant in zip(rows, variants, strict=True):
+            scores = values(variant, column)
+            color = "#0072b2" if variant.name == _REFERENCE else "#e69f00"
+            axis.plot(scores, [row] * len(scores), "o", color=color, alpha=0.7)
+            if scores:
+                axis.plot(np.mean(scores), row, "|", color="black", markersize=14)
+        known = [score for variant in variants for score in values(variant, trivial)]
+        if known:
+            axis.axvline(np.mean(known), color="gray", linestyle="--", linewidth=1)
+            axis.set_xlabel(f"{column} (dashed: {trivial}, {np.mean(known):.2f})")
+        else:
+            axis.set_xlabel(column)
+        axis.set_xlim(0, 1.02)
+        axis.grid(axis="x", alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(rows, [variant.name for variant in variants])
+    axes[0].invert_yaxis()
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(file, dpi=110)
+
+
+def main(argv: list[str]) -> int:
+    """The program."""
+    parser = argparse.ArgumentParser(
+        prog="python launch/study.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=pathlib.Path, help="folder of the study's runs")
+    parser.add_argument("--plot", type=pathlib.Path, help="picture to write")
+    parser.add_argument("--title", default="", help="of the picture")
+    arguments = parser.parse_args(argv)
+    variants = collect(arguments.folder)
+    print(markdown(variants))
+    if arguments.plot:
+        plot(variants, arguments.plot, title=arguments.title or str(arguments.folder))
+        print(f"\nWritten: {arguments.plot}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
