@@ -92,6 +92,60 @@ def test_scale_by_hand(given, factor, expected):
     np.testing.assert_allclose(scaled, expected, atol=1e-6)
 
 
+# Of a box of height 0.2 and width 0.4, and of one in a corner, in the order that
+# `boxes.neighbors` documents; alpha 1.25, so shifts by a quarter of a side.
+EXPANDED_AND_SHRUNK = [(0.375, 0.25, 0.625, 0.75), (0.42, 0.34, 0.58, 0.66)]
+SHIFTED = [
+    (0.35, 0.3, 0.55, 0.7),
+    (0.45, 0.3, 0.65, 0.7),
+    (0.4, 0.2, 0.6, 0.6),
+    (0.4, 0.4, 0.6, 0.8),
+]
+STRETCHED = [(0.42, 0.25, 0.58, 0.75), (0.375, 0.34, 0.625, 0.66)]
+
+
+@pytest.mark.parametrize(
+    ("moves", "expected"),
+    [
+        ("rescale", EXPANDED_AND_SHRUNK),
+        ("shift", EXPANDED_AND_SHRUNK + SHIFTED),
+        ("stretch", EXPANDED_AND_SHRUNK + SHIFTED + STRETCHED),
+    ],
+)
+def test_neighbors_by_hand(moves, expected, variant):
+    find = functools.partial(boxes.neighbors, moves=moves, alpha=1.25, min_side=0.1)
+    found = variant(find)(box(0.4, 0.3, 0.6, 0.7))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_neighbors_stay_in_bounds_and_in_the_image(variant):
+    # Heights 0.25, 0.16, 0.2 are at least 0.2; widths 0.5, 0.32, 0.4 at most 0.45.
+    find = functools.partial(
+        boxes.neighbors, moves="stretch", alpha=1.25, min_side=0.2, max_side=0.45
+    )
+    found = variant(find)(box(0.0, 0.6, 0.2, 1.0))
+    expected = [
+        (0.0, 0.55, 0.25, 1.0),
+        (0.0, 0.64, 0.2, 0.96),
+        (0.0, 0.6, 0.2, 1.0),  # up: already at the top
+        (0.05, 0.6, 0.25, 1.0),
+        (0.0, 0.5, 0.2, 0.9),
+        (0.0, 0.6, 0.2, 1.0),  # right: already at the edge
+        (0.0, 0.55, 0.2, 1.0),
+        (0.0, 0.64, 0.25, 0.96),
+    ]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_neighbors_of_the_paper_are_scaled_boxes():
+    bounds = {"min_side": 0.3, "max_side": 0.9}
+    given = random_boxes(10, 40)
+    found = jax.vmap(lambda b: boxes.neighbors(b, alpha=1.6, **bounds))(given)
+    for row, factor in enumerate((1.6, 1 / 1.6)):
+        scaled = jax.vmap(lambda b, f=factor: boxes.scale(b, f, **bounds))(given)
+        np.testing.assert_allclose(found[:, row], scaled, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("a", "b", "iou", "coverage"),
     [

@@ -47,7 +47,10 @@ def test_options_follow_the_order_of_declaration():
         ("train.steps", "an integer >= 1"),
         ("policy.balance", "a number >= 0 and <= 1"),
         ("policy.alpha", "a number > 1"),
+        ("policy.held_out", "a number >= 0 and <= 0.9"),
         ("policy.explore", "true or false"),
+        ("policy.readout", "one of moments, max_sum"),
+        ("baseline.crop_area", "a number > 0 and <= 1"),
         ("data.root", "a text"),
         ("data.quality", "one of high, medium, low"),
         ("data.split_fractions", "numbers separated by commas, each > 0"),
@@ -126,6 +129,24 @@ def test_config_is_frozen_and_hashable():
             "policy.min_side is 0.6, but must be at most policy.max_side, which is 0.5",
         ),
         (
+            lambda: config.PolicyConfig(readout="max_sum"),
+            "policy.estimator is reinforce, but policy.readout max_sum has no "
+            "gradient: it takes paper or elite, which imitate",
+        ),
+        (
+            lambda: config.PolicyConfig(estimator="pathwise", readout="max_sum"),
+            "policy.estimator is pathwise, but policy.readout max_sum has no gradient",
+        ),
+        (
+            lambda: Config(method="lungs"),
+            "method is 'lungs', but must be one of hapre, plain, random_crop, "
+            "true_lungs",
+        ),
+        (
+            lambda: config.BaselineConfig(lung_scale=0.0),
+            "baseline.lung_scale is 0.0, but must be a number > 0",
+        ),
+        (
             lambda: config.DataConfig(split_fractions=(0.7, 0.1, 0.3)),
             "data.split_fractions is (0.7, 0.1, 0.3), but must be three numbers that "
             "sum to 1",
@@ -144,6 +165,12 @@ def test_wrong_values_are_refused_in_one_sentence(make, message):
     with pytest.raises(UserError) as error:
         make()
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("estimator", ["paper", "elite"])
+def test_max_sum_is_for_estimators_that_imitate(estimator):
+    texts = {"policy.readout": "max_sum", "policy.estimator": estimator}
+    assert config.override_all(Config(), texts).policy.readout == "max_sum"
 
 
 # Overrides.

@@ -9,7 +9,9 @@ from PIL import Image
 
 from hapre_jax import config, log, train
 
-FILES = config.available()
+FILES = [
+    file for file in config.available() if config.load(file).method == "hapre"
+]
 
 SCORES = {
     "n",
@@ -67,6 +69,7 @@ def _check_results(results, settings):
         "best_step",
         "test",
         "plain",
+        "landscape",
         "seconds",
         "device",
         "versions",
@@ -81,6 +84,9 @@ def _check_results(results, settings):
     for name, version in results["versions"].items():
         assert version == importlib.metadata.version(name)
     _check_scores(results["test"], has_key_area=True)
+    assert set(results["landscape"]) == {"best_zoom", "iou"}
+    assert 0.6 < results["landscape"]["best_zoom"] < 2.5
+    assert 0 < results["landscape"]["iou"] <= 1
     assert (results["plain"] is not None) == settings.compare_plain
     if results["plain"]:
         _check_scores(results["plain"], has_key_area=False)

@@ -24,6 +24,9 @@ from hapre_jax.state import TrainState
 ROOT = pathlib.Path(__file__).parents[1]
 CLASSES = ("normal", "bacterial", "viral")
 NAN = np.full(4, np.nan, np.float32)
+NO_LUNGS = (
+    "method true_lungs needs the lung box of each film, and this data set has none"
+)
 
 
 def _dataset(labels, lung_boxes=None):
@@ -164,6 +167,38 @@ def test_key_areas_of_padding_are_not_counted():
     np.testing.assert_array_equal(found.predictions.action, areas)
 
 
+def test_a_method_is_not_told_the_answers():
+    batch = {name: name for name in ("image", "label", "index", "mask")}
+    assert evaluate.without_answers(batch) == {"image": "image"}
+    told = evaluate.without_answers(batch | {"lung_box": "lung_box"})
+    assert told == {"image": "image", "lung_box": "lung_box"}
+
+
+@pytest.mark.parametrize("lungs", [None, np.zeros((3, 4), np.float32)])
+def test_evaluation_passes_no_label(lungs):
+    seen = []
+
+    def predict(params, model_state, batch):
+        seen.append(set(batch))
+        return Prediction(jnp.eye(3))
+
+    source = _dataset([0, 1, 2], lungs)
+    assert evaluate.evaluate(predict, STATE, source, config=Config()).scores["n"] == 3
+    assert seen == [{"image"} if lungs is None else {"image", "lung_box"}]
+
+
+def test_true_lungs_needs_lung_boxes(tiny_config):
+    method = METHODS["true_lungs"](tiny_config, 3)
+    unknown = _dataset([0, 1])
+    with pytest.raises(UserError) as error:
+        evaluate.check_lungs(method, unknown)
+    assert str(error.value) == NO_LUNGS
+    # One film is enough, the others are shown whole; other methods need none.
+    some = np.array([NAN, (0.0, 0.0, 0.5, 0.5)])
+    evaluate.check_lungs(method, _dataset([0, 1], some))
+    evaluate.check_lungs(METHODS["random_crop"](tiny_config, 3), unknown)
+
+
 def _score(areas, lungs, **kwargs):
     config = Config(policy=PolicyConfig(min_side=0.25, max_side=0.9))
     lungs = None if lungs is None else np.array(lungs, np.float32)
@@ -242,7 +277,7 @@ def test_results_of_a_run_are_what_its_best_networks_answer(finished_run, tiny_c
     best = checkpoint.restore_best(finished_run, tiny_config, method)
     images = data.test.images.astype(np.float32) / 255
     predict = jax.jit(method.predict)
-    singles = [predict(*best.average, image[None]) for image in images]
+    singles = [predict(*best.average, {"image": image[None]}) for image in images]
     answers = [int(np.argmax(single.probabilities[0])) for single in singles]
     results = _read(finished_run / "results.json")
     _assert_scores(results["test"], data.test.labels, answers)
@@ -309,13 +344,30 @@ def _fails(monkeypatch, capsys, *arguments):
     return printed.removeprefix("error: ").rstrip("\n")
 
 
-def test_other_classes_are_refused(tmp_path, finished_run, monkeypatch, capsys):
-    for name in ("covid", "normal"):
-        (tmp_path / "films" / name).mkdir(parents=True)
+def _folder_flags(root, *classes):
+    """Of films of these classes, which have no lung boxes."""
+    for name in classes:
+        (root / name).mkdir(parents=True)
         for index in range(12):
             pixels = np.full((16, 16), 10 * index + len(name), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "films" / name / f"{index}.png")
-    flags = ("--data.name", "folder", "--data.root", tmp_path / "films")
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return "--data.name", "folder", "--data.root", root
+
+
+def test_true_lungs_is_not_tested_on_films_of_unknown_lungs(
+    tmp_path, tiny_config, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    settings = dataclasses.replace(tiny_config, method="true_lungs")
+    checkpoint.write_config(run, settings)
+    (run / "results.json").write_text('{"classes": ["normal", "viral"]}')
+    flags = _folder_flags(tmp_path / "films", "normal", "viral")
+    assert _fails(monkeypatch, capsys, run, *flags) == NO_LUNGS
+    assert not (run / "evaluation.json").exists()
+
+
+def test_other_classes_are_refused(tmp_path, finished_run, monkeypatch, capsys):
+    flags = _folder_flags(tmp_path / "films", "covid", "normal")
     said = _fails(monkeypatch, capsys, finished_run, *flags)
     assert said.startswith(
         "the classes normal, bacterial, viral and covid, normal have no common label"

@@ -25,7 +25,10 @@ LEARNING = framework.Learning(
     steps=110,
     random_share=0.0,
     train_crops=1,
+    train_on="samples",
+    held_out=0.0,
     action_cost=0.0,
+    final_action_cost=0.0,
     train_on_original=False,
 )
 KEY = jax.random.key(0)
@@ -95,6 +98,54 @@ def test_paper_tries_four_boxes_once_and_imitates_the_optimal_one(
     target = boxes.mask(trial.optimal[0], GRID)
     expected = losses.focal_loss(logits, target, gamma=2.0) * reward
     assert trial.policy_loss == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task_losses", "inverted"),
+    [
+        ((1.0, 0.5, 0.4, 0.3), np.exp(0.5)),  # D1 = -0.5
+        ((1.0, 1.5, 1.2, 1.4), np.exp(-0.1)),  # D2 = 0.1
+        ((6.0, 1.0, 0.4, 0.3), np.exp(1)),  # D1 = -5, bounded
+        ((1.0, 6.0, 6.0, 6.0), np.exp(-1)),  # D2 = 0.5 * 5, bounded
+    ],
+)
+def test_paper_may_weigh_its_loss_otherwise(task_losses, inverted):
+    logits, trials = _logits_of(DETECTED), {}
+    for weight in ("published", "constant", "inverted"):
+        evaluate, _ = _given(task_losses)
+        learning = _learning(explore=False, reward_weight=weight)
+        trials[weight] = framework.paper(KEY_AREA, learning, evaluate, logits, KEY, 0.4)
+    published = trials["published"]
+    target = boxes.mask(published.optimal[0], GRID)
+    unweighted = float(losses.focal_loss(logits, target, gamma=2.0))
+    for weight, expected in {"constant": 1.0, "inverted": inverted}.items():
+        loss = trials[weight].policy_loss
+        assert loss == pytest.approx(unweighted * expected, rel=1e-5)
+        assert trials[weight].reward == published.reward  # what is logged
+
+
+# DETECTED moved by a quarter of its sides.
+UP, DOWN = (0.125, 0.25, 0.625, 0.75), (0.375, 0.25, 0.875, 0.75)
+LEFT, RIGHT = (0.25, 0.125, 0.75, 0.625), (0.25, 0.375, 0.75, 0.875)
+SHIFTING = dataclasses.replace(KEY_AREA, moves="shift")
+
+
+def test_paper_may_choose_among_six_neighbors():
+    # D1 = 0.5, D2 = 0.5 (0.7 - 1.5) + 0.5 * 0.5 = -0.15: the box to the left is best.
+    evaluate, calls = _given((1.0, 1.5, 1.2, 1.4, 1.3, 1.1, 0.7, 0.9))
+    logits = _logits_of(DETECTED)
+    trial = framework.paper(
+        SHIFTING, _learning(explore=False), evaluate, logits, KEY, 0.4
+    )
+    (tried,) = calls
+    expected = [boxes.WHOLE, DETECTED, EXPANDED, SHRUNK, UP, DOWN, LEFT, RIGHT]
+    np.testing.assert_allclose(tried, expected, atol=1e-4)
+    np.testing.assert_allclose(trial.optimal, [LEFT], atol=1e-4)
+    assert trial.choice == 5
+    assert trial.reward == pytest.approx(np.exp(-0.15), rel=1e-5)
+    target = boxes.mask(jnp.array(LEFT), GRID)
+    expected = losses.focal_loss(logits, target, gamma=2.0) * np.exp(-0.15)
+    assert trial.policy_loss == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_paper_explores_around_the_mean_box():
@@ -213,6 +264,52 @@ def test_elite_imitates_the_best_candidate_that_beats_the_mean(
     assert trial.policy_loss == pytest.approx(float(expected) * weight, abs=1e-6)
 
 
+def test_elite_may_imitate_a_shifted_box():
+    evaluate, calls = _given((2.0, 1.5, *[3.0] * 4, 1.4, 1.3, 1.6, 1.1, 1.2, 1.3))
+    logits = _logits_of(DETECTED)
+    trial = framework.elite(SHIFTING, LEARNING, evaluate, logits, KEY, 0.3)
+    (tried,) = calls
+    expected = [EXPANDED, SHRUNK, UP, DOWN, LEFT, RIGHT]
+    np.testing.assert_allclose(tried[6:], expected, atol=1e-4)
+    target = boxes.mask(jnp.array(DOWN), GRID)
+    expected = losses.focal_loss(logits, target, gamma=2.0) * (1.5 - 1.1)
+    assert trial.policy_loss == pytest.approx(float(expected), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["paper", "elite"])
+def test_imitation_needs_no_gradient_of_the_box_that_is_read(name):
+    operation = dataclasses.replace(KEY_AREA, readout="max_sum")
+    # So faint a map that its moments are nearly those of the whole image.
+    logits = _logits_of(DETECTED) / 40
+
+    def trial(logits):
+        evaluate, calls = _recorder(_distance)
+        estimator, learning = framework.ESTIMATORS[name], _learning(explore=False)
+        found = estimator(operation, learning, evaluate, logits, KEY, 0.3)
+        return found.policy_loss, calls[0]
+
+    gradient, tried = jax.grad(trial, has_aux=True)(logits)
+    np.testing.assert_allclose(tried[1], DETECTED, atol=1e-6)
+    # Raised somewhere, lowered elsewhere.
+    assert gradient.min() < -1e-5 and gradient.max() > 1e-5
+
+
+@pytest.mark.parametrize("name", ["reinforce", "pathwise", "elite"])
+def test_train_on_mean_gives_the_clipped_mean_alone(name):
+    # One cell: sides of 1/8 become 0.2.
+    logits = _logits_of((0.5, 0.5, 0.625, 0.625))
+    optimal = {}
+    for train_on in ("samples", "mean"):
+        evaluate, _ = _recorder(_distance)
+        learning = _learning(train_on=train_on, train_crops=3)
+        estimator = framework.ESTIMATORS[name]
+        trial = estimator(KEY_AREA, learning, evaluate, logits, KEY, 0.3)
+        optimal[train_on] = trial.optimal
+    expected = [(0.4625, 0.4625, 0.6625, 0.6625)]
+    np.testing.assert_allclose(optimal["mean"], expected, atol=1e-4)
+    assert optimal["samples"].shape == (3, 4)
+
+
 TARGET = jnp.array([0.2, 0.3, 0.7, 0.9])
 
 
@@ -266,6 +363,17 @@ def test_gradient_steps_on_the_logits_find_the_box_of_lowest_loss(
 def test_sigma_is_annealed_after_the_warmup(step, expected):
     sigma = framework.sigma_at(jnp.array(step), LEARNING)
     assert sigma == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    # At the steps of sigma above, but linearly.
+    [(0, 0.5), (10, 0.5), (55, 0.3), (100, 0.1), (109, 0.1)],
+)
+def test_cost_changes_with_sigma(step, expected):
+    learning = _learning(action_cost=0.5, final_action_cost=0.1)
+    cost = framework.cost_at(jnp.array(step), learning)
+    assert cost == pytest.approx(expected, rel=1e-5)
 
 
 def test_sigma_of_a_run_that_ends_in_its_warmup():
@@ -484,6 +592,22 @@ def test_task_network_may_be_trained_on_several_boxes_of_an_image():
     assert aux.metrics["task_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("estimator", ["reinforce", "pathwise", "elite"])
+def test_task_network_may_be_trained_on_what_it_will_be_asked(estimator):
+    method, task, (params, *rest) = _make(
+        estimator=estimator, train_on="mean", train_crops=4
+    )
+    upper = (0.0, 0.0, 0.5, 1.0)
+    params |= {"policy": {"w": _logits_of(upper) / 10}}
+    _loss(method, (params, *rest))
+    (inputs,) = task.trained_on
+    assert inputs.shape == (3, CROP, CROP, 2)
+    found = _boxes_of(inputs, rest[2]["image"])
+    np.testing.assert_allclose(found, np.tile(upper, (3, 1)), atol=2e-3)
+    areas = method.predict(params, rest[0], rest[2]).action
+    np.testing.assert_allclose(found, areas, atol=2e-3)
+
+
 def test_train_on_original_adds_the_whole_images():
     method, task, arguments = _make()
     both, both_task, _ = _make(train_on_original=True)
@@ -513,6 +637,114 @@ def test_trying_boxes_leaves_the_statistics_of_the_task_network_alone(estimator)
     assert aux.model_state["policy"]["batch_stats"]["seen"] == 3
 
 
+def test_all_images_teach_both_networks_where_none_is_held_out():
+    batch = {"label": jnp.zeros(5, jnp.int32), "index": jnp.arange(5)}
+    for weights in framework.divide(batch, LEARNING):
+        np.testing.assert_array_equal(weights, np.ones(5))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_an_image_is_held_out_or_trained_on_for_good(share, variant):
+    learning = _learning(held_out=share)
+    divide = variant(lambda index: framework.divide(_rows(index), learning))
+    of_policy, of_task = map(np.asarray, divide(np.arange(10_000)))
+    assert of_policy.dtype == of_task.dtype == np.float32
+    assert set(of_policy) == {0.0, 1.0}
+    np.testing.assert_array_equal(of_task, 1 - of_policy)
+    # Standard deviation of the share: at most 0.005.
+    assert of_policy.mean() == pytest.approx(share, abs=0.02)
+    assert of_policy[:-1] @ of_policy[1:] / 9999 == pytest.approx(share**2, abs=0.025)
+    # In whatever batch it comes.
+    some = np.random.default_rng(0).permutation(10_000)[:7]
+    np.testing.assert_array_equal(divide(some)[0], of_policy[some])
+    for row in (0, 3, 9999):
+        assert divide(np.array([row]))[1] == of_task[row]
+
+
+def _rows(index):
+    return {"label": jnp.zeros(len(index), jnp.int32), "index": jnp.asarray(index)}
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [([1, 1, 1], 7 / 3), ([1, 0, 1], 2.5), ([0, 0, 1], 4.0), ([0, 0, 0], 0.0)],
+)
+def test_weighted_mean_by_hand(weights, expected):
+    values = jnp.array([1.0, 2.0, 4.0])
+    found = framework.weighted_mean(values, jnp.array(weights, jnp.float32))
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def _hold_out(arguments, pattern, share=0.5):
+    """Arguments whose images are of rows held out as in the pattern."""
+    is_held_out = framework.divide(_rows(np.arange(50)), _learning(held_out=share))[0]
+    rows = [np.flatnonzero(is_held_out == 0), np.flatnonzero(is_held_out)]
+    index = jnp.array([rows[wanted][n] for n, wanted in enumerate(pattern)])
+    return (*arguments[:3], arguments[3] | {"index": index}, *arguments[4:])
+
+
+def _relabel(arguments, row):
+    label = arguments[3]["label"]
+    changed = label.at[row].set((label[row] + 1) % CLASSES)
+    return (*arguments[:3], arguments[3] | {"label": changed}, *arguments[4:])
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"train_on_original": True}, {"train_crops": 2}]
+)
+def test_each_network_learns_from_its_own_images(changes):
+    method, _, arguments = _make(held_out=0.5, **changes)
+    pattern = (False, True, False)
+    arguments = _hold_out(arguments, pattern)
+    before = _gradients(method, arguments)
+    for row, is_held_out in enumerate(pattern):
+        after = _gradients(method, _relabel(arguments, row))
+        same, other = ("task", "policy") if is_held_out else ("policy", "task")
+        np.testing.assert_array_equal(after[same]["w"], before[same]["w"])
+        change = np.abs(after[other]["w"] - before[other]["w"]).max()
+        assert change > 1e-3 * np.abs(before[other]["w"]).max() > 0
+
+
+def test_losses_with_held_out_images_are_means_of_each_network_s_own():
+    """Beside those of a method that holds none out, and image by image."""
+    held, task, arguments = _make(held_out=0.5, train_crops=2, train_on_original=True)
+    arguments = _hold_out(arguments, (False, True, True))
+    total, aux = _loss(held, arguments)
+    log_p = jax.nn.log_softmax(task.trained_on[0].reshape(9, -1) @ _weights(arguments))
+    # Two crops of each image, then the images; of the first image alone.
+    expected = -np.mean(np.asarray(log_p)[[0, 1, 6], arguments[3]["label"][0]])
+    assert aux.metrics["task_loss"] == pytest.approx(expected, rel=1e-5)
+    policy_losses = []
+    for row in range(3):
+        # One held-out image a batch, the same keys: the mean over one image.
+        pattern = tuple(row == other for other in range(3))
+        _, alone = _loss(held, _hold_out(arguments, pattern))
+        policy_losses.append(float(alone.metrics["policy_loss"]))
+    expected = np.mean(policy_losses[1:])
+    assert abs(policy_losses[0] - expected) > 1e-4
+    assert aux.metrics["policy_loss"] == pytest.approx(expected, rel=1e-5)
+    assert total == pytest.approx(
+        float(aux.metrics["task_loss"] + aux.metrics["policy_loss"]), rel=1e-6
+    )
+
+
+def _weights(arguments):
+    return arguments[0]["task"]["w"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "idle", "busy"),
+    [((False,) * 3, "policy", "task"), ((True,) * 3, "task", "policy")],
+)
+def test_a_network_without_images_in_a_batch_waits(pattern, idle, busy):
+    method, _, arguments = _make(held_out=0.5)
+    arguments = _hold_out(arguments, pattern)
+    assert _loss(method, arguments)[1].metrics[f"{idle}_loss"] == 0
+    gradients = _gradients(method, arguments)
+    np.testing.assert_array_equal(gradients[idle]["w"], 0.0)
+    assert gradients[busy]["w"].any()
+
+
 def _shifted(params, name, key):
     noise = 0.3 * jax.random.normal(key, params[name]["w"].shape)
     return params | {name: {"w": params[name]["w"] + noise}}
@@ -534,12 +766,14 @@ def test_rewards_come_from_the_averaged_task_network(estimator):
     np.testing.assert_array_equal(before, same)
 
 
+@pytest.mark.parametrize(("step", "first", "last"), [(0, 0.5, 0.1), (109, 0.1, 0.5)])
 @pytest.mark.parametrize("estimator", list(framework.ESTIMATORS))
-def test_an_action_costs_what_it_keeps(estimator):
+def test_an_action_costs_what_it_keeps(estimator, step, first, last):
+    costs = {"action_cost": first, "final_action_cost": last}
     free, _, arguments = _make(estimator=estimator, explore=False)
-    dear, _, _ = _make(estimator=estimator, explore=False, action_cost=0.5)
-    (_, without), (_, with_cost) = _loss(free, arguments), _loss(dear, arguments)
-    areas = jax.vmap(boxes.area)(free.predict(*arguments[:2], arguments[3]["image"])[1])
+    dear, _, _ = _make(estimator=estimator, explore=False, **costs)
+    without, with_cost = (_loss(m, arguments, step)[1] for m in (free, dear))
+    areas = jax.vmap(boxes.area)(free.predict(*arguments[:2], arguments[3]).action)
     # The whole image, which D1 compares with, costs 0.5.
     saved = 0.5 * (1 - float(jnp.mean(areas)))
     assert saved > 0.01
@@ -592,7 +826,7 @@ def test_loss_is_the_same_compiled():
 def test_logged_lung_iou_is_that_of_the_mean_boxes():
     method, _, arguments = _make()
     image = arguments[3]["image"]
-    areas = method.predict(*arguments[:2], image).action
+    areas = method.predict(*arguments[:2], {"image": image}).action
     unknown = jnp.full(4, jnp.nan)
     lungs = jnp.stack([areas[0], jnp.array(boxes.WHOLE), unknown])
     arguments[3]["lung_box"] = lungs
@@ -607,14 +841,13 @@ def test_logged_lung_iou_is_that_of_the_mean_boxes():
 def test_summary_of_trials_by_hand():
     rewards = np.array([3, 7, 0, 10, 5, 1, 9, 2, 8, 4, 6], np.float32)
     trials = framework.Trial(
-        policy_loss=2 * jnp.array(rewards),
+        policy_loss=jnp.zeros(11),
         optimal=jnp.zeros((11, 1, 4)),
         reward=jnp.array(rewards),
         # Zero is no help: four of eleven are below it.
         d1=jnp.array([-1.0, 0.0, 0.5, -0.5, 0.0, 1.0, -2.0, 3.0, 0.0, -0.5, 0.0]),
     )
     expected = {
-        "policy_loss": 10.0,
         "reward": 5.0,
         "reward_std": 10.0**0.5,
         "reward_p10": 1.0,
@@ -655,7 +888,7 @@ def test_predict_answers_from_the_mean_box():
     method, task, (params, model_state, _, batch, _) = _make()
     # Left half, upper half: sides 0.5 and 1.
     params |= {"policy": {"w": _logits_of((0.0, 0.0, 0.5, 1.0)) / 10}}
-    prediction = method.predict(params, model_state, batch["image"])
+    prediction = method.predict(params, model_state, {"image": batch["image"]})
     expected = np.tile([0.0, 0.0, 0.5, 1.0], (3, 1))
     np.testing.assert_allclose(prediction.action, expected, atol=1e-3)
     crops = jax.vmap(lambda i, a: boxes.crop_and_resize(i, a, size=CROP))(
@@ -676,7 +909,7 @@ def test_predicted_areas_are_valid():
     method, _, (params, model_state, _, batch, _) = _make()
     one_cell = (0.875, 0.875, 1.0, 1.0)
     params |= {"policy": {"w": _logits_of(one_cell) / 10}}
-    areas = method.predict(params, model_state, batch["image"]).action
+    areas = method.predict(params, model_state, {"image": batch["image"]}).action
     np.testing.assert_allclose(areas, np.tile([0.8, 0.8, 1, 1], (3, 1)), atol=1e-3)
 
 

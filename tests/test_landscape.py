@@ -39,9 +39,11 @@ def _dataset(lung_boxes, *, labels=(0, 1, 1), classes=("normal", "viral")):
 def _method(loss, *, has_policy=True):
     """A method of which nothing is learned: `loss(gray, label, box)` of one image."""
 
-    def predict(params, model_state, image):
-        probabilities = jnp.zeros((len(image), 2))
-        action = jnp.tile(jnp.array(KEY_AREA), (len(image), 1)) + params["bias"]
+    def predict(params, model_state, batch):
+        assert set(batch) <= {"image", "lung_box"}
+        count = len(batch["image"])
+        probabilities = jnp.zeros((count, 2))
+        action = jnp.tile(jnp.array(KEY_AREA), (count, 1)) + params["bias"]
         return Prediction(probabilities, action if has_policy else None)
 
     def task_losses(params, model_state, batch, actions):
@@ -236,6 +238,23 @@ def test_verdict(losses, reference, phrases):
         assert phrase in text
 
 
+def test_best_zoom_is_of_centered_boxes_around_the_lungs():
+    losses = [[0.1, 0.9], [0.2, 0.5], [0.3, 0.7]]  # a shift has the lowest loss
+    found = _of_all(losses)._replace(
+        zooms=np.array([0.8, 1.25, 2.0]), shifts=np.array([0.5, 0.0])
+    )
+    assert landscape.best_zoom(found) == 1.25
+    assert landscape.best_zoom(found._replace(reference="policy")) is None
+
+
+def test_overlap_is_with_the_scaled_lungs():
+    lungs = np.array([(0.4, 0.4, 0.6, 0.6), (np.nan,) * 4, (0, 0, 0.2, 0.2)], "f4")
+    areas = np.array([(0.4, 0.4, 0.6, 0.6), (0, 0, 1, 1), (0, 0, 0.4, 0.4)], "f4")
+    # Twice the lungs: a quarter of it is kept; the one in the corner is moved inside.
+    assert landscape.overlap(areas, lungs, 2.0) == pytest.approx((0.25 + 1) / 2)
+    assert landscape.overlap(areas, lungs, 1.0) == pytest.approx((1 + 0.25) / 2)
+
+
 def test_measure_and_draw_writes_a_picture_and_its_numbers(tmp_path):
     source = _dataset(LUNGS, classes=("normal", "viral", "other"))
     found = landscape.measure_and_draw(_method(_linear), STATE, source, tmp_path)
@@ -269,12 +288,12 @@ def test_plain_classifier_on_the_whole_box_is_what_it_predicts():
     batch = {"image": image, "label": np.array([0, 2, 1])}
     whole = jnp.tile(jnp.array(boxes.WHOLE), (3, 1))
     losses = method.task_losses(*trained.average, batch, whole)
-    probabilities = method.predict(*trained.average, image).probabilities
+    probabilities = method.predict(*trained.average, {"image": image}).probabilities
     expected = -np.log(np.asarray(probabilities)[np.arange(3), batch["label"]])
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
     quarter = jnp.tile(jnp.array([0.0, 0.0, 0.5, 0.5]), (3, 1))
-    corner = method.predict(*trained.average, image[:, :16, :16]).probabilities
-    expected = -np.log(np.asarray(corner)[np.arange(3), batch["label"]])
+    corner = method.predict(*trained.average, {"image": image[:, :16, :16]})
+    expected = -np.log(np.asarray(corner.probabilities)[range(3), batch["label"]])
     losses = method.task_losses(*trained.average, batch, quarter)
     # At the inner edges, resizing the cut image repeats its last pixel.
     np.testing.assert_allclose(losses, expected, rtol=1e-3)

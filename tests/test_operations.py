@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import inspect
 
@@ -49,6 +50,36 @@ def test_alpha_scales_the_sides():
     neighbors = operation.neighbors(jnp.array([0.3, 0.3, 0.7, 0.7]))
     expected = [[0.1, 0.1, 0.9, 0.9], [0.4, 0.4, 0.6, 0.6]]
     np.testing.assert_allclose(neighbors, expected, atol=1e-6)
+
+
+def test_moves_choose_the_neighbors():
+    operation = operations.KeyArea(1.25, min_side=0.1, max_side=0.55, moves="shift")
+    neighbors = operation.neighbors(jnp.array([0.0, 0.25, 0.4, 0.75]))
+    expected = [
+        [0.0, 0.225, 0.5, 0.775],  # width 0.625, at most 0.55
+        [0.04, 0.3, 0.36, 0.7],
+        [0.0, 0.25, 0.4, 0.75],
+        [0.1, 0.25, 0.5, 0.75],
+        [0.0, 0.125, 0.4, 0.625],
+        [0.0, 0.375, 0.4, 0.875],
+    ]
+    np.testing.assert_allclose(neighbors, expected, atol=1e-6)
+    stretching = dataclasses.replace(operation, moves="stretch")
+    more = stretching.neighbors(jnp.array([0.0, 0.25, 0.4, 0.75]))
+    np.testing.assert_array_equal(more[:6], neighbors)
+    wider, taller = [0.04, 0.225, 0.36, 0.775], [0.0, 0.3, 0.5, 0.7]
+    np.testing.assert_allclose(more[6:], [wider, taller], atol=1e-6)
+
+
+@pytest.mark.parametrize("logit", [0.5, 30.0])
+def test_readout_max_sum_reads_an_action_back_however_faint_its_map(logit):
+    action = jnp.array([0.25, 0.125, 0.875, 0.5])
+    operation = dataclasses.replace(KEY_AREA, readout="max_sum")
+    covered = operation.as_map(action, 16)
+    logits = jnp.where(covered > 0.5, logit, -logit)
+    np.testing.assert_allclose(operation.mean(logits), action, atol=1e-6)
+    is_read_by_moments = np.allclose(KEY_AREA.mean(logits), action, atol=1e-3)
+    assert is_read_by_moments == (logit == 30.0)
 
 
 def test_clip_uses_the_bounds_of_the_operation():

@@ -1,4 +1,5 @@
 import functools
+import itertools
 import math
 
 import jax
@@ -118,6 +119,77 @@ def test_mean_box_keeps_its_gradient_at_the_border():
     # A uniform map is the whole image: where a clipped box would not move.
     gradient = jax.jit(jax.grad(lambda z: mean_box(z)[0]))(jnp.zeros((8, 8)))
     assert jnp.all(gradient[0] < 0) and jnp.all(gradient[4] > 0)
+
+
+def all_sums(logits):
+    """Sum of the logits in each box of whole cells, by its cells, in float64."""
+    grid, logits = len(logits), logits.astype(float)
+    spans = list(itertools.combinations(range(grid + 1), 2))
+    return {
+        (top, left, bottom, right): logits[top:bottom, left:right].sum()
+        for top, bottom in spans
+        for left, right in spans
+    }
+
+
+@pytest.mark.parametrize("grid", [1, 2, 5, 11])
+def test_max_sum_box_is_the_best_of_all_boxes(grid, variant):
+    find = variant(policy.max_sum_box)
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        # Of a mean below 0, or most boxes would be nearly the whole image.
+        logits = rng.normal(-0.2, 1.0, (grid, grid)).astype(np.float32)
+        sums = all_sums(logits)
+        best = max(sums, key=sums.get)
+        rest = [total for box, total in sums.items() if box != best]
+        assert all(total < sums[best] - 1e-3 for total in rest)  # no near tie
+        np.testing.assert_allclose(find(logits), np.array(best) / grid, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0])
+def test_max_sum_of_a_uniform_map_is_the_whole_image(value, variant):
+    box = variant(policy.max_sum_box)(jnp.full((16, 16), value))
+    np.testing.assert_array_equal(box, boxes.WHOLE)
+
+
+@pytest.mark.parametrize(
+    "cells", [(4, 2, 12, 9), (0, 0, 5, 16), (7, 11, 8, 12), (0, 15, 1, 16)]
+)
+@pytest.mark.parametrize("logit", [0.02, 30.0])  # however faint
+def test_max_sum_box_reads_a_rectangle_back(cells, logit, variant):
+    box = variant(policy.max_sum_box)(rectangle(*cells, logit=logit))
+    np.testing.assert_allclose(box, np.array(cells) / 16, atol=1e-6)
+
+
+def test_max_sum_box_is_not_moved_by_faint_cells_far_off():
+    """Which widen the box of the moments: here at probabilities of 0.62 and 0.38."""
+    logits = rectangle(2, 3, 6, 9, logit=0.5)
+    expected = np.array([2, 3, 6, 9]) / 16
+    np.testing.assert_allclose(policy.max_sum_box(logits), expected, atol=1e-6)
+    assert boxes.iou(mean_box(logits), jnp.array(expected, jnp.float32)) < 0.3
+
+
+@pytest.mark.parametrize(
+    ("line", "cells"),
+    [
+        ([2, 0, 0, -1], (1, 0, 2, 3)),  # cells of 0 are taken along
+        ([2, -2, 2, -1], (1, 0, 2, 3)),  # so is what sums to 0
+        ([1, -3, 0, 1], (1, 2, 2, 4)),  # of two places the larger
+        # 0.7 - 0.1 + 0.1 is 0.69999998 in float32, which is 0.7.
+        ([0.7, -0.1, 0.1, -1], (1, 0, 2, 3)),
+    ],
+)
+def test_of_boxes_with_the_same_sum_the_largest(line, cells, variant):
+    logits = np.full((4, 4), -9.0, np.float32)
+    logits[1] = line
+    box = variant(policy.max_sum_box)(logits)
+    np.testing.assert_array_equal(box, np.array(cells) / 4)
+
+
+def test_max_sum_box_passes_no_gradient():
+    logits = rectangle(4, 2, 12, 9, logit=1.0)
+    gradient = jax.grad(lambda z: jnp.sum(policy.max_sum_box(z)))(logits)
+    np.testing.assert_array_equal(gradient, np.zeros((16, 16)))
 
 
 def test_standardize_by_hand():

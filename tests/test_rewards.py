@@ -35,12 +35,25 @@ TABLE = [
     ((1.0, 2.0, 1.5, 1.5), (0.25, EXPANDED, 1.0, 0.25)),
 ]
 
+# More neighbors than the paper's two, or one; lambda = 1/2 again.
+MANY = [
+    # D1 < 0: none of them matters.
+    ((1.0, 0.6, 0.1, 0.2, 0.0, 0.3), (math.exp(-0.4), DETECTED, -0.4, -0.4)),
+    # 0.5 * (0.5 - 1.5) + 0.5 * 0.5, by the fourth of six.
+    ((1.0, 1.5, 1.4, 1.45, 1.2, 0.5, 1.3, 0.9), (math.exp(-0.25), 4, 0.5, -0.25)),
+    # 0.5 * (1.2 - 1.5) + 0.5 * 0.5, by the last.
+    ((1.0, 1.5, 1.4, 1.45, 1.3, 1.2), (0.1, 4, 0.5, 0.1)),
+    # The first of the equally good ones: 0.5 * (1.5 - 2) + 0.5 * 1.
+    ((1.0, 2.0, 1.75, 1.5, 1.5, 1.5), (0.25, 2, 1.0, 0.25)),
+    ((1.0, 1.5, 1.25), (0.125, 1, 0.5, 0.125)),
+]
+
 
 def scalars(losses):
     return [jnp.float32(loss) for loss in losses]
 
 
-@pytest.mark.parametrize(("losses", "expected"), TABLE)
+@pytest.mark.parametrize(("losses", "expected"), TABLE + MANY)
 def test_every_branch_by_hand(losses, expected, variant):
     result = variant(rewards.paper_reward)(*scalars(losses))
     assert int(result.choice) == expected[1]

@@ -117,6 +117,24 @@ def test_a_run_on_one_s_own_films(tmp_path, experiment, capsys):
     assert [path.name for path in workdir.glob("*.png")] == ["learning.png"]
 
 
+@pytest.mark.parametrize("method", ["random_crop", "true_lungs"])
+def test_other_methods_train_go_on_and_are_evaluated(tmp_path, plain_config, method):
+    settings = dataclasses.replace(plain_config, method=method)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    results = train.train_and_evaluate(settings, whole)
+    assert results["method"] == method and results["test"]["n"] == 12
+    assert results["plain"] is results["test"]["key_area"] is None
+    assert train.train_and_evaluate(settings, parts, stop_after=3) is None
+    again = train.train_and_evaluate(settings, parts)
+    assert again["test"] == results["test"]
+    records = [run / "metrics.jsonl" for run in (whole, parts)]
+    assert records[0].read_bytes() == records[1].read_bytes()
+    assert [path.name for path in whole.glob("*.png")] == ["learning.png"]
+    assert evaluation.main([str(parts)]) == 0
+    evaluated = json.loads((parts / "evaluation.json").read_text())
+    assert evaluated["test"] == results["test"]
+
+
 def test_stop_after_leaves_a_checkpoint_and_no_result(tmp_path, plain_config):
     stopped = train.train_and_evaluate(plain_config, tmp_path, stop_after=1)
     assert stopped is None
@@ -255,6 +273,16 @@ def test_a_class_of_damaged_films(tmp_path, experiment, fails):
     said = fails("--config", experiment, "--workdir", workdir, *flags)
     assert said.startswith(
         "class 'normal' has no readable image; for one, normal/0.jpeg"
+    )
+    assert not workdir.exists()
+
+
+def test_true_lungs_of_films_without_lung_boxes(tmp_path, experiment, fails):
+    films, workdir = _films(tmp_path / "films"), tmp_path / "run"
+    flags = ("--method", "true_lungs", "--data.name", "folder", "--data.root", films)
+    said = fails("--config", experiment, "--workdir", workdir, *flags)
+    assert said == (
+        "method true_lungs needs the lung box of each film, and this data set has none"
     )
     assert not workdir.exists()
 

@@ -1,0 +1,291 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+
+from hapre_jax import image_ops
+
+AFFINE, BILINEAR, NEAREST = (
+    Image.Transform.AFFINE,
+    Image.Resampling.BILINEAR,
+    Image.Resampling.NEAREST,
+)
+FILTERS = {"bilinear": BILINEAR, "nearest": NEAREST}
+
+
+def _film():
+    """Smooth shapes and some noise, `u8[40, 32]`, of all gray levels but the ends."""
+    y, x = np.mgrid[:40, :32]
+    smooth = 128 + 70 * np.sin(y / 7) + 40 * np.cos(x / 5 + y / 11)
+    noise = np.random.default_rng(0).normal(scale=6, size=(40, 32))
+    return np.clip(smooth + noise, 3, 250).astype(np.uint8)
+
+
+FILM = _film()
+
+
+@functools.cache
+def _jitted(name, static):
+    return jax.jit(getattr(image_ops, name), static_argnames=static)
+
+
+def _run(name, film=FILM, **arguments):
+    """What an operation makes of a film, in gray levels of 255, not rounded."""
+    image = jnp.array(film[:, :, None], jnp.float32) / 255
+    static = {"interpolation", "bits"} & set(arguments)
+    traced = {
+        k: jnp.array(arguments.pop(k), jnp.float32) for k in {*arguments} - static
+    }
+    changed = _jitted(name, tuple(static))(image, **arguments, **traced)
+    assert changed.shape == image.shape and changed.dtype == jnp.float32
+    assert 0 <= changed.min() and changed.max() <= 1
+    return np.asarray(changed)[:, :, 0].astype(float) * 255
+
+
+def _assert_level(found, pillow, known=True):
+    """Within one of 255 levels, what Pillow loses where it cuts fractions off."""
+    difference = np.abs(found - np.asarray(pillow, float))
+    assert np.max(difference, where=known, initial=0) <= 1 + 1e-3
+
+
+# Geometry by hand.
+
+NUMBERS = np.arange(16, dtype=np.uint8).reshape(4, 4)
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        (
+            "translate",
+            {"shift": (1, -2)},
+            [[0, 0, 0, 0], [2, 3, 0, 0], [6, 7, 0, 0], [10, 11, 0, 0]],
+        ),
+        (
+            "rotate",
+            {"degrees": 90.0},
+            [[3, 7, 11, 15], [2, 6, 10, 14], [1, 5, 9, 13], [0, 4, 8, 12]],
+        ),
+        (
+            # The centers of rows are at y = 0.5 to 3.5: they move by 1, 3, 5, 7.
+            "shear",
+            {"slope": (0, 2)},
+            [[1, 2, 3, 0], [7, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
+        ),
+        (
+            "shear",
+            {"slope": (-2, 0)},
+            [[0, 0, 0, 0], [0, 0, 0, 0], [4, 0, 0, 0], [8, 1, 0, 0]],
+        ),
+    ],
+)
+def test_geometry_by_hand(name, arguments, expected, interpolation):
+    found = _run(name, NUMBERS, **arguments, interpolation=interpolation)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_zoom_by_hand():
+    found = _run("zoom", NUMBERS, factor=2.0, interpolation="nearest")
+    expected = [[5, 5, 6, 6], [5, 5, 6, 6], [9, 9, 10, 10], [9, 9, 10, 10]]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    # Row 1 is centered at y = 1.5, which shows 1.75: a quarter of row 2.
+    expected = [5.75, 6.25, 6.75, 7.25]
+    found = _run("zoom", NUMBERS, factor=2.0)[1]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_shrinking_leaves_black_around():
+    found = _run("zoom", np.full((4, 4), 200, np.uint8), factor=0.5)
+    expected = np.zeros((4, 4))
+    expected[1:3, 1:3] = 200
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+# Geometry of Pillow.
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize("seed", range(4))
+def test_transform_is_pillow_s(interpolation, seed):
+    rng = np.random.default_rng(seed)
+    linear = np.eye(2) + rng.uniform(-0.4, 0.4, (2, 2))
+    offset = rng.uniform(-8, 8, 2)
+    pillow = (*linear[1, ::-1], offset[1], *linear[0, ::-1], offset[0])
+    expected = Image.fromarray(FILM).transform(
+        (32, 40), AFFINE, pillow, FILTERS[interpolation]
+    )
+    matrix = np.hstack([linear, offset[:, None]])
+    found = _run("transform", matrix=matrix, interpolation=interpolation)
+    # Pillow counts in steps of 2^-16: at an edge of pixels, either one may be nearest.
+    y, x = np.mgrid[:40, :32] + 0.5
+    source = linear @ np.stack([y.ravel(), x.ravel()]) + offset[:, None]
+    from_edge = np.abs(source - source.round()).min(0).reshape(40, 32)
+    known = from_edge > 2e-3
+    assert known.mean() > 0.98
+    _assert_level(found, expected, known)
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize("degrees", [-30.0, -9.0, 0.0, 2.5, 15.0, 90.0, 180.0])
+def test_rotate_is_pillow_s(interpolation, degrees):
+    # Pillow turns by 90 degrees without resampling where an image is square.
+    film = FILM[:32]
+    expected = Image.fromarray(film).rotate(degrees, FILTERS[interpolation])
+    found = _run("rotate", film, degrees=degrees, interpolation=interpolation)
+    _assert_level(found, expected)
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize("slope", [-0.09, 0.3])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_shear_is_pillow_s(interpolation, slope, axis):
+    slopes = [0.0, 0.0]
+    slopes[axis] = slope
+    data = (1, slopes[1], 0, slopes[0], 1, 0)
+    expected = Image.fromarray(FILM).transform(
+        (32, 40), AFFINE, data, FILTERS[interpolation]
+    )
+    found = _run("shear", slope=slopes, interpolation=interpolation)
+    _assert_level(found, expected)
+
+
+@pytest.mark.parametrize("shift", [(4, 0), (0, -3), (2.25, -1.75)])
+def test_translate_is_pillow_s(shift):
+    data = (1, 0, -shift[1], 0, 1, -shift[0])
+    expected = Image.fromarray(FILM).transform((32, 40), AFFINE, data, BILINEAR)
+    _assert_level(_run("translate", shift=shift), expected)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1, 1.7])
+def test_zoom_is_pillow_s(factor):
+    data = (1 / factor, 0, 16 - 16 / factor, 0, 1 / factor, 20 - 20 / factor)
+    expected = Image.fromarray(FILM).transform((32, 40), AFFINE, data, BILINEAR)
+    _assert_level(_run("zoom", factor=factor), expected)
+
+
+def test_mirror_is_pillow_s():
+    expected = ImageOps.mirror(Image.fromarray(FILM))
+    np.testing.assert_allclose(_run("mirror"), np.asarray(expected), atol=1e-3)
+
+
+# Grays.
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.1, 0.73, 0.8, 1.0, 1.27, 1.9])
+@pytest.mark.parametrize("name", ["brightness", "contrast", "sharpness"])
+def test_enhancements_are_pillow_s(name, factor):
+    enhancer = getattr(ImageEnhance, name.capitalize())(Image.fromarray(FILM))
+    found = _run(name, factor=factor)
+    pillow = np.asarray(enhancer.enhance(factor), float)
+    # Pillow cuts fractions off, so half a level is missing in the mean; and it rounds
+    # what it blends with, the mean or the smoothed image.
+    assert np.abs(found - pillow - 0.5).max() <= 1
+    if factor == 1:
+        np.testing.assert_allclose(found, FILM, atol=1e-3)
+
+
+def test_sharpness_by_hand():
+    dot = np.zeros((5, 5), np.uint8)
+    dot[2, 2] = 130
+    smooth = _run("sharpness", dot, factor=0.0)
+    expected = np.zeros((5, 5))
+    expected[1:4, 1:4] = 10
+    expected[2, 2] = 50
+    np.testing.assert_allclose(smooth, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_posterize_is_pillow_s(bits):
+    expected = ImageOps.posterize(Image.fromarray(FILM), bits)
+    found = _run("posterize", bits=bits)
+    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-3)
+
+
+@pytest.mark.parametrize("threshold", [0, 100, 178.5, 255, 256])
+def test_solarize_is_pillow_s(threshold):
+    film = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    expected = ImageOps.solarize(Image.fromarray(film), threshold)
+    found = _run("solarize", film, threshold=threshold / 255)
+    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-3)
+
+
+def _two_grays():
+    film = np.full((20, 30), 40, np.uint8)
+    film[5:9] = 41
+    return film
+
+
+FILMS = {
+    "film": FILM,
+    "dark": FILM // 4,
+    "steep": (FILM.astype(float) ** 3 / 255**2).astype(np.uint8),
+    "noise": np.random.default_rng(1).integers(0, 256, (64, 64), np.uint8),
+    "two grays": _two_grays(),
+    "one gray": np.full((20, 30), 77, np.uint8),
+    "white": np.full((20, 30), 255, np.uint8),
+    "few pixels": np.arange(16, dtype=np.uint8).reshape(4, 4) * 3,
+    "few darker": np.where(np.arange(400) < 300, np.arange(400), 250)
+    .astype(np.uint8)
+    .reshape(20, 20),
+}
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_autocontrast_is_pillow_s(name):
+    expected = ImageOps.autocontrast(Image.fromarray(FILMS[name]))
+    _assert_level(_run("autocontrast", FILMS[name]), expected)
+
+
+@pytest.mark.parametrize("name", FILMS)
+def test_equalize_is_pillow_s(name):
+    expected = ImageOps.equalize(Image.fromarray(FILMS[name]))
+    found = _run("equalize", FILMS[name])
+    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-3)
+
+
+def test_autocontrast_does_not_blow_up_what_rounding_left():
+    image = jnp.full((4, 4, 1), 0.3).at[0, 0].add(1e-6)
+    np.testing.assert_array_equal(image_ops.autocontrast(image), image)
+
+
+# All of them.
+
+OPERATIONS = {
+    "transform": lambda x: image_ops.transform(x, jnp.eye(3)[:2] * 1.1),
+    "rotate": lambda x: image_ops.rotate(x, jnp.array(7.0)),
+    "zoom": lambda x: image_ops.zoom(x, jnp.array(1.1)),
+    "translate": lambda x: image_ops.translate(x, jnp.array([1.5, 2.0])),
+    "shear": lambda x: image_ops.shear(x, jnp.array([0.1, 0.0])),
+    "mirror": image_ops.mirror,
+    "brightness": lambda x: image_ops.brightness(x, jnp.array(1.2)),
+    "contrast": lambda x: image_ops.contrast(x, jnp.array(0.8)),
+    "sharpness": lambda x: image_ops.sharpness(x, jnp.array(1.3)),
+    "posterize": lambda x: image_ops.posterize(x, bits=5),
+    "solarize": lambda x: image_ops.solarize(x, 0.7),
+    "autocontrast": image_ops.autocontrast,
+    "equalize": image_ops.equalize,
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_jit_and_eager_and_a_batch_agree(strict_dtypes, name):
+    images = np.stack([FILM, FILM[::-1], FILM // 3])[:, :, :, None]
+    images = jnp.array(images, jnp.float32) / 255
+    eager = [np.asarray(OPERATIONS[name](image)) for image in images]
+    batched = jax.jit(jax.vmap(OPERATIONS[name]))(images)
+    np.testing.assert_allclose(batched, eager, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize(
+    "wrong",
+    [jnp.zeros((4, 4)), jnp.zeros((4, 4, 3)), jnp.zeros((4, 4, 1), jnp.uint8)],
+    ids=["rank", "colors", "bytes"],
+)
+def test_what_is_no_gray_image_is_refused(name, wrong):
+    with pytest.raises(AssertionError):
+        OPERATIONS[name](wrong)
