@@ -9,9 +9,7 @@ from PIL import Image
 
 from hapre_jax import config, log, train
 
-FILES = [
-    file for file in config.available() if config.load(file).method == "hapre"
-]
+FILES = [file for file in config.available() if config.load(file).method == "hapre"]
 
 SCORES = {
     "n",

@@ -50,6 +50,7 @@ class TrainIterator:
                 "processes"
             )
         self.identity = {"batch_size": batch_size, "seed": seed, "images": len(source)}
+
         # What is shuffled is rows. Each process takes every count-th, so that together
         # they have the batches that a single one would have.
         def shuffled(seed):
