@@ -32,7 +32,7 @@ def get_config(source: str = "phantom") -> config.Config:
         policy=config.PolicyConfig(
             # Films gain less from a crop than phantoms do: without a cost that falls
             # as the policy settles, it stays at the whole film.
-            area_cost=0.5 if is_low else 0.0,
+            area_cost=0.5 if is_low else 0.3,
             final_area_cost=0.1 if is_low else 0.0,
             min_side=0.25 if is_low else 0.5,
             train_crops=2,

@@ -343,8 +343,9 @@ class BaselineConfig:
 
     crop_area: float = option(
         0.3,
-        "random_crop: smallest share of an image that a random crop keeps; 0.08 in "
-        "torchvision, which often cuts the lungs off.",
+        "random_crop: smallest area of a crop, share of the image, before a side "
+        "that is longer than the image is cut; 0.08 in torchvision, which often cuts "
+        "the lungs off.",
         above=0,
         at_most=1,
     )
@@ -507,7 +508,8 @@ class Config:
     baseline: BaselineConfig = dataclasses.field(default_factory=BaselineConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     compare_plain: bool = option(
-        True, "Also train the plain classifier with the same budget (method hapre)."
+        True,
+        "Also train the plain classifier with the same budget, unless method is it.",
     )
 
     def __post_init__(self):

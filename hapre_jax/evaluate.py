@@ -45,8 +45,8 @@ def check_lungs(method: Method, source: datasets.Dataset) -> None:
     """Raises `UserError` where a method needs lung boxes that a split does not have."""
     if method.needs_lungs and source.lung_boxes is None:
         raise UserError(
-            "method true_lungs needs the lung box of each film, and this data set has "
-            "none"
+            "method true_lungs needs lung boxes, and of a split of this data set none "
+            "is known"
         )
 
 

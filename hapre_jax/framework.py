@@ -338,7 +338,8 @@ def divide(batch: dict, learning: Learning) -> tuple[jax.Array, jax.Array]:
     """Weights `f32[B]` of each image: in the policy's loss, in the task network's.
 
     Both learn from all images; or, where some are held out, the policy from these and
-    the task network from the others, so that no reward is one of a memorized image.
+    the task network from the others, so that no reward is one of a memorized image
+    (the batch statistics of its training still see all).
     Which ones is fixed by their row in the training split, `batch["index"]` i32[B].
     """
     if not learning.held_out:

@@ -67,9 +67,9 @@ def max_sum_box(logits: jax.Array) -> jax.Array:
     low, high = jnp.triu_indices(grid + 1, 1)  # edges of an interval of cells
     rows = integral[high] - integral[low]
     sums = rows[:, high] - rows[:, low]  # intervals of rows, intervals of columns
-    cells = (high - low)[:, None] * (high - low)
+    cells = jnp.outer(high - low, high - low)
     # Sums of the same cells differ by rounding.
-    is_best = sums >= jnp.max(sums) - 1e-4
+    is_best = sums >= jnp.max(sums) - 1e-5 * (1 + jnp.max(jnp.abs(sums)))
     row, column = jnp.unravel_index(
         jnp.argmax(jnp.where(is_best, cells, 0)), cells.shape
     )

@@ -104,7 +104,8 @@ def _prepare(config, workdir, console) -> datasets.Splits:
         _iterate(config, data, start=0)
         if not (workdir / "config.json").exists():
             method = METHODS[config.method](config, len(data.train.classes))
-            evaluation.check_lungs(method, data.train)
+            for split in (data.train, data.validation, data.test):
+                evaluation.check_lungs(method, split)
             state.start_from_files(state.blank(method, config), config)
         checkpoint.write_config(workdir, config)
         if splits_file != saved:

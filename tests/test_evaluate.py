@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 CLASSES = ("normal", "bacterial", "viral")
 NAN = np.full(4, np.nan, np.float32)
 NO_LUNGS = (
-    "method true_lungs needs the lung box of each film, and this data set has none"
+    "method true_lungs needs lung boxes, and of a split of this data set none is known"
 )
 
 

@@ -282,7 +282,8 @@ def test_true_lungs_of_films_without_lung_boxes(tmp_path, experiment, fails):
     flags = ("--method", "true_lungs", "--data.name", "folder", "--data.root", films)
     said = fails("--config", experiment, "--workdir", workdir, *flags)
     assert said == (
-        "method true_lungs needs the lung box of each film, and this data set has none"
+        "method true_lungs needs lung boxes, and of a split of this data set none is "
+        "known"
     )
     assert not workdir.exists()
 

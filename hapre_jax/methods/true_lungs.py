@@ -30,8 +30,9 @@ def make(config: Config, num_classes: int) -> Method:
         lungs = batch["lung_box"]
         known = jnp.isfinite(lungs).all(axis=1, keepdims=True)
         # A film whose lungs are not known is shown whole.
-        lungs = jnp.where(known, lungs, jnp.array(boxes.WHOLE))
+        whole = jnp.broadcast_to(jnp.array(boxes.WHOLE), lungs.shape)
+        areas = jnp.where(known, jax.vmap(place)(lungs), whole)
         crop = functools.partial(boxes.crop_and_resize, size=task.image_size)
-        return jax.vmap(crop)(batch["image"], jax.vmap(place)(lungs))
+        return jax.vmap(crop)(batch["image"], areas)
 
     return plain.classifier(task, show)._replace(needs_lungs=True)
