@@ -407,8 +407,8 @@ class BaselineConfig:
     )
     stage_one_net: str = option(
         "same",
-        "two_stage: network of stage 1, densenet121 in the published one; same as "
-        "task.net by default.",
+        "two_stage: network of stage 1, densenet121 in the published one; same is that "
+        "of task.net.",
         choices=("same", *NETS),
     )
     stage_one_pretrained: str = option(
