@@ -145,6 +145,23 @@ def mask(box: jax.Array, grid: int) -> jax.Array:
     return rows[:, None] * columns[None, :] * grid**2
 
 
+def bounding_box(mask: jax.Array) -> jax.Array:
+    """The smallest box `f32[4]` yxyx around a mask `bool[H, W]`; of none, the whole."""
+    chex.assert_rank(mask, 2)
+
+    def bounds(is_inside):
+        """First and last of `bool[n]`, as shares of n."""
+        side = len(is_inside)
+        first = jnp.argmax(is_inside)
+        last = side - jnp.argmax(is_inside[::-1])
+        return first / side, last / side
+
+    top, bottom = bounds(jnp.any(mask, axis=1))
+    left, right = bounds(jnp.any(mask, axis=0))
+    # Without a mask, both searches end where they start: at 0 and at 1.
+    return jnp.stack([top, left, bottom, right])
+
+
 def crop_and_resize(image: jax.Array, box: jax.Array, *, size: int) -> jax.Array:
     """The box of an image at `size` x `size` pixels, bilinear and antialiased.
 

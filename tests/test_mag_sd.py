@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from hapre_jax import config, framework, nets, pretrained, tasks
+from hapre_jax import boxes, config, framework, nets, pretrained, tasks
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS, mag_sd
 from hapre_jax.nets import mag_sd as net_lib
@@ -202,7 +202,7 @@ def test_bounding_box_of_a_mask(variant, places, box):
     mask = np.zeros((4, 5), bool)
     for place in places:
         mask[place] = True
-    np.testing.assert_allclose(variant(mag_sd.bounding_box)(jnp.array(mask)), box)
+    np.testing.assert_allclose(variant(boxes.bounding_box)(jnp.array(mask)), box)
 
 
 def test_boxes_are_padded_by_a_tenth_of_the_image_and_cut():

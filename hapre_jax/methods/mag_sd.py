@@ -130,9 +130,9 @@ def augment(key: jax.Array, image: jax.Array, maps: jax.Array) -> Views:
     masks = Views(*jax.vmap(attended)(chosen, thresholds))
     place = jax.random.uniform(place_key, (2,))
     return Views(
-        mix(image, pad(bounding_box(masks.mixed))),
+        mix(image, pad(boxes.bounding_box(masks.mixed))),
         dim(image, masks.dimmed),
-        patch(image, pad(bounding_box(masks.patched)), place),
+        patch(image, pad(boxes.bounding_box(masks.patched)), place),
     )
 
 
@@ -155,23 +155,6 @@ def attended(attention: jax.Array, threshold: jax.Array) -> jax.Array:
     """
     chex.assert_rank(attention, 2)
     return (attention >= threshold * jnp.max(attention)) & (attention > 0)
-
-
-def bounding_box(mask: jax.Array) -> jax.Array:
-    """The smallest box `f32[4]` yxyx around a mask `bool[H, W]`; of none, the whole."""
-    chex.assert_rank(mask, 2)
-
-    def bounds(is_inside):
-        """First and last of `bool[n]`, as shares of n."""
-        side = len(is_inside)
-        first = jnp.argmax(is_inside)
-        last = side - jnp.argmax(is_inside[::-1])
-        return first / side, last / side
-
-    top, bottom = bounds(jnp.any(mask, axis=1))
-    left, right = bounds(jnp.any(mask, axis=0))
-    # Without a mask, both searches end where they start: at 0 and at 1.
-    return jnp.stack([top, left, bottom, right])
 
 
 def pad(box: jax.Array) -> jax.Array:

@@ -204,10 +204,4 @@ def heat_box(heat: jax.Array, *, threshold: float) -> jax.Array:
     # Rounding may put the threshold above the hottest cell itself.
     is_hot |= heat == high
 
-    def ends(is_hot):
-        """First and last of `bool[n]`, as shares of n."""
-        first, after = jnp.argmax(is_hot), len(is_hot) - jnp.argmax(is_hot[::-1])
-        return first / len(is_hot), after / len(is_hot)
-
-    (top, bottom), (left, right) = (ends(jnp.any(is_hot, axis)) for axis in (1, 0))
-    return jnp.stack([top, left, bottom, right])
+    return boxes.bounding_box(is_hot)
