@@ -10,18 +10,13 @@ prints a Markdown table and draws every seed. Needs matplotlib: pip install -e
 
 import argparse
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from hapre_jax import checkpoint, cli
+from hapre_jax import checkpoint, cli, metrics
 from hapre_jax.errors import UserError
-
-# launch/ is no package: its programs find each other beside them.
-sys.path.insert(0, str(pathlib.Path(__file__).parent))
-import sweep  # noqa: E402
 
 _REFERENCE = "default"  # the variant of sweep.py that changes nothing
 
@@ -85,7 +80,7 @@ def cell(scores: list[float]) -> str:
     """Mean ± half a 95 % interval; a single figure without one."""
     if not scores:
         return ""
-    spread = sweep.interval(scores)
+    spread = metrics.interval(scores)
     return f"{np.mean(scores):.3f}" + ("" if spread is None else f" ± {spread:.3f}")
 
 

@@ -18,12 +18,9 @@ import numpy as np
 import rich.console
 import rich.table
 
-from hapre_jax import checkpoint, cli, log
+from hapre_jax import checkpoint, cli, log, metrics
 from hapre_jax import config as config_lib
 from hapre_jax.errors import UserError
-
-# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom (any table of it).
-_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 class Run(NamedTuple):
@@ -60,16 +57,6 @@ def shard(runs: list[Run], text: str) -> list[Run]:
     return runs[int(index) - 1 :: int(count)]
 
 
-def interval(values: list[float]) -> float | None:
-    """Half width of the 95 % t-interval of a mean; None for one value."""
-    if len(values) < 2:
-        return None
-    # Beyond the table the normal quantile is within 13 %.
-    freedom = len(values) - 1
-    quantile = _T_975[freedom - 1] if freedom <= len(_T_975) else 1.96
-    return float(quantile * np.std(values, ddof=1) / np.sqrt(len(values)))
-
-
 def summarize(runs: list[Run]) -> list[dict]:
     """A row a combination: its values, and mean, interval and values of each score."""
     scores = {
@@ -91,7 +78,7 @@ def summarize(runs: list[Run]) -> list[dict]:
             if values:
                 row["scores"][score] = {
                     "mean": float(np.mean(values)),
-                    "interval": interval(values),
+                    "interval": metrics.interval(values),
                     "values": values,
                 }
         rows.append(row)

@@ -7,6 +7,7 @@ import pathlib
 import pytest
 import scipy.stats
 
+from hapre_jax import metrics
 from hapre_jax.errors import UserError
 
 _FILE = pathlib.Path(__file__).parents[1] / "launch" / "sweep.py"
@@ -57,8 +58,8 @@ def test_interval_is_students(n):
     low, high = scipy.stats.t.interval(
         0.95, n - 1, scipy.stats.tmean(values), scipy.stats.sem(values)
     )
-    assert sweep.interval(values) == pytest.approx((high - low) / 2, rel=2e-4)
-    assert sweep.interval([1.0]) is None
+    assert metrics.interval(values) == pytest.approx((high - low) / 2, rel=2e-4)
+    assert metrics.interval([1.0]) is None
 
 
 def test_finished_sweep_is_summarized(tmp_path, capsys):
