@@ -376,6 +376,58 @@ def test_load_prefers_the_current_directory(tmp_path, monkeypatch):
     assert config.load("configs/phantom.py").seed == 9
 
 
+@pytest.mark.parametrize(
+    ("row", "method", "net"),
+    [
+        ("resnet", "plain", "resnet8"),
+        ("cbam", "plain", "resnet8+cbam"),
+        ("danet", "plain", "resnet8+danet"),
+        ("two_stage", "two_stage", "resnet8"),
+    ],
+)
+def test_rows_of_the_baselines(row, method, net):
+    loaded = config.load(f"configs/baselines.py:{row}")
+    assert (loaded.method, loaded.task.net) == (method, net)
+    phantom = config.load("configs/phantom.py")
+    assert (loaded.train, loaded.data) == (phantom.train, phantom.data)
+    assert not loaded.compare_plain
+
+
+def test_every_method_is_a_row_of_the_baselines_or_a_bar():
+    rows = ["resnet", "random_aug", "cutout", "cutmix", "mixup", "dre_net"]
+    rows += ["dre_net_official", "two_stage", "mag_sd"]
+    methods = {config.load(f"configs/baselines.py:{row}").method for row in rows}
+    bars = {"hapre", "random_crop", "true_lungs"}
+    assert methods | bars == set(config.options(Config())["method"].choices)
+
+
+def test_recipe_of_each_source():
+    recipe = "configs/hapre_krs_best.py"
+    assert config.load(recipe) == config.load("configs/phantom.py")
+    low, whole = (
+        config.load(f"{recipe}:{name}")
+        for name in ("ped_pneumonia_low", "ped_pneumonia")
+    )
+    assert (low.data.degrade, whole.data.degrade) == ("low", "none")
+    assert (low.policy.area_cost, low.policy.final_area_cost) == (0.5, 0.1)
+    assert (whole.policy.area_cost, whole.policy.final_area_cost) == (0.3, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("configs/baselines.py:cutmx", "there is no baseline cutmx; there are resnet,"),
+        (
+            "configs/hapre_krs_best.py:nih",
+            "there is no recipe for nih, but for phantom",
+        ),
+    ],
+)
+def test_unknown_argument_of_a_config(spec, sentence):
+    with pytest.raises(UserError, match=sentence):
+        config.load(spec)
+
+
 def test_load_finds_the_configs_of_an_installed_package(tmp_path, monkeypatch):
     package = tmp_path / "site-packages" / "hapre_jax"
     (package / "configs").mkdir(parents=True)
