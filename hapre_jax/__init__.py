@@ -7,7 +7,8 @@ The pure functions are useful alone, on arrays, under `jax.vmap`, `jit` and `gra
 * `hapre_jax.rewards`: the paper's reward (Eq. 5-8)
 * `hapre_jax.policy`: a Gaussian over boxes, read off a grid of logits
 * `hapre_jax.policy_gradient`: three objectives for the policy network
-* `hapre_jax.metrics`: accuracy, macro precision, recall and F1 of a confusion matrix
+* `hapre_jax.metrics`: scores of a confusion matrix, and their interval over seeds
+* `hapre_jax.image_ops`: rotations, contrast and the like of gray images, as in Pillow
 * `hapre_jax.heatmap`: class activation maps at any feature, and their pictures
 
 `hapre_jax.framework` puts them together; `hapre_jax.train`, `hapre_jax.evaluate` and

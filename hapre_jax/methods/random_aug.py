@@ -24,7 +24,8 @@ Predictions are those of the plain classifier. Cost: one forward and backward a 
 and image, as plain. Which operation an image gets is only known on the device, and
 under `jax.vmap` a `jax.lax.switch` computes all branches for every image and keeps one
 of each: per image, 2 x 6 or 2 x 14 operations instead of 2. They are elementwise,
-gathers of up to four pixels, and one histogram.
+gathers of up to four pixels, and one histogram: on a CPU at 32 and 128 pixels, about
+1 % of the time of ResNet-8's forward and backward.
 """
 
 import functools
