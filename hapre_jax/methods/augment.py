@@ -54,10 +54,6 @@ def classifier(
         black = jnp.broadcast_to(-mean / deviation, (len(image), 1, 1, image.shape[-1]))
         return Films((image - mean) / deviation, batch["label"], black)
 
-    def show(batch, key):
-        del key
-        return resize(batch["image"], task.image_size)
-
     def loss(params, model_state, average, batch, key, step):
         del average, step
         partner_key, change_key = jax.random.split(jax.random.fold_in(key, 1))
@@ -78,7 +74,7 @@ def classifier(
         task_loss = jnp.mean(losses)
         return task_loss, Aux({"task": state}, {"task_loss": task_loss})
 
-    method = plain.classifier(task, show)
+    method = plain.classifier(task)
     return method._replace(loss=loss, needs_partner=needs_partner)
 
 

@@ -85,11 +85,7 @@ def make(config: Config, num_classes: int) -> Method:
     )
     task = Classification(network, settings.image_size, settings.normalize)
 
-    def show(batch, key):
-        del key
-        return resize(batch["image"], task.image_size)
-
-    return plain.classifier(task, show)
+    return plain.classifier(task)
 
 
 def make_official(config: Config, num_classes: int) -> Method:

@@ -82,10 +82,6 @@ def make(config: Config, num_classes: int) -> Method:
     )
     task = Classification(network, settings.image_size, settings.normalize)
 
-    def show(batch, key):
-        del key
-        return resize(batch["image"], task.image_size)
-
     def loss(params, model_state, average, batch, key, step):
         del average, step
         label = batch["label"]
@@ -94,7 +90,7 @@ def make(config: Config, num_classes: int) -> Method:
             variables = {"params": params["task"], **state}
             return apply_network(network, variables, image, train=True)
 
-        image = normalize(show(batch, None), task.normalize)
+        image = normalize(resize(batch["image"], task.image_size), task.normalize)
         raw, state = classify(model_state["task"], image)
         keys = jax.random.split(key, len(image))
         views = jax.vmap(augment)(keys, image, raw.features["attention"])
@@ -108,7 +104,7 @@ def make(config: Config, num_classes: int) -> Method:
         metrics = {"task_loss": task_loss, **distances}
         return task_loss + sum(distances.values()), Aux({"task": state}, metrics)
 
-    return plain.classifier(task, show)._replace(loss=loss)
+    return plain.classifier(task)._replace(loss=loss)
 
 
 def augment(key: jax.Array, image: jax.Array, maps: jax.Array) -> Views:

@@ -25,23 +25,22 @@ def classification(config: Config, num_classes: int) -> Classification:
 
 def make(config: Config, num_classes: int) -> Method:
     """The baseline that sees what every other method starts from."""
-    task = classification(config, num_classes)
-
-    def show(batch, key):
-        del key
-        return resize(batch["image"], task.image_size)
-
-    return classifier(task, show)
+    return classifier(classification(config, num_classes))
 
 
-def classifier(task: Classification, show: Callable) -> Method:
+def classifier(task: Classification, show: Callable | None = None) -> Method:
     """A method that trains a task network on what `show` makes of each image.
 
     Args:
       task: the task network.
       show: `(batch, key) -> f32[B, S, S, C]`; the key is None where images are not to
-        be varied at random, as in a prediction.
+        be varied at random, as in a prediction. By default, the whole images.
     """
+    if show is None:
+
+        def show(batch, key):
+            del key
+            return resize(batch["image"], task.image_size)
 
     def init(key, image):
         return split_variables({"task": task.init(key, resize(image, task.image_size))})
