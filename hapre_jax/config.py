@@ -421,6 +421,29 @@ class BaselineConfig:
         above=0,
         at_most=1,
     )
+    drl_da_steps: int = option(
+        2000, "drl_da: actions of the agent's training.", at_least=1
+    )
+    drl_da_length: int = option(
+        10, "drl_da: actions of an episode, at most.", at_least=1
+    )
+    drl_da_films: int = option(
+        64, "drl_da: validation films that rewards are measured on.", at_least=1
+    )
+    drl_da_rate: float = option(
+        2e-3,
+        "drl_da: learning rate of the step that an action is rewarded by.",
+        above=0,
+    )
+    drl_da_discount: float = option(
+        0.9,
+        "drl_da: weight of the next reward in the last one's.",
+        at_least=0,
+        at_most=1,
+    )
+    drl_da_memory: int = option(
+        1000, "drl_da: transitions that are replayed.", at_least=1
+    )
     normal_class: int | None = option(
         None,
         "two_stage: which class of a folder is normal; its classes are sorted by name "
@@ -482,8 +505,8 @@ class Config:
         "Key area selection; or a classifier of the whole image, of random crops in "
         "training, or of the true lung box; or MAG-SD, DRE-Net as described or as "
         "released, or Two-Stage; or a classifier of the whole image that is trained on "
-        "images changed at random, with a hole, with a part of another one, or mixed "
-        "with another one.",
+        "images changed at random or by a learned agent, with a hole, with a part of "
+        "another one, or mixed with another one.",
         choices=(
             "hapre",
             "plain",
@@ -493,6 +516,7 @@ class Config:
             "dre_net",
             "dre_net_official",
             "two_stage",
+            "drl_da",
             "random_aug",
             "cutout",
             "cutmix",
@@ -761,7 +785,12 @@ def tiny(config: Config) -> Config:
         checkpoint_every=2,
     )
     baseline = dataclasses.replace(
-        config.baseline, stage_one_net="same", stage_one_pretrained=""
+        config.baseline,
+        stage_one_net="same",
+        stage_one_pretrained="",
+        drl_da_steps=8,
+        drl_da_length=2,
+        drl_da_memory=40,
     )
     return dataclasses.replace(
         config, data=data, task=task, policy=policy, baseline=baseline, train=train

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 
-from hapre_jax import boxes, checkpoint, cli, log, metrics, report
+from hapre_jax import boxes, checkpoint, cli, log, metrics, predictions, report
 from hapre_jax import config as config_lib
 from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
@@ -21,6 +21,7 @@ from hapre_jax.data import feed, labels, pipeline, splits
 from hapre_jax.errors import UserError
 from hapre_jax.framework import Method, Prediction
 from hapre_jax.methods import METHODS
+from hapre_jax.predictions import Predictions
 from hapre_jax.state import TrainState, to_float
 
 
@@ -29,6 +30,7 @@ class Evaluation(NamedTuple):
 
     scores: dict  # as in results.json: accuracy, macro_f1, ..., key_area
     predictions: Prediction  # NumPy arrays, first axis N
+    table: Predictions  # in the classes of the scores
 
 
 def make_predict(method: Method) -> Callable:
@@ -96,30 +98,38 @@ def evaluate(
         chunks.append(
             jax.tree.map(lambda x, kept=kept: np.asarray(x)[kept], prediction)
         )
-    predictions = jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
-    answers = np.argmax(predictions.probabilities @ told, axis=1)
-    matrix = _confusion_matrix(truth, answers, space)
+    predicted = jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
+    table = Predictions(
+        names=source.names,
+        groups=source.groups,
+        views=source.views or ("",) * len(source),
+        classes=tuple(space),
+        labels=truth.astype(np.int32),
+        probabilities=predicted.probabilities @ told,
+        key_areas=predicted.action,
+    )
+    matrix = _confusion_matrix(truth, table.answers, space)
     key_area = None
-    if predictions.action is not None:
+    if predicted.action is not None:
         key_area = score_key_areas(
-            predictions.action,
+            predicted.action,
             source.lung_boxes,
             config=config,
             lesion_boxes=source.lesion_boxes,
             mean_box=mean_box,
-        ) | {"entropy": float(np.mean(predictions.entropy))}
+        ) | {"entropy": float(np.mean(predicted.entropy))}
         # A policy starts with logits of zero, a half in each cell.
-        change = np.abs(predictions.policy_map - 0.5)
+        change = np.abs(predicted.policy_map - 0.5)
         key_area["map_change"] = float(np.mean(change))
     scores = {
         "n": len(source),
         "classes": list(space),
         **metrics.summary(matrix),
         "confusion_matrix": np.asarray(matrix).tolist(),
-        "views": _score_views(source.views, truth, answers, space),
+        "views": _score_views(source.views, truth, table.answers, space),
         "key_area": key_area,
     }
-    return Evaluation(scores, predictions)
+    return Evaluation(scores, predicted, table)
 
 
 def _confusion_matrix(truth, answers, space) -> jax.Array:
@@ -326,8 +336,10 @@ def main(argv: list[str]) -> int:
     results |= {"config": config_lib.to_dict(config)}
     output = pathlib.Path(arguments.out or workdir / "evaluation.json")
     checkpoint.write_json(output, results)
+    by_image = output.with_name(f"{output.stem}_predictions.csv")
+    predictions.write(by_image, tested.table)
     console.print(report.summary_table(results))
-    log.say(console, f"Written to {output}.")
+    log.say(console, f"Written to {output}, image by image to {by_image}.")
     return 0
 
 

@@ -50,6 +50,10 @@ class Method(NamedTuple):
     task_losses: Callable  # (params, model_state, batch, actions [B, ...]) -> f32[B]
     needs_lungs: bool = False  # only of use where the batch has "lung_box"
     needs_partner: bool = False  # mixes images; of a batch of one with its "partner"
+    # What is learned before the first step, from the plain classifier's averages:
+    # (params, model_state, training batches, validation split, progress) -> a part of
+    # the model state.
+    prepare: Callable | None = None
 
 
 @dataclasses.dataclass(frozen=True)

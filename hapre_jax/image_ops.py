@@ -99,6 +99,12 @@ def mirror(image: jax.Array) -> jax.Array:
     return jnp.flip(image, axis=1)
 
 
+def flip(image: jax.Array) -> jax.Array:
+    """`ImageOps.flip`: top and bottom exchanged."""
+    _check(image)
+    return jnp.flip(image, axis=0)
+
+
 def brightness(image: jax.Array, factor: jax.Array) -> jax.Array:
     """`ImageEnhance.Brightness`: grays times `factor` f32[] >= 0, at most white."""
     _check(image)
@@ -117,15 +123,48 @@ def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
     Smoothed is the mean of 3 x 3 pixels, of which the middle one counts five times;
     pixels at the border are left as they are.
     """
+    kernel = jnp.ones((3, 3)).at[1, 1].set(5) / 13
+    return _enhance(filter3(image, kernel), image, factor)
+
+
+def filter3(image: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`ImageFilter.Kernel((3, 3), ...)`: weighted sums, `kernel` f32[3, 3], clipped.
+
+    Pixels at the border are left as they are.
+    """
     _check(image)
+    chex.assert_shape(kernel, (3, 3))
     height, width = image.shape[:2]
-    around = [
-        image[row : height - 2 + row, column : width - 2 + column]
+    inner = sum(
+        kernel[row, column] * image[row : height - 2 + row, column : width - 2 + column]
         for row in range(3)
         for column in range(3)
-    ]
-    inner = (sum(around) + 4 * image[1:-1, 1:-1]) / 13
-    return _enhance(image.at[1:-1, 1:-1].set(inner), image, factor)
+    )
+    return image.at[1:-1, 1:-1].set(jnp.clip(inner, 0, 1))
+
+
+def warp(image: jax.Array, shifts: jax.Array) -> jax.Array:
+    """Shows each pixel from elsewhere, by shifts given on a grid, linear between.
+
+    Args:
+      image: `f32[H, W, 1]`.
+      shifts: `f32[g, g, 2]`, y and x in pixels, of g x g points from the first to the
+        last pixel; what lies outside of the image is black.
+    """
+    _check(image)
+    chex.assert_shape(shifts, (None, None, 2))
+    height, width = image.shape[:2]
+    grid_y = jnp.linspace(0, shifts.shape[0] - 1, height)
+    grid_x = jnp.linspace(0, shifts.shape[1] - 1, width)
+    at = jnp.meshgrid(grid_y, grid_x, indexing="ij")
+    moved_y, moved_x = (
+        jax.scipy.ndimage.map_coordinates(shifts[:, :, axis], at, order=1)
+        for axis in range(2)
+    )
+    y = jnp.arange(height)[:, None] + moved_y
+    x = jnp.arange(width)[None] + moved_x
+    found = jax.scipy.ndimage.map_coordinates(image[:, :, 0], [y, x], order=1)
+    return found[:, :, None]
 
 
 def posterize(image: jax.Array, *, bits: int) -> jax.Array:

@@ -151,14 +151,17 @@ def start_from_files(
         notes += loaded.notes
     if isinstance(state.step, jax.ShapeDtypeStruct):
         return state, notes
-    started, average = (
+    return start_from(state, params, model_state), notes
+
+
+def start_from(state: TrainState, params: dict, model_state: dict) -> TrainState:
+    """The state before the first step with other variables, their average too."""
+    # Two copies: the step donates its state.
+    (params, model_state), average = (
         jax.device_put((params, model_state), jax.devices()[0], may_alias=False)
         for _ in range(2)
     )
-    params, model_state = started
-    return state._replace(
-        params=params, model_state=model_state, average=average
-    ), notes
+    return state._replace(params=params, model_state=model_state, average=average)
 
 
 def blank(method: Method, config: Config) -> TrainState:

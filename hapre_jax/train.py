@@ -25,6 +25,7 @@ from hapre_jax import (
     landscape,
     learning_curves,
     log,
+    predictions,
     report,
     state,
 )
@@ -56,8 +57,9 @@ def train_and_evaluate(
     """Runs one experiment, or goes on with it, and writes `results.json`.
 
     Args:
-      config: of the run; with `compare_plain` the plain classifier is trained first, in
-        the folder `plain` of this one, on the same images with the same budget.
+      config: of the run; with `compare_plain`, or where the method learns from it, the
+        plain classifier is trained first, in the folder `plain` of this one, on the
+        same images with the same budget.
       workdir: the run's folder.
       console: where progress goes; a silent one by default.
       stop_after: steps after which to leave with a checkpoint, as a time limit would.
@@ -71,13 +73,19 @@ def train_and_evaluate(
         return checkpoint.read_json(workdir / "results.json")
     data = _prepare(config, workdir, console)
     plain = None
-    if config.method != "plain" and config.compare_plain:
-        plain_config = dataclasses.replace(config, method="plain", compare_plain=False)
+    needs_plain = METHODS[config.method](config, len(data.train.classes)).prepare
+    if config.method != "plain" and (config.compare_plain or needs_plain):
+        plain_config = _plain(config)
         checkpoint.write_config(workdir / "plain", plain_config)
         plain = _run(plain_config, workdir / "plain", data, console, stop_after)
         if plain is None:
             return None
     return _run(config, workdir, data, console, stop_after, plain=plain)
+
+
+def _plain(config: Config) -> Config:
+    """The run of the folder `plain` of another run."""
+    return dataclasses.replace(config, method="plain", compare_plain=False)
 
 
 def _prepare(config, workdir, console) -> datasets.Splits:
@@ -165,6 +173,7 @@ def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
             for name in ("jax", "flax", "optax", "numpy")
         },
     }
+    predictions.write(workdir / "predictions.csv", tested.table)
     if tested.predictions.action is not None:
         sheet = figures.key_area_sheet(
             data.test, tested.predictions, count=_SHEET_IMAGES
@@ -227,6 +236,8 @@ def fit(
             now, notes = state.start_from_files(now, config)
             for note in notes:
                 log.say(console, f"{config.method}: {note}")
+            if method.prepare:
+                now = _learn_before(config, method, now, workdir, data, console)
         first = int(now.step)
         # A step takes one batch, so its number is the position in the data.
         partners = method.needs_partner and train.batch_size == 1
@@ -284,6 +295,21 @@ def fit(
     return Fitted(best[0], seconds_before + time.perf_counter() - started)
 
 
+def _learn_before(config, method, now, workdir, data, console) -> state.TrainState:
+    """The state with what the method learns from the plain classifier's best one.
+
+    Interrupted, it starts anew: it is as good as random numbers until it is done.
+    """
+    plain_method = METHODS["plain"](_plain(config), len(data.train.classes))
+    best = checkpoint.restore_best(workdir / "plain", _plain(config), plain_method)
+    with (
+        contextlib.closing(_iterate(config, data, start=0)) as batches,
+        log.progress_bar(console, f"{config.method}, before training") as update,
+    ):
+        learned = method.prepare(*best.average, batches, data.validation, update)
+    return state.start_from(now, now.params, now.model_state | learned)
+
+
 def _mean_metrics(pending, step, checkpoints) -> dict[str, float]:
     """Means over the steps since the last record; stops where one is not finite.
 
@@ -311,13 +337,13 @@ def _mean_metrics(pending, step, checkpoints) -> dict[str, float]:
 
 def _validate(config, predict, now, source, mean_box, metrics_log) -> dict:
     """Scores of a split, after they and some key areas are logged."""
-    scores, predictions = evaluation.evaluate(
+    scores, found, _ = evaluation.evaluate(
         predict, now, source, config=config, mean_box=mean_box
     )
     step = int(now.step)
     metrics_log.write("validation", step, _flat_scores(scores))
-    if predictions.action is not None:
-        areas = np.asarray(predictions.action)
+    if found.action is not None:
+        areas = np.asarray(found.action)
         record = area_history.record(source.labels, areas)
         metrics_log.write(area_history.KIND, step, record)
     return scores
@@ -358,7 +384,7 @@ def main(argv: list[str]) -> int:
     console.print(report.summary_table(results))
     if warning := report.verdict(results):
         log.say(console, warning)
-    written = ["results.json", "metrics.jsonl"]
+    written = ["results.json", "predictions.csv", "metrics.jsonl"]
     written += [name for name in _PICTURES if (workdir / name).exists()]
     log.say(console, f"Everything is in {workdir}: {', '.join(written)}")
     source = (

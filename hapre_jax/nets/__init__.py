@@ -7,6 +7,7 @@ import flax.linen as nn
 
 from hapre_jax.nets import densenet, resnet, vgg
 from hapre_jax.nets.dre_net import PartNet, PyramidNet
+from hapre_jax.nets.dueling import DuelingNet
 from hapre_jax.nets.mag_sd import MANet
 from hapre_jax.nets.output import Output
 from hapre_jax.nets.policy_net import PolicyNet
@@ -34,6 +35,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 
 __all__ = [
     "NETS",
+    "DuelingNet",
     "MANet",
     "Output",
     "PartNet",

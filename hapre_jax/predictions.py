@@ -1,0 +1,89 @@
+"""A run's answer for each image of a split, as a CSV file: `predictions.csv`."""
+
+import csv
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from hapre_jax.errors import UserError
+
+_PROBABILITY = "p_"  # before the name of a class
+_BOX = ("y0", "x0", "y1", "x1")
+
+
+class Predictions(NamedTuple):
+    """Answers for N images in K classes."""
+
+    names: tuple[str, ...]
+    groups: tuple[str, ...]  # of patients; the images of one are not independent
+    views: tuple[str, ...]  # "" where unknown
+    classes: tuple[str, ...]
+    labels: np.ndarray  # i32[N], the truth
+    probabilities: np.ndarray  # f32[N, K]
+    key_areas: np.ndarray | None = None  # f32[N, 4] yxyx in [0, 1] of the square image
+
+    @property
+    def answers(self) -> np.ndarray:
+        """`i32[N]`: the most probable class."""
+        return np.argmax(self.probabilities, axis=1).astype(np.int32)
+
+
+def write(file: pathlib.Path, predictions: Predictions) -> None:
+    """Writes a line an image: the file is there whole or not at all."""
+    classes = predictions.classes
+    header = ["path", "group", "view", "label", "answer"]
+    header += [_PROBABILITY + name for name in classes]
+    header += _BOX if predictions.key_areas is not None else ()
+    partial = file.with_name(f"{file.name}.partial")
+    with partial.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        answers = predictions.answers
+        for row, name in enumerate(predictions.names):
+            line = [name, predictions.groups[row], predictions.views[row]]
+            line += [classes[predictions.labels[row]], classes[answers[row]]]
+            # Nine digits give a float32 back exactly.
+            line += [f"{p:.9g}" for p in predictions.probabilities[row]]
+            if predictions.key_areas is not None:
+                line += [f"{edge:.9g}" for edge in predictions.key_areas[row]]
+            writer.writerow(line)
+    os.replace(partial, file)
+
+
+def read(file: pathlib.Path) -> Predictions:
+    """What `write` wrote.
+
+    Raises:
+      UserError: there is no such file, or it is not one of these.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        columns = list(rows[0])
+        classes = tuple(
+            name.removeprefix(_PROBABILITY)
+            for name in columns
+            if name.startswith(_PROBABILITY)
+        )
+        areas = None
+        if set(_BOX) <= set(columns):
+            areas = np.array([[row[edge] for edge in _BOX] for row in rows], np.float32)
+        return Predictions(
+            names=tuple(row["path"] for row in rows),
+            groups=tuple(row["group"] for row in rows),
+            views=tuple(row["view"] for row in rows),
+            classes=classes,
+            labels=np.array([classes.index(row["label"]) for row in rows], np.int32),
+            probabilities=np.array(
+                [[row[_PROBABILITY + name] for name in classes] for row in rows],
+                np.float32,
+            ),
+            key_areas=areas,
+        )
+    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
+        raise UserError(
+            f"{file} cannot be read as a table of predictions: "
+            f"{type(error).__name__}: {error}"
+        ) from error
