@@ -10,28 +10,18 @@ one is skipped, an interrupted one goes on, a failed one is listed at the end.
 import argparse
 import itertools
 import pathlib
-import subprocess
-import sys
-from typing import NamedTuple
 
-import numpy as np
 import rich.console
 import rich.table
 
-from hapre_jax import checkpoint, cli, log, metrics
-from hapre_jax import config as config_lib
+from hapre_jax import checkpoint, cli, experiments, scores
 from hapre_jax.errors import UserError
+from hapre_jax.experiments import Experiment
 
 
-class Run(NamedTuple):
-    """One training of the grid."""
-
-    values: dict[str, str]  # what it changes in the config, without the seed
-    seed: int
-    folder: pathlib.Path
-
-
-def grid(settings: list[str], seeds: int, workdir: pathlib.Path) -> list[Run]:
+def grid(
+    config: str, settings: list[str], seeds: int, workdir: pathlib.Path
+) -> list[Experiment]:
     """All combinations of `PATH=VALUE,VALUE` settings, each with all seeds."""
     axes = []
     for setting in settings:
@@ -43,23 +33,15 @@ def grid(settings: list[str], seeds: int, workdir: pathlib.Path) -> list[Run]:
     for combination in itertools.product(*axes):
         name = ",".join(f"{path}={value}" for path, value in combination) or "default"
         for seed in range(seeds):
-            runs.append(Run(dict(combination), seed, workdir / name / f"seed-{seed}"))
+            values = dict(combination) | {"seed": str(seed)}
+            folder = workdir / name / f"seed-{seed}"
+            runs.append(Experiment(config, values, folder))
     return runs
 
 
-def shard(runs: list[Run], text: str) -> list[Run]:
-    """The runs of shard `i/n`, i from 1 to n: every n-th one."""
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit()) or not (
-        1 <= int(index) <= int(count)
-    ):
-        raise UserError(f"--shard {text!r} is not i/n with i from 1 to n")
-    return runs[int(index) - 1 :: int(count)]
-
-
-def summarize(runs: list[Run]) -> list[dict]:
+def summarize(runs: list[Experiment]) -> list[dict]:
     """A row a combination: its values, and mean, interval and values of each score."""
-    scores = {
+    columns = {
         "plain macro F1": lambda r: (r["plain"] or {}).get("macro_f1"),
         "macro F1": lambda r: r["test"]["macro_f1"],
         "accuracy": lambda r: r["test"]["accuracy"],
@@ -73,14 +55,10 @@ def summarize(runs: list[Run]) -> list[dict]:
         files = [run.folder / "results.json" for run in group]
         results = [checkpoint.read_json(file) for file in files if file.exists()]
         row: dict = {"run": name, "n": len(results), "scores": {}}
-        for score, read in scores.items():
+        for score, read in columns.items():
             values = [v for v in map(read, results) if v is not None]
             if values:
-                row["scores"][score] = {
-                    "mean": float(np.mean(values)),
-                    "interval": metrics.interval(values),
-                    "values": values,
-                }
+                row["scores"][score] = scores.across_seeds(values)
         rows.append(row)
     return rows
 
@@ -124,38 +102,21 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
 
     console = rich.console.Console()
-    base = config_lib.load(arguments.config)
     workdir = pathlib.Path(arguments.workdir)
-    runs = grid(arguments.set, arguments.seeds, workdir)
+    runs = grid(arguments.config, arguments.set, arguments.seeds, workdir)
     for run in runs:  # a misspelt field must not show after hours
-        config_lib.override_all(base, run.values | {"seed": str(run.seed)})
-    mine, failed = shard(runs, arguments.shard), []
-    with log.progress_bar(console, "runs") as update:
-        for done, run in enumerate(mine, 1):
-            command = [sys.executable, "-m", "hapre_jax.train"]
-            command += ["--config", arguments.config, "--workdir", str(run.folder)]
-            for path, value in (run.values | {"seed": str(run.seed)}).items():
-                command += [f"--{path}", value]
-            if arguments.dry_run:
-                print(*command)
-                continue
-            if not (run.folder / "results.json").exists():
-                run.folder.parent.mkdir(parents=True, exist_ok=True)
-                output = run.folder.parent / f"{run.folder.name}.log"
-                with output.open("a") as file:
-                    code = subprocess.call(command, stdout=file, stderr=file)
-                if code:
-                    failed.append((run, output))
-            update(done, len(mine), str(run.folder))
+        run.check()
+    mine = experiments.shard(runs, arguments.shard)
     if arguments.dry_run:
+        for run in mine:
+            print("python -m hapre_jax.train", *run.arguments)
         return 0
+    failures = experiments.run_all(mine, console)
     rows = summarize(runs)
     checkpoint.write_json(workdir / "summary.json", rows)
     console.print(table(rows))
-    for run, output in failed:
-        last = (output.read_text().strip().splitlines() or ["no output"])[-1]
-        log.say(console, f"failed: {run.folder}: {last} (see {output})")
-    return 1 if failed else 0
+    experiments.say_failures(failures, console)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

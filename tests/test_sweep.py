@@ -7,7 +7,7 @@ import pathlib
 import pytest
 import scipy.stats
 
-from hapre_jax import metrics
+from hapre_jax import experiments, metrics
 from hapre_jax.errors import UserError
 
 _FILE = pathlib.Path(__file__).parents[1] / "launch" / "sweep.py"
@@ -25,31 +25,31 @@ def results(plain, ours, iou):
 
 
 def test_grid_is_all_combinations_with_all_seeds(tmp_path):
-    runs = sweep.grid(["policy.sigma=0.2,0.3", "task.net=resnet8"], 2, tmp_path)
-    assert [(run.values["policy.sigma"], run.seed) for run in runs] == [
-        ("0.2", 0),
-        ("0.2", 1),
-        ("0.3", 0),
-        ("0.3", 1),
+    runs = sweep.grid("c.py", ["policy.sigma=0.2,0.3", "task.net=resnet8"], 2, tmp_path)
+    assert [(run.values["policy.sigma"], run.values["seed"]) for run in runs] == [
+        ("0.2", "0"),
+        ("0.2", "1"),
+        ("0.3", "0"),
+        ("0.3", "1"),
     ]
     name = "policy.sigma=0.2,task.net=resnet8"
     assert runs[1].folder == tmp_path / name / "seed-1"
-    assert sweep.grid([], 1, tmp_path)[0].folder == tmp_path / "default" / "seed-0"
+    assert sweep.grid("c.py", [], 1, tmp_path)[0].folder == tmp_path / "default" / "seed-0"
 
 
 @pytest.mark.parametrize("setting", ["policy.sigma", "=1", "policy.sigma="])
 def test_malformed_setting_is_refused(setting, tmp_path):
     with pytest.raises(UserError, match="PATH=VALUE"):
-        sweep.grid([setting], 1, tmp_path)
+        sweep.grid("c.py", [setting], 1, tmp_path)
 
 
 def test_shards_cover_every_run_once(tmp_path):
-    runs = sweep.grid(["seedless=1,2,3"], 3, tmp_path)
-    parts = [sweep.shard(runs, f"{i}/4") for i in (1, 2, 3, 4)]
+    runs = sweep.grid("c.py", ["seedless=1,2,3"], 3, tmp_path)
+    parts = [experiments.shard(runs, f"{i}/4") for i in (1, 2, 3, 4)]
     assert sorted(sum(parts, []), key=str) == sorted(runs, key=str)
     for text in ("0/2", "3/2", "1", "a/b"):
         with pytest.raises(UserError, match="i/n"):
-            sweep.shard(runs, text)
+            experiments.shard(runs, text)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 11])
@@ -91,10 +91,10 @@ def test_unknown_field_is_refused_before_anything_runs(tmp_path):
 
 
 def test_failed_run_is_listed_and_not_fatal(tmp_path, capsys, monkeypatch):
-    def fail(command, stdout, stderr):
+    def fail(command, *, stdout, stderr):
         stdout.write("error: the disk is full\n")
         return 2
 
-    monkeypatch.setattr(sweep.subprocess, "call", fail)
+    monkeypatch.setattr(experiments.subprocess, "call", fail)
     assert sweep.main(["--workdir", str(tmp_path), "--seeds", "1"]) == 1
     assert "the disk is full" in capsys.readouterr().out.replace("\n", " ")

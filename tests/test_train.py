@@ -112,7 +112,7 @@ def test_a_run_on_one_s_own_films(tmp_path, experiment, capsys):
     assert results["dataset"] == "folder" and results["test"]["n"] == 6
     said = capsys.readouterr().out
     assert said.endswith(f"evaluate {workdir} --data.root DIR\n")
-    assert f"{workdir}: results.json, metrics.jsonl, learning.png\n" in said
+    assert f"{workdir}: results.json, predictions.csv, metrics.jsonl, learning.png" in said
     # The plain classifier has no key areas.
     assert [path.name for path in workdir.glob("*.png")] == ["learning.png"]
 
@@ -123,7 +123,9 @@ def test_other_methods_train_go_on_and_are_evaluated(tmp_path, plain_config, met
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     results = train.train_and_evaluate(settings, whole)
     assert results["method"] == method and results["test"]["n"] == 12
-    assert results["plain"] is results["test"]["key_area"] is None
+    assert results["test"]["key_area"] is None
+    # DRL-DA starts from the plain classifier, which is therefore trained too.
+    assert (results["plain"] is not None) == (method == "drl_da")
     assert train.train_and_evaluate(settings, parts, stop_after=3) is None
     again = train.train_and_evaluate(settings, parts)
     assert again["test"] == results["test"]
@@ -157,12 +159,13 @@ def test_best_checkpoint_has_the_highest_validation_f1(
         return step
 
     tested = []
+    table = Predictions((), (), (), (), np.zeros(0, int), np.zeros((0, 0)))
 
     def evaluate(predict, now, source, *, config, mean_box=None):
         steps = {2: 0, 4: 1, 6: 2}
         tested.append((int(now.step), len(source)))
         found = {"macro_f1": scores[steps[int(now.step)]], "key_area": None}
-        return evaluation.Evaluation(found, Prediction(None))
+        return evaluation.Evaluation(found, Prediction(None), table)
 
     monkeypatch.setattr(state, "make_step", make_step)
     monkeypatch.setattr(evaluation, "evaluate", evaluate)

@@ -1,0 +1,87 @@
+"""Intervals over test images, by resampling patients with replacement.
+
+Films of one patient are not independent, so patients are drawn, not films (the cluster
+bootstrap; Davison and Hinkley, "Bootstrap Methods and their Application", 1997). An
+interval over images says how far a score depends on who happened to be in the test
+split, of networks as they are; one over seeds (`metrics.interval`) how far it depends
+on the training.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from hapre_jax.predictions import Predictions
+
+_DRAWS = 2000  # the ends of a 95 % interval are the 50th of them from either end
+_CHUNK = 100  # draws at once, so that a million patients fit into memory
+
+
+class Score(NamedTuple):
+    """A score with what it is in most of the resampled test splits."""
+
+    value: float  # of the test splits themselves
+    low: float  # 2.5th percentile
+    high: float  # 97.5th
+    p: float  # two-sided; that the score is not different from 0
+
+
+def macro_f1(matrices: np.ndarray) -> np.ndarray:
+    """`f[...]` of confusion matrices `[..., K, K]`, as `metrics.summary` defines it."""
+    hits = np.diagonal(matrices, axis1=-2, axis2=-1)
+    total = matrices.sum(-1) + matrices.sum(-2)
+    f1 = np.divide(2 * hits, total, out=np.zeros(hits.shape), where=total > 0)
+    return f1.mean(-1)
+
+
+def mean_f1(runs: Sequence[Predictions], *, seed: int = 0) -> Score:
+    """Macro-F1, mean over runs, each with a test split of its own or the same one."""
+    return _resample([[run] for run in runs], lambda f1: f1[0], seed)
+
+
+def mean_gain(
+    pairs: Sequence[tuple[Predictions, Predictions]], *, seed: int = 0
+) -> Score:
+    """By how much the first of each pair has the better macro-F1, mean over pairs.
+
+    Both of a pair are tested on the same images, and resampled together.
+
+    Raises:
+      ValueError: they are not.
+    """
+    for ours, theirs in pairs:
+        if ours.names != theirs.names or (ours.labels != theirs.labels).any():
+            raise ValueError("the predictions of a pair are of other images")
+    return _resample([list(pair) for pair in pairs], lambda f1: f1[0] - f1[1], seed)
+
+
+def _resample(sets, statistic, seed) -> Score:
+    """Mean over sets of `statistic` of the F1 `[..., n]` of a set's n predictions."""
+    generator = np.random.default_rng(seed)
+    values, drawn = [], []
+    for predictions in sets:
+        counts = np.stack([_count(of) for of in predictions])  # [n, G, K, K]
+        values.append(statistic(macro_f1(counts.sum(1))))
+        groups = counts.shape[1]
+        draws = []
+        for size in [_CHUNK] * (_DRAWS // _CHUNK):
+            weights = generator.multinomial(groups, [1 / groups] * groups, size)
+            matrices = np.einsum("dg,ngij->ndij", weights, counts, optimize=True)
+            draws.append(statistic(macro_f1(matrices)))
+        drawn.append(np.concatenate(draws))
+    means = np.mean(drawn, axis=0)
+    low, high = np.quantile(means, [0.025, 0.975])
+    # Never 0: so many draws cannot tell less than one in them.
+    side = min(np.sum(means <= 0), np.sum(means >= 0))
+    p = min(1.0, 2 * (side + 1) / (_DRAWS + 1))
+    return Score(float(np.mean(values)), float(low), float(high), float(p))
+
+
+def _count(of: Predictions) -> np.ndarray:
+    """Confusion matrix of each patient, `[G, K, K]`."""
+    _, group = np.unique(of.groups, return_inverse=True)
+    size = len(of.classes)
+    counts = np.zeros((group.max() + 1, size, size))
+    np.add.at(counts, (group, of.labels, of.answers), 1)
+    return counts

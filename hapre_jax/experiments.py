@@ -1,0 +1,104 @@
+"""Many trainings, one after the other, each an ordinary `python -m hapre_jax.train`.
+
+A finished one is skipped, an interrupted one goes on, a failed one is not fatal.
+"""
+
+import pathlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import rich.console
+
+from hapre_jax import config as config_lib
+from hapre_jax import log
+from hapre_jax.errors import UserError
+
+
+class Experiment(NamedTuple):
+    """One training."""
+
+    config: str  # as `--config` takes it
+    values: dict[str, str]  # config fields that it changes, the seed among them
+    folder: pathlib.Path
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its results are there."""
+        return (self.folder / "results.json").exists()
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of the train program."""
+        flags = ["--config", self.config, "--workdir", str(self.folder)]
+        for path, value in self.values.items():
+            flags += [f"--{path}", value]
+        return flags
+
+    def check(self) -> None:
+        """Raises `UserError` for a field or value that the program would refuse."""
+        config_lib.override_all(config_lib.load(self.config), self.values)
+
+
+class Failure(NamedTuple):
+    """A program that failed."""
+
+    what: str  # it was to make
+    output: pathlib.Path  # all that it said
+
+    @property
+    def reason(self) -> str:
+        """The last line that it said."""
+        lines = self.output.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+
+def shard(experiments: Sequence, text: str) -> list:
+    """Those of shard `i/n`, i from 1 to n: every n-th one."""
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit()) or not (
+        1 <= int(index) <= int(count)
+    ):
+        raise UserError(f"--shard {text!r} is not i/n with i from 1 to n")
+    return list(experiments[int(index) - 1 :: int(count)])
+
+
+def run_all(
+    experiments: Sequence[Experiment], console: rich.console.Console
+) -> list[Failure]:
+    """Trains all that are not finished; progress and time left on the console."""
+    failures: list[Failure] = []
+    waiting = [experiment for experiment in experiments if not experiment.is_finished]
+    if len(waiting) < len(experiments):
+        done = len(experiments) - len(waiting)
+        log.say(console, f"{done} of {len(experiments)} runs are finished already")
+    if not waiting:
+        return failures
+    with log.progress_bar(console, "runs") as update:
+        for done, experiment in enumerate(waiting, 1):
+            command = ["hapre_jax.train", *experiment.arguments]
+            folder = experiment.folder
+            output = folder.parent / f"{folder.name}.log"
+            if not run_program(command, output):
+                failures.append(Failure(str(folder), output))
+            update(done, len(waiting), str(folder))
+    return failures
+
+
+def run_program(command: Sequence[str], output: pathlib.Path) -> bool:
+    """Runs `python -m ...`, adds what it says to a file; whether it succeeded."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("a") as file:
+        code = subprocess.call(
+            [sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT
+        )
+    return code == 0
+
+
+def say_failures(failures: Sequence[Failure], console: rich.console.Console) -> None:
+    """A line a failure."""
+    for failure in failures:
+        log.say(
+            console, f"failed: {failure.what}: {failure.reason} (see {failure.output})"
+        )

@@ -1,0 +1,142 @@
+"""Scores of runs over seeds, as records for JSON and as tables for readers."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from hapre_jax import bootstrap, checkpoint, metrics, predictions, result_table
+from hapre_jax.experiments import Experiment
+
+METRICS = {
+    "accuracy": "Acc",
+    "macro_precision": "Pre",
+    "macro_recall": "Rec",
+    "macro_f1": "F1",
+}
+
+
+def across_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, half a 95 % t-interval, and the values themselves."""
+    return {
+        "mean": float(np.mean(values)),
+        "interval": metrics.interval(values),
+        "values": list(values),
+    }
+
+
+def record(
+    runs: Sequence[Experiment],
+    reference: Sequence[Experiment] = (),
+    *,
+    tested: str = "",
+) -> dict[str, Any]:
+    """All that is known of finished runs that differ in the seed.
+
+    Args:
+      runs: with one or more seeds.
+      reference: runs that they are compared with, seed by seed, on the same films;
+        seeds that only one has do not count.
+      tested: source that they were tested on, if it is not their own: then results are
+        in `on/SOURCE.json` of each run's folder.
+    """
+    found = [_read(run, tested) for run in runs]
+    answers = [of for _, of in found]
+    results = [of for of, _ in found]
+    known = {run.values["seed"]: run for run in reference}
+    pairs = [
+        (of, _read(known[run.values["seed"]], tested)[1])
+        for run, of in zip(runs, answers, strict=True)
+        if run.values["seed"] in known
+    ]
+    scores = {
+        name: across_seeds([of["test"][name] for of in results]) for name in METRICS
+    }
+    areas = [(of["test"]["key_area"] or {}).get("lung_iou") for of in results]
+    known_areas = [area for area in areas if area is not None]
+    return {
+        "seeds": [int(run.values["seed"]) for run in runs],
+        "images": results[0]["test"]["n"],
+        "scores": scores,
+        "f1_over_images": bootstrap.mean_f1(answers)._asdict(),
+        "gain": bootstrap.mean_gain(pairs)._asdict() if pairs else None,
+        "lung_iou": across_seeds(known_areas) if known_areas else None,
+        "minutes": float(np.mean([of["seconds"] / 60 for of in results])),
+    }
+
+
+def _read(run: Experiment, tested: str):
+    """Results and predictions of a run, on its own source or another."""
+    if tested:
+        file = run.folder / "on" / f"{tested}.json"
+        answers = file.with_name(f"{tested}_predictions.csv")
+    else:
+        file, answers = run.folder / "results.json", run.folder / "predictions.csv"
+    return checkpoint.read_json(file), predictions.read(answers)
+
+
+def shown(score: dict | None) -> str:
+    """Per cent, with half of the interval over seeds."""
+    if score is None:
+        return ""
+    spread = "" if score["interval"] is None else f" ± {100 * score['interval']:.1f}"
+    return f"{100 * score['mean']:.1f}{spread}"
+
+
+def gained(gain: dict | None) -> str:
+    """Points more than the reference, with the interval over test patients."""
+    if gain is None:
+        return ""
+    low, high = (_signed(100 * gain[end]) for end in ("low", "high"))
+    p = "p < 0.002" if gain["p"] < 0.002 else f"p = {gain['p']:.3f}"
+    return f"{_signed(100 * gain['value'])} [{low}, {high}], {p}"
+
+
+def _signed(points):
+    return f"{points:+.1f}".replace("-", "−")
+
+
+def table(
+    title: str,
+    records: Sequence[dict],
+    names: Sequence[str],
+    *,
+    reference: str,
+    beside: Sequence[str] = (),
+    extra: dict[str, Callable[[dict], str]] | None = None,
+) -> result_table.Table:
+    """A line a record: the paper's four metrics, and what they are worth.
+
+    Args:
+      title: of the table.
+      records: see `record`; a "paper" holds the paper's scores of the same.
+      names: of the lines.
+      reference: name of what gains are measured against.
+      beside: names of lines that do not compete for the best figure.
+      extra: more columns: name -> text of a record.
+    """
+    extra = dict(extra or {})
+    if any(one["lung_iou"] for one in records):
+        extra["lung IoU"] = lambda one: shown(one["lung_iou"])
+    if any(one.get("paper") for one in records):
+        extra["paper's F1"] = lambda one: (
+            f"{100 * one['paper']['macro_f1']:.1f}" if one["paper"] else ""
+        )
+    columns = ["", *METRICS.values(), f"F1 more than {reference}", *extra]
+    rows = [
+        [
+            name,
+            *(shown(one["scores"][metric]) for metric in METRICS),
+            gained(one["gain"]),
+            *(text(one) for text in extra.values()),
+        ]
+        for name, one in zip(names, records, strict=True)
+    ]
+    ranked = {
+        column: [
+            None if name in beside else one["scores"][metric]["mean"]
+            for name, one in zip(names, records, strict=True)
+        ]
+        for metric, column in METRICS.items()
+    }
+    return result_table.make(title, columns, rows, ranked=ranked)

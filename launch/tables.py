@@ -1,0 +1,508 @@
+"""The paper's tables: trains what is missing, then writes them with intervals.
+
+python launch/tables.py --table 2 --workdir runs/table2
+python launch/tables.py --table 2 --data-root DIR --workdir runs/table2 --seeds 5
+python launch/tables.py --table 3 --workdir runs/table2 --shard 1/4    # of 4 machines
+
+  1  the data sets: films, patients and sizes; nothing is trained
+  2  the paper's methods on each source
+  3  a classifier and HAPre-KRS, trained on each source and tested on all of them
+  4  attention and HAPre-KRS on each depth of the ResNet
+  5  backbones, with their parameters
+
+Each run is an ordinary `python -m hapre_jax.train` in WORKDIR/SOURCE/NET/ROW/seed-N, so
+tables share runs, a finished run is skipped and an interrupted one goes on. Tables are
+made of what is finished: WORKDIR/tableN.md, .tex, .csv and .json.
+"""
+
+import argparse
+import importlib.metadata
+import pathlib
+import runpy
+import subprocess
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import rich.console
+import rich.markdown
+
+from hapre_jax import (
+    checkpoint,
+    cli,
+    experiments,
+    log,
+    result_table,
+    scores,
+)
+from hapre_jax import config as config_lib
+from hapre_jax.data import sources
+from hapre_jax.errors import UserError
+from hapre_jax.experiments import Experiment
+
+_CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+_PAPER = pathlib.Path(__file__).with_name("paper_results.json")
+_REFERENCE = "resnet"  # the row that others are compared with
+
+# Rows of configs/baselines.py under the paper's names.
+TITLES = {
+    "resnet": "ResNet",
+    "random_aug": "Random Aug",
+    "cutout": "Cutout",
+    "cutmix": "CutMix",
+    "mixup": "Mixup",
+    "drl_da": "DRL-DA",
+    "cbam": "CBAM",
+    "danet": "DANet",
+    "dre_net": "DRE-Net",
+    "dre_net_official": "DRE-Net, as released",
+    "two_stage": "Two-Stage",
+    "mag_sd": "MAG-SD",
+    "hapre_krs": "HAPre-KRS",
+    "random_crop": "random crops",
+    "true_lungs": "true lung box",
+}
+# Those that the paper does not have, and that do not compete.
+_BESIDE = ("random_crop", "true_lungs")
+
+ROWS = {
+    "2": tuple(TITLES),
+    "3": ("resnet", "hapre_krs"),
+    "4": ("resnet", "cbam", "danet", "hapre_krs"),
+    "5": ("resnet",),
+}
+
+
+class Source(NamedTuple):
+    """Films to train and test on."""
+
+    recipe: str  # of configs/baselines.py
+    values: dict[str, str] = {}
+
+    @property
+    def needs_root(self) -> bool:
+        """Whether it is read from files."""
+        return self.recipe != "phantom"
+
+
+SOURCES = {
+    "phantom_high": Source("phantom", {"data.quality": "high"}),
+    "phantom_medium": Source("phantom", {"data.quality": "medium"}),
+    "phantom_low": Source("phantom"),
+    "ped_pneumonia": Source("ped_pneumonia"),
+    "ped_pneumonia_low": Source("ped_pneumonia_low"),
+    "rsna_pneumonia": Source("ped_pneumonia", {"data.name": "rsna_pneumonia"}),
+    "nih_chest_xray": Source("ped_pneumonia", {"data.name": "nih_chest_xray"}),
+}
+# Of each table, if none are named: without and with films.
+_SOURCES_OF = {
+    "1": (("phantom_low",), ("ped_pneumonia",)),
+    "2": (("phantom_low",), ("ped_pneumonia",)),
+    "3": (("phantom_high", "phantom_medium", "phantom_low"), ()),
+    "4": (("phantom_low",), ("ped_pneumonia",)),
+    "5": (("phantom_low",), ("ped_pneumonia",)),
+}
+
+
+class Preset(NamedTuple):
+    """How large everything is."""
+
+    nets: tuple[str, ...]  # depths of the ResNet; Table 2 has the first
+    backbones: tuple[str, ...]
+    values: dict[str, str]
+
+
+_DEEP = ("resnet18", "resnet34", "resnet50")
+_BACKBONES = (*_DEEP, "densenet121", "densenet169", "vgg16", "vgg19")
+
+
+def presets(name: str) -> Preset:
+    """`cpu`: the recipes as they are; `gpu`: 224 pixels; `paper`: as the paper trains.
+
+    Only `cpu` was ever run.
+    """
+    if name == "cpu":
+        return Preset(("resnet8", "resnet10"), ("resnet8", "resnet10", "resnet18"), {})
+    if name == "gpu":
+        values = {
+            "task.image_size": "224",
+            "policy.image_size": "64",
+            "data.image_size": "512",
+            "train.steps": "4000",
+        }
+        return Preset(_DEEP, _BACKBONES, values)
+    paper = config_lib.options(config_lib.load(str(_CONFIGS / "hapre_krs.py")))
+    sections = ("task.", "policy.", "train.", "data.image_size", "data.geometry")
+    values = {
+        path: config_lib.to_text(field.value)
+        for path, field in paper.items()
+        if path.startswith(sections)
+    }
+    values |= {"data.flip": config_lib.to_text(paper["data.flip"].value)}
+    return Preset(_DEEP, _BACKBONES, values)
+
+
+class Group(NamedTuple):
+    """The runs of one cell, a seed each."""
+
+    source: str
+    net: str
+    row: str
+    runs: tuple[Experiment, ...]
+
+    @property
+    def finished(self) -> list[Experiment]:
+        """Those that can be counted."""
+        return [run for run in self.runs if run.is_finished]
+
+
+def plan(
+    table: str,
+    *,
+    names: Sequence[str],
+    rows: Sequence[str],
+    preset: Preset,
+    seeds: int,
+    root: str,
+    workdir: pathlib.Path,
+) -> list[Group]:
+    """All runs of a table."""
+    changes = runpy.run_path(str(_CONFIGS / "baselines.py"))["ROWS"]
+    nets = {"2": preset.nets[:1], "5": preset.backbones}.get(table, preset.nets)
+    groups = []
+    for source in names:
+        for net in nets:
+            for row in rows:
+                values = preset.values | SOURCES[source].values
+                attention = changes[row].get("task.net", "").partition("+")[2]
+                values["task.net"] = f"{net}+{attention}" if attention else net
+                if SOURCES[source].needs_root:
+                    values["data.root"] = root
+                runs = tuple(
+                    Experiment(
+                        f"configs/baselines.py:{row}@{SOURCES[source].recipe}",
+                        values | {"seed": str(seed)},
+                        workdir / source / net / row / f"seed-{seed}",
+                    )
+                    for seed in range(seeds)
+                )
+                groups.append(Group(source, net, row, runs))
+    return groups
+
+
+def by_seed(groups: Sequence[Group]) -> list[Experiment]:
+    """All runs, seed by seed, so that an early table has all rows."""
+    return [
+        run
+        for runs in zip(*(group.runs for group in groups), strict=True)
+        for run in runs
+    ]
+
+
+# Tables.
+
+
+def by_source(groups, published, reference, draw) -> tuple[list, list[dict]]:
+    """Tables 2, 4 and 5: one for each source.
+
+    Args:
+      groups: that have finished runs.
+      published: `(group) -> dict of sources`, the paper's scores.
+      reference: `(group, groups of its source) -> group`, to compare it with.
+      draw: `(source, groups, records) -> table`.
+    """
+    tables, records = [], []
+    for source in dict.fromkeys(group.source for group in groups):
+        here = [group for group in groups if group.source == source]
+        found = []
+        for group in here:
+            paper = published(group).get(source)
+            found.append(describe(group, reference(group, here), paper=paper))
+        records += found
+        tables.append(draw(source, here, found))
+    return tables, records
+
+
+def describe(group, reference, *, tested: str = "", paper=None) -> dict[str, Any]:
+    """The record of a cell, and where in the table it is; see `scores.record`."""
+    compared = reference.finished if reference not in (None, group) else []
+    elsewhere = "" if tested == group.source else tested
+    place = {"source": group.source, "tested": tested or group.source}
+    place |= {"net": group.net, "row": group.row, "paper": paper}
+    return place | scores.record(group.finished, compared, tested=elsewhere)
+
+
+def plain_of_same_net(group, groups) -> Group | None:
+    """The plain classifier with the same network, on the same source."""
+    same = [other for other in groups if other.net == group.net]
+    return next((other for other in same if other.row == _REFERENCE), None)
+
+
+def table_2(groups):
+    """All methods."""
+    paper = checkpoint.read_json(_PAPER)["2"]
+
+    def draw(source, here, found):
+        return scores.table(
+            f"{source}, {here[0].net}, {found[0]['images']} test films",
+            found,
+            [TITLES[group.row] for group in here],
+            reference=TITLES[_REFERENCE],
+            beside=[TITLES[row] for row in _BESIDE],
+        )
+
+    return by_source(
+        groups, lambda group: paper.get(group.row, {}), plain_of_same_net, draw
+    )
+
+
+def table_4(groups):
+    """Attention and key areas at each depth."""
+    paper = checkpoint.read_json(_PAPER)["4"]
+
+    def draw(source, here, found):
+        return scores.table(
+            f"{source}, {found[0]['images']} test films",
+            found,
+            [f"{group.net}, {TITLES[group.row]}" for group in here],
+            reference="the plain one of its depth",
+        )
+
+    return by_source(
+        groups,
+        lambda group: paper.get(group.net, {}).get(group.row, {}),
+        plain_of_same_net,
+        draw,
+    )
+
+
+def table_5(groups):
+    """Backbones."""
+    from hapre_jax.nets.__main__ import measure  # imports Flax, for this table only
+
+    paper = checkpoint.read_json(_PAPER)["5"]
+
+    def draw(source, here, found):
+        def parameters(one):
+            return f"{measure(one['net'], channels=1).parameters / 1e6:.2f}M"
+
+        return scores.table(
+            f"{source}, {found[0]['images']} test films",
+            found,
+            [group.net for group in here],
+            reference=here[0].net,
+            extra={"parameters": parameters},
+        )
+
+    return by_source(
+        groups,
+        lambda group: paper.get(group.net, {}),
+        lambda group, groups: groups[0],
+        draw,
+    )
+
+
+def table_3(groups):
+    """Each source that was trained on a table, a line for each test."""
+    paper, tables, records = checkpoint.read_json(_PAPER)["3"], [], []
+    names = list(dict.fromkeys(group.source for group in groups))
+    for source in names:
+        here = [group for group in groups if group.source == source]
+        found, lines = [], []
+        for tested in names:
+            for group in here:
+                known = paper.get(source, {}).get(group.net, {}).get(group.row, {})
+                reference = plain_of_same_net(group, here)
+                found.append(
+                    describe(group, reference, tested=tested, paper=known.get(tested))
+                )
+                lines.append(f"{tested}: {group.net}, {TITLES[group.row]}")
+        records += found
+        title = f"trained on {source}"
+        tables.append(scores.table(title, found, lines, reference=TITLES[_REFERENCE]))
+    return tables, records
+
+
+def test_elsewhere(groups, root, console) -> list[experiments.Failure]:
+    """Tests every finished run on the sources of the others."""
+    jobs = []
+    names = dict.fromkeys(group.source for group in groups)
+    for group in groups:
+        for run in group.finished:
+            for name in names:
+                output = run.folder / "on" / f"{name}.json"
+                if name != group.source and not output.exists():
+                    jobs.append((run, name, output))
+    failures = []
+    with log.progress_bar(console, "tests") as update:
+        for done, (run, name, output) in enumerate(jobs, 1):
+            recipe = config_lib.load(
+                f"configs/hapre_krs_best.py:{SOURCES[name].recipe}"
+            )
+            values = {
+                "data.name": recipe.data.name,
+                "data.degrade": recipe.data.degrade,
+                "data.root": root if SOURCES[name].needs_root else "",
+            }
+            values |= SOURCES[name].values
+            flags = [f"--{path}={value}" for path, value in values.items()]
+            command = ["hapre_jax.evaluate", str(run.folder), "--out", str(output)]
+            said = output.with_suffix(".log")
+            if not experiments.run_program([*command, *flags], said):
+                failures.append(experiments.Failure(str(output), said))
+            update(done, len(jobs), str(output))
+    return failures
+
+
+def table_1(names, root):
+    """What the sources hold."""
+    paper, records = checkpoint.read_json(_PAPER)["1"], []
+    for name in names:
+        values = dict(SOURCES[name].values)
+        if SOURCES[name].needs_root:
+            values["data.root"] = root
+        recipe = config_lib.load(f"configs/hapre_krs_best.py:{SOURCES[name].recipe}")
+        data = config_lib.override_all(recipe, values).data
+        source = sources.open_source(data, seed=0)
+        counts = np.bincount(
+            [of.label for of in source.records], minlength=len(source.classes)
+        )
+        sizes = np.array([(of.height, of.width) for of in source.facts or ()])
+        records.append(
+            {
+                "source": name,
+                "images": len(source.records),
+                "groups": len({of.group for of in source.records}),
+                "classes": dict(zip(source.classes, map(int, counts), strict=True)),
+                "heights": sizes[:, 0].tolist() if len(sizes) else None,
+                "widths": sizes[:, 1].tolist() if len(sizes) else None,
+                "paper": paper.get(name),
+            }
+        )
+    rows = []
+    for one in records:
+        classes = ", ".join(f"{count} {name}" for name, count in one["classes"].items())
+        sides = [
+            f"{min(of)} to {max(of)}" if of else "not known before they are read"
+            for of in (one["heights"], one["widths"])
+        ]
+        published = one["paper"] and str(one["paper"]["images"])
+        counted = [str(one["images"]), str(one["groups"])]
+        rows.append([one["source"], *counted, classes, *sides, published or ""])
+        del one["heights"], one["widths"]
+    columns = ["", "films", "patients", "classes", "height", "width", "paper's films"]
+    return [result_table.make("The data sets", columns, rows)], records
+
+
+def notes_on(arguments, groups) -> str:
+    """What a reader must know of the figures."""
+    done = sum(len(group.finished) for group in groups)
+    asked = sum(len(group.runs) for group in groups)
+    git = ["git", "-C", str(_CONFIGS), "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown"
+    jax = importlib.metadata.version("jax")
+    return (
+        "Per cent; mean over seeds ± half of the 95 % t-interval of the mean. Gains in "
+        "F1 are paired by seed and film; their 95 % interval and p-value are of 2,000 "
+        "resamplings of the test patients, of networks as they are. Best **bold**, "
+        f"second <u>underlined</u>. {done} of {asked} runs, seeds 0 to "
+        f"{arguments.seeds - 1}, preset {arguments.preset}, commit {commit.strip()}, "
+        f"jax {jax}. Made by `python launch/tables.py --table {arguments.table}`."
+    )
+
+
+def main(argv: list[str]) -> int:
+    """The program; 1 if a run failed."""
+    parser = argparse.ArgumentParser(
+        prog="python launch/tables.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--table", required=True, choices=tuple("12345"))
+    parser.add_argument(
+        "--workdir", default="runs/tables", type=pathlib.Path, help="folder of all runs"
+    )
+    parser.add_argument(
+        "--data-root", default="", metavar="DIR", help="folder of the films, prepared"
+    )
+    parser.add_argument(
+        "--sources",
+        metavar="A,B",
+        help=f"of {', '.join(SOURCES)} (default: phantoms, and with --data-root films)",
+    )
+    parser.add_argument("--rows", metavar="A,B", help=f"of {', '.join(TITLES)}")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 of each")
+    parser.add_argument("--preset", default="cpu", choices=("cpu", "gpu", "paper"))
+    parser.add_argument("--shard", default="1/1", help="i/n: every n-th run")
+    parser.add_argument(
+        "--finished", action="store_true", help="train nothing, show what there is"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the commands")
+    arguments = parser.parse_args(argv)
+    console = rich.console.Console()
+    table, workdir, root = arguments.table, arguments.workdir, arguments.data_root
+    always, with_films = _SOURCES_OF[table]
+    names = _chosen(
+        arguments.sources, SOURCES, always + (with_films if root else ()), "source"
+    )
+    for name in names:
+        if SOURCES[name].needs_root and not root:
+            raise UserError(f"source {name} is read from files: give --data-root DIR")
+    if table == "1":
+        tables, records = table_1(names, root)
+        notes = "Counted by `python launch/tables.py --table 1`."
+        text = result_table.write(workdir / "table1", tables, records, notes=notes)
+        console.print(rich.markdown.Markdown(text))
+        return 0
+    rows = _chosen(arguments.rows, ROWS[table], ROWS[table], "row")
+    if arguments.seeds < 1:
+        raise UserError(f"--seeds is {arguments.seeds}, but must be at least 1")
+    groups = plan(
+        table,
+        names=names,
+        rows=rows,
+        preset=presets(arguments.preset),
+        seeds=arguments.seeds,
+        root=root,
+        workdir=workdir,
+    )
+    runs = by_seed(groups)
+    for run in runs:  # a mistake must not show after hours
+        run.check()
+    mine = experiments.shard(runs, arguments.shard)
+    if arguments.dry_run:
+        for run in mine:
+            print("python -m hapre_jax.train", *run.arguments)
+        return 0
+    failures = []
+    if not arguments.finished:
+        failures += experiments.run_all(mine, console)
+        if table == "3":
+            failures += test_elsewhere(groups, root, console)
+    if not any(group.finished for group in groups):
+        raise UserError(f"{workdir} has no finished run of table {table}")
+    make = {"2": table_2, "3": table_3, "4": table_4, "5": table_5}[table]
+    tables, records = make([group for group in groups if group.finished])
+    stem = workdir / f"table{table}"
+    text = result_table.write(stem, tables, records, notes=notes_on(arguments, groups))
+    console.print(rich.markdown.Markdown(text))
+    log.say(console, f"Written to {workdir}/table{table}.md, .tex, .csv and .json.")
+    experiments.say_failures(failures, console)
+    return 1 if failures else 0
+
+
+def _chosen(text, allowed, default, what) -> tuple[str, ...]:
+    names = tuple(text.split(",")) if text else default
+    for name in names:
+        if name not in allowed:
+            raise UserError(
+                f"there is no {what} {name}; there are {', '.join(allowed)}"
+            )
+    return names
+
+
+if __name__ == "__main__":
+    cli.run(main)
