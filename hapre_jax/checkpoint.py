@@ -123,9 +123,18 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     Raises:
       UserError: the folder is missing or cannot be written to.
     """
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a file so that a reader never sees half of it.
+
+    Raises:
+      UserError: the folder is missing or cannot be written to.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(json.dumps(value, indent=1) + "\n")
+        partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error

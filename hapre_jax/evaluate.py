@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import rich.console
 
-from hapre_jax import boxes, checkpoint, cli, log, metrics, predictions, report
+from hapre_jax import (
+    boxes,
+    checkpoint,
+    cli,
+    log,
+    metrics,
+    predictions,
+    probabilities,
+    report,
+)
 from hapre_jax import config as config_lib
 from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
@@ -125,6 +134,7 @@ def evaluate(
         "n": len(source),
         "classes": list(space),
         **metrics.summary(matrix),
+        **probabilities.summary(table.probabilities, table.labels),
         "confusion_matrix": np.asarray(matrix).tolist(),
         "views": _score_views(source.views, truth, table.answers, space),
         "key_area": key_area,

@@ -50,9 +50,52 @@ def key_area_sheet(
     Returns:
       An RGB picture.
     """
+    note = "The first images of each class, none picked by hand. p: probability."
+    title = "What the policy keeps of each film, and what the classifier sees"
+    rows = first_of_each_class(source.labels, count)
+    return _sheet(source, predictions, rows, title, note)
+
+
+def mistakes_sheet(
+    source: Dataset, predictions: "Prediction", *, count: int = 12
+) -> Image.Image | None:
+    """The wrong answers that were given with most confidence; None without any.
+
+    Args:
+      source: N images, with the true lungs where they are known.
+      predictions: NumPy arrays of the same N images; without key areas, as of the
+        whole image.
+      count: most images to show.
+
+    Returns:
+      An RGB picture.
+    """
+    probabilities = np.asarray(predictions.probabilities)
+    rows = worst_mistakes(probabilities, source.labels)[:count]
+    if not len(rows):
+        return None
+    if predictions.action is None:
+        whole = jnp.tile(jnp.array(boxes.WHOLE), (len(source), 1))
+        predictions = predictions._replace(action=whole)
+    note = "The most confident wrong answers of the test split. p: probability."
+    return _sheet(source, predictions, rows, "The worst mistakes", note)
+
+
+def worst_mistakes(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Rows `i[n]` of wrong answers, the most confident first.
+
+    Args:
+      probabilities: `f[N, K]`.
+      labels: `i[N]`.
+    """
+    wrong = np.flatnonzero(probabilities.argmax(1) != labels)
+    return wrong[np.argsort(-probabilities[wrong].max(1), kind="stable")]
+
+
+def _sheet(source, predictions, shown, title, note) -> Image.Image:
+    """Films of the rows `shown` with their key areas, crops and answers."""
     areas, lung_boxes = np.asarray(predictions.action), source.lung_boxes
     overlaps = lung_overlaps(areas, lung_boxes)
-    shown = first_of_each_class(source.labels, count)
     has_lungs = bool(np.isfinite(overlaps).any())
 
     cell_width = _FILM + _INNER + _CROP
@@ -67,7 +110,7 @@ def key_area_sheet(
         SHEET,
     )
     draw = ImageDraw.Draw(sheet)
-    _sheet_header(draw, overlaps, has_lungs)
+    _sheet_header(draw, title, note, overlaps, has_lungs)
     for place, row in enumerate(shown):
         x = _MARGIN + place % _COLUMNS * (cell_width + _GAP)
         y = top + place // _COLUMNS * (_FILM + _GAP)
@@ -129,10 +172,8 @@ def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
     return np.lexsort((labels, rank))[:count]
 
 
-def _sheet_header(draw, overlaps, has_lungs):
-    title = "What the policy keeps of each film, and what the classifier sees"
+def _sheet_header(draw, title, note, overlaps, has_lungs):
     draw.text((_MARGIN, 22), title, TEXT, font(24))
-    note = "The first images of each class, none picked by hand. p: probability."
     if has_lungs:
         known = overlaps[np.isfinite(overlaps)]
         note += (

@@ -1,12 +1,13 @@
 """A run's answer for each image of a split, as a CSV file: `predictions.csv`."""
 
 import csv
-import os
+import io
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
 
+from hapre_jax import checkpoint
 from hapre_jax.errors import UserError
 
 _PROBABILITY = "p_"  # before the name of a class
@@ -36,20 +37,19 @@ def write(file: pathlib.Path, predictions: Predictions) -> None:
     header = ["path", "group", "view", "label", "answer"]
     header += [_PROBABILITY + name for name in classes]
     header += _BOX if predictions.key_areas is not None else ()
-    partial = file.with_name(f"{file.name}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(header)
-        answers = predictions.answers
-        for row, name in enumerate(predictions.names):
-            line = [name, predictions.groups[row], predictions.views[row]]
-            line += [classes[predictions.labels[row]], classes[answers[row]]]
-            # Nine digits give a float32 back exactly.
-            line += [f"{p:.9g}" for p in predictions.probabilities[row]]
-            if predictions.key_areas is not None:
-                line += [f"{edge:.9g}" for edge in predictions.key_areas[row]]
-            writer.writerow(line)
-    os.replace(partial, file)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    answers = predictions.answers
+    for row, name in enumerate(predictions.names):
+        line = [name, predictions.groups[row], predictions.views[row]]
+        line += [classes[predictions.labels[row]], classes[answers[row]]]
+        # Nine digits give a float32 back exactly.
+        line += [f"{p:.9g}" for p in predictions.probabilities[row]]
+        if predictions.key_areas is not None:
+            line += [f"{edge:.9g}" for edge in predictions.key_areas[row]]
+        writer.writerow(line)
+    checkpoint.write_text(file, text.getvalue())
 
 
 def read(file: pathlib.Path) -> Predictions:

@@ -2,6 +2,12 @@
 
 import rich.table
 
+_OF_PROBABILITIES = {
+    "roc_auc": "area under ROC curve",
+    "average_precision": "average precision",
+    "calibration_error": "calibration error",
+}
+
 
 def summary_table(results: dict) -> rich.table.Table:
     """The run's scores on the test split, the plain classifier's beside them."""
@@ -17,6 +23,12 @@ def summary_table(results: dict) -> rich.table.Table:
     for key in ("accuracy", "macro_precision", "macro_recall", "macro_f1"):
         row = [f"{scores[key]:.3f}" for scores in columns.values()]
         table.add_row(key.replace("_", " "), *row)
+    for key, label in _OF_PROBABILITIES.items():
+        # Results of older versions lack them; without two classes there is no curve.
+        known = [scores.get(key) for scores in columns.values()]
+        if known[-1] is not None:
+            shown = ("-" if value is None else f"{value:.3f}" for value in known)
+            table.add_row(label, *shown)
     for view, there in test["views"].items():
         row = [
             f"{scores['views'][view]['macro_f1']:.3f}" for scores in columns.values()

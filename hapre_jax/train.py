@@ -22,6 +22,7 @@ from hapre_jax import (
     checkpoint,
     cli,
     figures,
+    html_report,
     landscape,
     learning_curves,
     log,
@@ -44,6 +45,7 @@ _PICTURES = (
     "key_areas.png",
     "key_areas_over_time.png",
     "landscape.png",
+    "mistakes.png",
 )
 
 
@@ -174,6 +176,9 @@ def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
         },
     }
     predictions.write(workdir / "predictions.csv", tested.table)
+    mistakes = figures.mistakes_sheet(data.test, tested.predictions)
+    if mistakes is not None:
+        figures.save(mistakes, workdir / "mistakes.png")
     if tested.predictions.action is not None:
         sheet = figures.key_area_sheet(
             data.test, tested.predictions, count=_SHEET_IMAGES
@@ -186,6 +191,8 @@ def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
         results["landscape"] = _best_scale(
             measured, tested.predictions.action, data.test.lung_boxes
         )
+    html_report.write(workdir, results)
+    # Last: it says that the run is finished.
     checkpoint.write_json(results_file, results)
     return results
 
@@ -384,7 +391,7 @@ def main(argv: list[str]) -> int:
     console.print(report.summary_table(results))
     if warning := report.verdict(results):
         log.say(console, warning)
-    written = ["results.json", "predictions.csv", "metrics.jsonl"]
+    written = ["report.html", "results.json", "predictions.csv", "metrics.jsonl"]
     written += [name for name in _PICTURES if (workdir / name).exists()]
     log.say(console, f"Everything is in {workdir}: {', '.join(written)}")
     source = (

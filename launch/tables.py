@@ -31,6 +31,7 @@ from hapre_jax import (
     checkpoint,
     cli,
     experiments,
+    html_report,
     log,
     result_table,
     scores,
@@ -487,9 +488,14 @@ def main(argv: list[str]) -> int:
     make = {"2": table_2, "3": table_3, "4": table_4, "5": table_5}[table]
     tables, records = make([group for group in groups if group.finished])
     stem = workdir / f"table{table}"
-    text = result_table.write(stem, tables, records, notes=notes_on(arguments, groups))
+    notes = notes_on(arguments, groups)
+    text = result_table.write(stem, tables, records, notes=notes)
+    page = html_report.of_table(f"Table {table}", tables, notes)
+    checkpoint.write_text(stem.with_suffix(".html"), page)
     console.print(rich.markdown.Markdown(text))
-    log.say(console, f"Written to {workdir}/table{table}.md, .tex, .csv and .json.")
+    log.say(
+        console, f"Written to {workdir}/table{table}.html, .md, .tex, .csv and .json."
+    )
     experiments.say_failures(failures, console)
     return 1 if failures else 0
 

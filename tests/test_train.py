@@ -19,6 +19,7 @@ from hapre_jax import evaluate as evaluation
 from hapre_jax.errors import UserError
 from hapre_jax.framework import Prediction
 from hapre_jax.methods import METHODS
+from hapre_jax.predictions import Predictions
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -80,8 +81,8 @@ def test_a_run_says_where_it_is_and_what_is_next(finished_run, capsys, tmp_path)
         "policy.warmup_steps or train.task_learning_rate."
     )
     assert said[-2] == (
-        f"Everything is in {finished_run}: results.json, metrics.jsonl, learning.png, "
-        "key_areas.png, key_areas_over_time.png, landscape.png"
+        f"Everything is in {finished_run}: results.json, predictions.csv, "
+        "metrics.jsonl, learning.png, key_areas.png, key_areas_over_time.png, landscape.png"
     )
     assert said[-1] == (
         f"Next: python -m hapre_jax.evaluate {finished_run} --data.quality medium"
@@ -112,7 +113,9 @@ def test_a_run_on_one_s_own_films(tmp_path, experiment, capsys):
     assert results["dataset"] == "folder" and results["test"]["n"] == 6
     said = capsys.readouterr().out
     assert said.endswith(f"evaluate {workdir} --data.root DIR\n")
-    assert f"{workdir}: results.json, predictions.csv, metrics.jsonl, learning.png" in said
+    assert (
+        f"{workdir}: results.json, predictions.csv, metrics.jsonl, learning.png" in said
+    )
     # The plain classifier has no key areas.
     assert [path.name for path in workdir.glob("*.png")] == ["learning.png"]
 

@@ -1,0 +1,265 @@
+"""A page about a run or a table, in one file: `python -m hapre_jax.html_report FOLDER`.
+
+Words first, then figures, pictures, mistakes and settings. The page needs no network,
+so it can be mailed, and read on a phone, in light or dark.
+"""
+
+import argparse
+import pathlib
+
+import numpy as np
+
+from hapre_jax import (
+    bootstrap,
+    checkpoint,
+    cli,
+    html_page,
+    predictions,
+    probabilities,
+    report,
+)
+from hapre_jax import config as config_lib
+from hapre_jax.errors import UserError
+from hapre_jax.predictions import Predictions
+
+# Pictures that a run may have left, and what they show.
+_PICTURES = {
+    "key_areas.png": "Test films with the key area, the lungs where they are known, "
+    "and what the classifier sees.",
+    "key_areas_over_time.png": "How the key areas of six validation films moved while "
+    "the policy learned.",
+    "landscape.png": "The reward landscape: loss of the classifier against zoom and "
+    "shift around the lungs, a class a panel.",
+    "learning.png": "Curves over the training step.",
+}
+_MISTAKES = "mistakes.png"
+
+
+def of_run(workdir: pathlib.Path, results: dict) -> str:
+    """The page about a run.
+
+    Args:
+      workdir: its folder, with `predictions.csv` and pictures.
+      results: what its `results.json` holds, or is about to.
+
+    Raises:
+      UserError: the folder has no predictions.
+    """
+    ours = predictions.read(workdir / "predictions.csv")
+    compared = None
+    if (workdir / "plain" / "predictions.csv").exists():
+        compared = predictions.read(workdir / "plain" / "predictions.csv")
+    methods = {results["method"]: (results["test"], ours)}
+    if compared is not None:
+        methods["plain"] = (results["plain"], compared)
+    body = [
+        html_page.paragraph(text, kind="lead")
+        for text in in_words(results, ours, compared)
+    ]
+    if warning := report.verdict(results):
+        body.append(html_page.paragraph(warning, kind="warning"))
+    body += _scores(methods)
+    body += [
+        html_page.heading("Which class for which"),
+        html_page.row(_confusions(methods)),
+    ]
+    body += _curves(methods)
+    body += _pictures(workdir)
+    if (workdir / _MISTAKES).exists():
+        text = "The wrong answers given with most confidence."
+        body += [html_page.heading("The worst mistakes")]
+        body += [html_page.picture(workdir / _MISTAKES, text)]
+    body += _settings(results)
+    title = f"{results['method']} on {results['dataset']}, seed {results['seed']}"
+    return html_page.page(title, body)
+
+
+def in_words(
+    results: dict, ours: Predictions, compared: Predictions | None
+) -> list[str]:
+    """What came out, in sentences.
+
+    Args:
+      results: as in `results.json`.
+      ours: answers on the test split.
+      compared: those of the plain classifier, if it was trained.
+    """
+    test = results["test"]
+    f1 = bootstrap.mean_f1([ours])
+    said = [
+        f"On {test['n']} test films it has never seen, {results['method']} has a "
+        f"macro-F1 of {f1.value:.3f} (95 % interval over test patients {f1.low:.3f} to "
+        f"{f1.high:.3f}) and is right in {test['accuracy']:.1%}."
+    ]
+    if compared is not None:
+        gain = bootstrap.mean_gain([(ours, compared)])
+        chance = (
+            "which chance in the choice of test patients may explain"
+            if gain.low <= 0 <= gain.high
+            else "more than chance in the choice of test patients explains"
+        )
+        said.append(
+            "The plain classifier of the whole film has "
+            f"{results['plain']['macro_f1']:.3f}: a difference of {gain.value:+.3f} "
+            f"({gain.low:+.3f} to {gain.high:+.3f}), {chance}. Another seed of the "
+            "training may differ by more."
+        )
+    area = test["key_area"]
+    if area:
+        said.append(_area_in_words(area))
+    return said
+
+
+def _area_in_words(area: dict) -> str:
+    text = (
+        f"The key area's side is {area['side_fraction']:.0%} of the film's on average"
+    )
+    if area["lung_iou"] is None:
+        return text + ". Where the lungs are is not known of these films."
+    mean_box = area["trivial_iou"]["mean_box"]
+    text += (
+        f". It covers {area['lung_coverage']:.0%} of the lung box and overlaps it with "
+        f"an IoU of {area['lung_iou']:.2f}; the whole film has "
+        f"{area['trivial_iou']['whole']:.2f}"
+    )
+    if mean_box is not None:
+        text += f", one box for all films, the mean lung box, {mean_box:.2f}"
+    return text + "."
+
+
+def _scores(methods) -> list[str]:
+    names = {
+        "accuracy": "accuracy",
+        "macro_precision": "macro precision",
+        "macro_recall": "macro recall",
+        "macro_f1": "macro F1",
+        "roc_auc": "area under ROC curve",
+        "average_precision": "average precision",
+        "calibration_error": "calibration error (0 is best)",
+    }
+    rows = []
+    for key, name in names.items():
+        values = [scores.get(key) for scores, _ in methods.values()]
+        rows.append([name, *("–" if v is None else f"{v:.3f}" for v in values)])
+    views = next(iter(methods.values()))[0]["views"]
+    for view, there in views.items():
+        values = [scores["views"][view]["macro_f1"] for scores, _ in methods.values()]
+        rows.append(
+            [f"macro F1 of view {view} ({there['n']})", *(f"{v:.3f}" for v in values)]
+        )
+    return [html_page.heading("Scores"), html_page.table("", ["", *methods], rows)]
+
+
+def _confusions(methods) -> list[str]:
+    return [
+        html_page.confusion(
+            name, scores["classes"], np.array(scores["confusion_matrix"])
+        )
+        for name, (scores, _) in methods.items()
+    ]
+
+
+def _curves(methods) -> list[str]:
+    charts = []
+    for name, (_, of) in methods.items():
+        lines = {}
+        for kind, label in enumerate(of.classes):
+            is_kind = of.labels == kind
+            if 0 < is_kind.sum() < len(is_kind):
+                lines[label] = probabilities.roc_curve(
+                    of.probabilities[:, kind], is_kind
+                )
+        charts.append(
+            html_page.chart(
+                f"ROC: {name}", "false positive rate", "true positive rate", lines
+            )
+        )
+    calibration = {}
+    for name, (_, of) in methods.items():
+        bins = probabilities.reliability(of.probabilities, of.labels)
+        calibration[name] = bins.confidence, bins.accuracy
+    charts.append(
+        html_page.chart(
+            "Calibration", "confidence", "share right", calibration, stepped=True
+        )
+    )
+    note = (
+        "Each class against the rest. A calibrated network's line in the last panel is "
+        "the diagonal: of answers given with 80 % confidence, 80 % are right."
+    )
+    return [
+        html_page.heading("How it ranks, and how sure it is"),
+        html_page.row(charts),
+        html_page.paragraph(note, kind="note"),
+    ]
+
+
+def _pictures(workdir) -> list[str]:
+    there = {
+        name: text for name, text in _PICTURES.items() if (workdir / name).exists()
+    }
+    if not there:
+        return []
+    shown = [html_page.picture(workdir / name, text) for name, text in there.items()]
+    return [html_page.heading("What it looks at, and how it learned"), *shown]
+
+
+def _settings(results) -> list[str]:
+    given = config_lib.options(config_lib.from_dict(results["config"]))
+    default = config_lib.options(config_lib.Config())
+    rows = {
+        path: [path, config_lib.to_text(field.value), field.help]
+        for path, field in given.items()
+    }
+    changed = [rows[p] for p in rows if given[p].value != default[p].value]
+    environment = {**results["versions"], "device": results["device"]}
+    environment["training"] = f"{results['seconds'] / 60:.1f} minutes"
+    environment["best step"] = f"{results['best_step']} of {results['steps']}"
+    columns = ["field", "value", "what it is"]
+    return [
+        html_page.heading("Settings and environment"),
+        html_page.table("Fields that are not the default", columns, changed),
+        html_page.details(
+            "All fields", [html_page.table("", columns, list(rows.values()))]
+        ),
+        html_page.table("", ["", ""], [[k, str(v)] for k, v in environment.items()]),
+        html_page.paragraph("Not for clinical use.", kind="note"),
+    ]
+
+
+def of_table(title: str, tables: list, notes: str) -> str:
+    """The page about tables, a list of `result_table.Table`."""
+    body = [
+        html_page.table(one.title, one.columns, one.rows, marks=one.marks)
+        for one in tables
+    ]
+    plain = notes.replace("**", "").replace("`", "")
+    plain = plain.replace("<u>", "").replace("</u>", "")
+    return html_page.page(title, [*body, html_page.paragraph(plain, kind="note")])
+
+
+def write(workdir: pathlib.Path, results: dict) -> pathlib.Path:
+    """Writes `report.html` of a run, see `of_run`; returns where."""
+    file = workdir / "report.html"
+    checkpoint.write_text(file, of_run(workdir, results))
+    return file
+
+
+def main(argv: list[str]) -> int:
+    """The program."""
+    parser = cli.Parser(
+        prog="python -m hapre_jax.html_report",
+        description="Write the page about a finished run again, as report.html of its "
+        "folder.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=pathlib.Path, help="folder of a finished run")
+    workdir = parser.parse_args(argv).run
+    if not (workdir / "results.json").exists():
+        raise UserError(f"{workdir} has no results.json: it is no finished run")
+    print(write(workdir, checkpoint.read_json(workdir / "results.json")))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,115 @@
+"""How good probabilities are: rankings, calibration; each class against the rest.
+
+NumPy, in float64: sums over a large test split must not round. Definitions are those
+of scikit-learn.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+_BINS = 15  # of a reliability curve, as Guo et al., "On Calibration", 2017
+
+
+class Curve(NamedTuple):
+    """Points from the strictest threshold to the most lenient one."""
+
+    x: np.ndarray  # f[n]
+    y: np.ndarray  # f[n]
+
+
+class Reliability(NamedTuple):
+    """Images in bins of equal width of the confidence in the answer."""
+
+    images: np.ndarray  # i[b], number of them
+    confidence: np.ndarray  # f[b], mean; NaN where a bin is empty
+    accuracy: np.ndarray  # f[b], share of right answers; NaN where a bin is empty
+
+
+def roc_curve(score: np.ndarray, is_positive: np.ndarray) -> Curve:
+    """False positive rate and true positive rate at each distinct threshold.
+
+    Args:
+      score: `f[N]`, higher is more positive.
+      is_positive: `bool[N]`; some are, some are not.
+    """
+    hits, alarms = _counts(score, is_positive)
+    zero = np.zeros(1)
+    return Curve(
+        np.concatenate([zero, alarms / alarms[-1]]),
+        np.concatenate([zero, hits / hits[-1]]),
+    )
+
+
+def roc_auc(score: np.ndarray, is_positive: np.ndarray) -> float:
+    """Area under the ROC curve: probability to rank a positive above a negative."""
+    curve = roc_curve(score, is_positive)
+    return float(np.trapezoid(curve.y, curve.x))
+
+
+def average_precision(score: np.ndarray, is_positive: np.ndarray) -> float:
+    """Area under the precision-recall curve, as a step function; see `roc_curve`."""
+    hits, alarms = _counts(score, is_positive)
+    precision, recall = hits / (hits + alarms), hits / hits[-1]
+    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+
+
+def reliability(
+    probabilities: np.ndarray, labels: np.ndarray, *, bins: int = _BINS
+) -> Reliability:
+    """How often answers are right, by how sure they are.
+
+    Args:
+      probabilities: `f[N, K]`.
+      labels: `i[N]`.
+      bins: number b of bins, each open below and closed above.
+    """
+    probabilities = np.asarray(probabilities, np.float64)
+    sure, answer = probabilities.max(1), probabilities.argmax(1)
+    edges = np.linspace(0, 1, bins + 1)
+    row = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, bins - 1)
+    count = np.bincount(row, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        confidence = np.bincount(row, sure, bins) / count
+        accuracy = np.bincount(row, answer == labels, bins) / count
+    return Reliability(count, confidence, accuracy)
+
+
+def calibration_error(found: Reliability) -> float:
+    """Expected calibration error: mean distance of accuracy and confidence."""
+    known = found.images > 0
+    gaps = np.abs(found.accuracy - found.confidence)[known]
+    return float(np.average(gaps, weights=found.images[known]))
+
+
+def summary(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+    """Means over classes of the areas under both curves, and the calibration error.
+
+    A class that no image has, or every image, has no curve and does not count; None
+    where no class has one.
+
+    Args:
+      probabilities: `f[N, K]`.
+      labels: `i[N]`.
+    """
+    kinds = range(probabilities.shape[1])
+    known = [kind for kind in kinds if 0 < np.sum(labels == kind) < len(labels)]
+
+    def mean(area):
+        areas = [area(probabilities[:, kind], labels == kind) for kind in known]
+        return float(np.mean(areas)) if areas else None
+
+    return {
+        "roc_auc": mean(roc_auc),
+        "average_precision": mean(average_precision),
+        "calibration_error": calibration_error(reliability(probabilities, labels)),
+    }
+
+
+def _counts(score, is_positive) -> tuple[np.ndarray, np.ndarray]:
+    """Positives and negatives at or above each distinct score, from the highest."""
+    score, is_positive = np.asarray(score), np.asarray(is_positive, bool)
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
+    hits = np.cumsum(is_positive[order], dtype=np.float64)[last]
+    return hits, 1.0 + last - hits

@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from hapre_jax import probabilities
+
+
+@pytest.fixture(scope="module", params=["distinct", "tied"])
+def answers(request):
+    """300 random answers in 3 classes; rounded, most scores have ties."""
+    random = np.random.default_rng(0)
+    found = random.dirichlet([1, 1, 1], 300)
+    labels = random.integers(0, 3, 300)
+    found[np.arange(300), labels] += 0.3  # better than chance
+    found /= found.sum(1, keepdims=True)
+    return found.round(1) if request.param == "tied" else found, labels
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+def test_areas_are_those_of_scikit_learn(answers, kind):
+    found, labels = answers
+    score, is_positive = found[:, kind], labels == kind
+    expected = sklearn.metrics.roc_auc_score(is_positive, score)
+    assert probabilities.roc_auc(score, is_positive) == pytest.approx(expected)
+    expected = sklearn.metrics.average_precision_score(is_positive, score)
+    area = probabilities.average_precision(score, is_positive)
+    assert area == pytest.approx(expected)
+
+
+def test_roc_curve_is_that_of_scikit_learn(answers):
+    found, labels = answers
+    curve = probabilities.roc_curve(found[:, 1], labels == 1)
+    x, y, _ = sklearn.metrics.roc_curve(
+        labels == 1, found[:, 1], drop_intermediate=False
+    )
+    np.testing.assert_allclose(curve.x, x)
+    np.testing.assert_allclose(curve.y, y)
+
+
+def test_areas_by_hand():
+    # Of the four pairs of a positive and a negative, three are in order.
+    score, is_positive = [0.9, 0.8, 0.7, 0.1], [True, False, True, False]
+    assert probabilities.roc_auc(score, is_positive) == 0.75
+    # Precision 1 at the first half of the positives, 2/3 at the second.
+    area = probabilities.average_precision(score, is_positive)
+    assert area == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    assert probabilities.roc_auc([0.5] * 4, is_positive) == 0.5
+
+
+def test_reliability_and_calibration_error_by_hand():
+    found = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6], [0.5, 0.5]])
+    labels = np.array([0, 1, 1, 0, 0])
+    bins = probabilities.reliability(found, labels, bins=2)
+    # A confidence of a half lies in the lower bin.
+    np.testing.assert_array_equal(bins.images, [1, 4])
+    np.testing.assert_allclose(bins.confidence, [0.5, 0.75])
+    np.testing.assert_allclose(bins.accuracy, [1.0, 0.5])
+    error = probabilities.calibration_error(bins)
+    assert error == pytest.approx((1 * 0.5 + 4 * 0.25) / 5)
+
+
+def test_empty_bins_are_not_counted():
+    bins = probabilities.reliability(np.array([[1.0, 0.0]]), np.array([0]), bins=4)
+    np.testing.assert_array_equal(bins.images, [0, 0, 0, 1])
+    assert np.isnan(bins.accuracy[:3]).all()
+    assert probabilities.calibration_error(bins) == 0
+
+
+def test_calibration_error_of_answers_drawn_from_their_own_probabilities_is_small():
+    random = np.random.default_rng(1)
+    found = random.dirichlet([1, 1], 100_000)
+    labels = (random.random(100_000) < found[:, 1]).astype(int)
+    assert probabilities.summary(found, labels)["calibration_error"] < 0.01
+    flipped = probabilities.summary(found, 1 - labels)
+    # Confident 3/4 in the mean, and right in 1/4.
+    assert flipped["calibration_error"] == pytest.approx(0.5, abs=0.01)
+    assert flipped["roc_auc"] < 0.2
+
+
+def test_classes_without_a_curve_do_not_count():
+    found = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.6, 0.3, 0.1]])
+    labels = np.array([0, 1, 1])
+    assert probabilities.summary(found, labels)["roc_auc"] == 1.0
+    only = probabilities.summary(found, np.zeros(3, int))
+    assert only["roc_auc"] is None and only["average_precision"] is None
