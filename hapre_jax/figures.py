@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # kind of color blindness can tell apart; the boxes differ in their lines too.
 KEY_AREA_COLOR = (230, 159, 0)
 LUNGS_COLOR = (86, 180, 233)
-_WRONG_COLOR = (240, 140, 190)
+WRONG_COLOR = (240, 140, 190)
 
 # The sheet is dark, as a light box is around films: bright margins hide dark lungs.
 SHEET, _FRAME = (18, 21, 26), (58, 64, 74)
@@ -121,7 +121,7 @@ def _sheet(source, predictions, shown, title, note) -> Image.Image:
         sheet.paste(_crop(source.images[row], areas[row]), (x + _FILM + _INNER, y))
         probabilities = predictions.probabilities[row]
         answer, label = int(np.argmax(probabilities)), int(source.labels[row])
-        color = TEXT if answer == label else _WRONG_COLOR
+        color = TEXT if answer == label else WRONG_COLOR
         x, y = x + _FILM + _INNER, y + _CROP
         _caption(draw, x, y + 24, "true", source.classes[label], TEXT)
         _caption(draw, x, y + 47, "answer", source.classes[answer], color)
@@ -134,20 +134,24 @@ def _sheet(source, predictions, shown, title, note) -> Image.Image:
 
 def film_with_boxes(
     pixels: np.ndarray,
-    area: np.ndarray,
+    area: np.ndarray | None,
     lungs: np.ndarray | None = None,
     *,
     size: int = _FILM,
 ) -> Image.Image:
-    """An image `u8[H, W, C]` as a square with its key area and, dashed, its lungs."""
+    """An image `u8[H, W, C]` as a square with its key area and, dashed, its lungs.
+
+    Either may be None.
+    """
     film = _picture(pixels).resize((size, size), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(film)
     draw.rectangle((0, 0, size - 1, size - 1), outline=_FRAME)
-    left, top, right, bottom = _inclusive(area, size)
-    # A dark line on both sides sets the color off from bright bone.
-    halo = (left - 1, top - 1, right + 1, bottom + 1)
-    draw.rectangle(halo, outline=(0, 0, 0), width=5)
-    draw.rectangle((left, top, right, bottom), outline=KEY_AREA_COLOR, width=3)
+    if area is not None:
+        left, top, right, bottom = _inclusive(area, size)
+        # A dark line on both sides sets the color off from bright bone.
+        halo = (left - 1, top - 1, right + 1, bottom + 1)
+        draw.rectangle(halo, outline=(0, 0, 0), width=5)
+        draw.rectangle((left, top, right, bottom), outline=KEY_AREA_COLOR, width=3)
     if lungs is not None:
         # On top: where the two boxes agree, the solid line shows between the dashes.
         _dashed(draw, _inclusive(lungs, size), LUNGS_COLOR)
@@ -183,7 +187,7 @@ def _sheet_header(draw, title, note, overlaps, has_lungs):
     draw.text((_MARGIN, 56), note, DIM, font(15))
 
     x = box_legend(draw, _MARGIN, 86, has_lungs)
-    _legend(draw, x, 86, "wrong answer", _WRONG_COLOR)
+    _legend(draw, x, 86, "wrong answer", WRONG_COLOR)
 
 
 def box_legend(draw: ImageDraw.ImageDraw, x: int, y: int, has_lungs: bool) -> int:

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from hapre_jax import boxes
+
 
 def cam(feature: jax.Array, weights: jax.Array) -> jax.Array:
     """Class activation map: the channels, weighted as the classifier weighs them.
@@ -75,6 +77,50 @@ def grad_cam(
     zeros = jnp.zeros(shape.shape, shape.dtype)
     gradient, value = jax.grad(logit, has_aux=True)(zeros)
     return jax.nn.relu(cam(value, jnp.mean(gradient[0], axis=(0, 1))))
+
+
+def paste(heat: jax.Array, area: jax.Array, *, size: int) -> jax.Array:
+    """The map of a key area as one of the whole image: 0 outside of the area.
+
+    Args:
+      heat: `f32[h, w]`, of what the network saw of the image.
+      area: `f32[4]` yxyx that it saw.
+      size: S, cells of a side of the result.
+
+    Returns:
+      `f32[S, S]`, bilinear inside of the area.
+    """
+    chex.assert_rank([heat, area], [2, 1])
+    shape = jnp.array(heat.shape, heat.dtype)
+    factor = size * (area[2:] - area[:2]) / shape
+    pasted = jax.image.scale_and_translate(
+        heat, (size, size), (0, 1), factor, size * area[:2], "linear", antialias=False
+    )
+    return pasted * boxes.mask(area, size)
+
+
+def energy_inside(heat: jax.Array, box: jax.Array) -> jax.Array:
+    """Share `f32[]` of a map `f32[S, S]` >= 0 that lies in a box `f32[4]`; 0 of none.
+
+    Wang et al., "Score-CAM", 2020: the energy-based pointing game.
+    """
+    chex.assert_rank([heat, box], [2, 1])
+    total = jnp.sum(heat)
+    inside = jnp.sum(heat * boxes.mask(box, len(heat)))
+    return jnp.where(total > 0, inside / jnp.where(total > 0, total, 1.0), 0.0)
+
+
+def points_inside(heat: jax.Array, box: jax.Array) -> jax.Array:
+    """Whether the center of the hottest cell of `f32[S, S]` lies in a box `f32[4]`.
+
+    Zhang et al., "Top-Down Neural Attention by Excitation Backprop", 2018: the pointing
+    game, here without its tolerance of some pixels. An even map points nowhere.
+    """
+    chex.assert_rank([heat, box], [2, 1])
+    row, column = jnp.unravel_index(jnp.argmax(heat), heat.shape)
+    point = (jnp.stack([row, column]) + 0.5) / len(heat)
+    is_inside = jnp.all((point >= box[:2]) & (point < box[2:]))
+    return is_inside & (jnp.max(heat) > jnp.min(heat))
 
 
 def overlay(

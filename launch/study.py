@@ -1,9 +1,9 @@
 """Tables and plots of a study: one factor at a time, over seeds.
 
-python launch/sweep.py --workdir runs/study --set policy.estimator=paper,elite
+python launch/grid.py --workdir runs/study --set policy.estimator=paper,elite
 python launch/study.py runs/study --plot docs/study.png
 
-Reads the `results.json` of `RUNS/VARIANT/seed-N`, as `launch/sweep.py` makes them,
+Reads the `results.json` of `RUNS/VARIANT/seed-N`, as `launch/grid.py` makes them,
 prints a Markdown table and draws every seed. Needs matplotlib: pip install -e
 '.[report]'.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from hapre_jax import checkpoint, cli, metrics
 from hapre_jax.errors import UserError
 
-_REFERENCE = "default"  # the variant of sweep.py that changes nothing
+_REFERENCE = "default"  # the variant of grid.py that changes nothing
 
 
 class Variant(NamedTuple):

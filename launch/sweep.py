@@ -1,122 +1,373 @@
-"""Runs a grid of experiments over seeds and makes one table of them.
+"""Searches settings with Optuna, by the macro-F1 of validation films.
 
-python launch/sweep.py --config configs/phantom.py --workdir runs/sweep --seeds 3 \
-    --set policy.sigma=0.2,0.35
+python launch/sweep.py --config configs/sweep_phantom.py --trials 30
+python launch/sweep.py --config configs/sweep_phantom.py --trials 30    # a 2nd worker
+python launch/sweep.py --config configs/sweep_phantom.py --trials 30 \
+    --slurm 8 --slurm-args '{"timeout_min": 240, "gpus_per_node": 1}'
 
-Each run is an ordinary `python -m hapre_jax.train` in a folder of its own: a finished
-one is skipped, an interrupted one goes on, a failed one is listed at the end.
+The config file has `get_config()`, the experiment that all trials share, and
+`get_space()`, config field -> Optuna distribution. Each trial is an ordinary
+`python -m hapre_jax.train` in WORKDIR/trial-N, and is stopped early where its
+validation F1 is below the median of the others at the same step. The same command
+goes on with the study, and with trials that were interrupted; given again while it
+runs, it is another worker. No test film decides anything. Needs
+pip install -e '.[sweep]'.
 """
 
 import argparse
-import itertools
+import contextlib
+import fcntl
+import json
 import pathlib
+import runpy
+import subprocess
+import sys
+import time
 
 import rich.console
 import rich.table
 
-from hapre_jax import checkpoint, cli, experiments, scores
+from hapre_jax import checkpoint, cli, log
+from hapre_jax import config as config_lib
 from hapre_jax.errors import UserError
-from hapre_jax.experiments import Experiment
+from hapre_jax.experiments import Experiment, Failure
+
+_REPOSITORY = pathlib.Path(__file__).parents[1]
+_POLL_SECONDS = 0.5
+_FOLDER = "folder"  # a trial's attribute: where it runs
 
 
-def grid(
-    config: str, settings: list[str], seeds: int, workdir: pathlib.Path
-) -> list[Experiment]:
-    """All combinations of `PATH=VALUE,VALUE` settings, each with all seeds."""
-    axes = []
-    for setting in settings:
-        path, equals, values = setting.partition("=")
-        if not equals or not path or not values:
-            raise UserError(f"--set {setting!r} is not PATH=VALUE,VALUE,...")
-        axes.append([(path, value) for value in values.split(",")])
-    runs = []
-    for combination in itertools.product(*axes):
-        name = ",".join(f"{path}={value}" for path, value in combination) or "default"
-        for seed in range(seeds):
-            values = dict(combination) | {"seed": str(seed)}
-            folder = workdir / name / f"seed-{seed}"
-            runs.append(Experiment(config, values, folder))
-    return runs
+class TrialFailed(Exception):
+    """A training that ended with an error."""
 
 
-def summarize(runs: list[Experiment]) -> list[dict]:
-    """A row a combination: its values, and mean, interval and values of each score."""
-    columns = {
-        "plain macro F1": lambda r: (r["plain"] or {}).get("macro_f1"),
-        "macro F1": lambda r: r["test"]["macro_f1"],
-        "accuracy": lambda r: r["test"]["accuracy"],
-        "lung IoU": lambda r: (r["test"]["key_area"] or {}).get("lung_iou"),
-        "mean box IoU": lambda r: (
-            (r["test"]["key_area"] or {}).get("trivial_iou", {}).get("mean_box")
-        ),
+def load_space(file: str) -> dict:
+    """The distributions of a config file, after a check of their fields.
+
+    Raises:
+      UserError: the file has no `get_space`, or it names a field that is not there.
+    """
+    base = config_lib.load(file)
+    path = next(
+        (p for p in (pathlib.Path(file), _REPOSITORY / file) if p.is_file()), None
+    )
+    space = runpy.run_path(str(path)).get("get_space") if path else None
+    if not callable(space):
+        raise UserError(f"config file {file} has no get_space()")
+    found = space()
+    for field, distribution in found.items():
+        choices = getattr(distribution, "choices", None)
+        ends = choices or (distribution.low, distribution.high)
+        for value in ends:
+            config_lib.override(base, field, config_lib.to_text(value))
+    return found
+
+
+def open_study(name: str, workdir: pathlib.Path, *, storage: str, seed: int):
+    """The study of a folder, or of a database that many machines share."""
+    optuna = _optuna()
+    if storage:
+        backend = storage
+    else:
+        workdir.mkdir(parents=True, exist_ok=True)
+        journal = optuna.storages.journal.JournalFileBackend(
+            str(workdir / "study.journal")
+        )
+        backend = optuna.storages.JournalStorage(journal)
+    return optuna.create_study(
+        study_name=name,
+        storage=backend,
+        load_if_exists=True,
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=seed),
+        # A policy that still waits for its classifier says nothing of the setting.
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+    )
+
+
+def _optuna():
+    try:
+        import optuna
+    except ModuleNotFoundError as error:
+        raise UserError("sweeps need Optuna: pip install -e '.[sweep]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+@contextlib.contextmanager
+def _claim(folder: pathlib.Path):
+    """Holds a trial's folder while a worker is at it; yields whether it was free."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f"{folder.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def take_up_interrupted(study) -> int:
+    """Puts trials whose worker has died in front; returns how many.
+
+    They go on in their folder, from their last checkpoint.
+    """
+    state = _optuna().trial.TrialState
+    count = 0
+    for trial in study.get_trials(states=[state.RUNNING]):
+        folder = trial.user_attrs.get(_FOLDER)
+        if not folder:
+            continue
+        with _claim(pathlib.Path(folder)) as is_free:
+            if is_free:
+                study.tell(trial.number, state=state.FAIL)
+                study.enqueue_trial(trial.params, user_attrs={_FOLDER: folder})
+                count += 1
+    return count
+
+
+def run_trial(trial, *, config: str, workdir: pathlib.Path, seed: int) -> float:
+    """Trains with a trial's values; its best validation macro-F1.
+
+    Raises:
+      optuna.TrialPruned: it was below the median.
+      TrialFailed: the training ended with an error.
+    """
+    interrupted = trial.user_attrs.get(_FOLDER)
+    folder = pathlib.Path(interrupted or workdir / f"trial-{trial.number:04d}")
+    values = {field: config_lib.to_text(value) for field, value in trial.params.items()}
+    experiment = Experiment(config, values | {"seed": str(seed)}, folder)
+    output = folder.parent / f"{folder.name}.log"
+    with _claim(folder) as is_free, output.open("a") as said:
+        if not is_free:
+            raise TrialFailed(f"another worker is at {folder}")
+        trial.set_user_attr(_FOLDER, str(folder))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hapre_jax.train", *experiment.arguments],
+            stdout=said,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            _watch(process, trial, folder)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if process.returncode:
+        raise TrialFailed(Failure(str(folder), output).reason)
+    return max(validations(folder).values())
+
+
+def _watch(process, trial, folder):
+    """Tells Optuna each validation; leaves when the process ends.
+
+    Raises:
+      optuna.TrialPruned: the trial is not worth going on with.
+    """
+    told: set[int] = set()
+    while True:
+        is_over = process.poll() is not None
+        for step, score in validations(folder).items():
+            if step not in told:
+                told.add(step)
+                trial.report(score, step)
+                if trial.should_prune() and not is_over:
+                    raise _optuna().TrialPruned(f"step {step}: F1 {score:.3f}")
+        if is_over:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def validations(folder: pathlib.Path) -> dict[int, float]:
+    """Step -> macro-F1 of validation films, as far as a run has got."""
+    file = folder / "metrics.jsonl"
+    if not file.exists():
+        return {}
+    return {
+        record["step"]: record["macro_f1"]
+        for record in log.read(file)
+        if record.get("kind") == "validation"
     }
-    rows = []
-    for name, group in itertools.groupby(runs, lambda run: run.folder.parent.name):
-        files = [run.folder / "results.json" for run in group]
-        results = [checkpoint.read_json(file) for file in files if file.exists()]
-        row: dict = {"run": name, "n": len(results), "scores": {}}
-        for score, read in columns.items():
-            values = [v for v in map(read, results) if v is not None]
-            if values:
-                row["scores"][score] = scores.across_seeds(values)
-        rows.append(row)
-    return rows
 
 
-def table(rows: list[dict]) -> rich.table.Table:
-    """The rows for the terminal: mean ± 95 % interval over seeds."""
-    names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
-    shown = rich.table.Table("run", "seeds", *names, title="mean ± 95 % over seeds")
-    for row in rows:
-        cells = [_cell(row["scores"].get(name)) for name in names]
-        shown.add_row(row["run"], str(row["n"]), *cells)
-    return shown
+def work(arguments: argparse.Namespace) -> None:
+    """Runs trials until the study has as many as were asked for."""
+    optuna = _optuna()
+    console = rich.console.Console()
+    workdir, space = arguments.workdir, load_space(arguments.config)
+    study = open_study(
+        _name(arguments), workdir, storage=arguments.storage, seed=arguments.seed
+    )
+    states = optuna.trial.TrialState
+
+    def count(*of):
+        return len(study.get_trials(deepcopy=False, states=of))
+
+    failures = 0  # in a row
+    with log.progress_bar(console, "trials") as update:
+        while True:
+            take_up_interrupted(study)
+            taken = count(states.COMPLETE, states.PRUNED, states.RUNNING)
+            if taken >= arguments.trials:
+                return
+            trial = study.ask(space)
+            try:
+                value = run_trial(
+                    trial,
+                    config=arguments.config,
+                    workdir=workdir,
+                    seed=arguments.seed,
+                )
+            except optuna.TrialPruned as pruned:
+                study.tell(trial, state=states.PRUNED)
+                text, failures = f"pruned at {pruned}", 0
+            except TrialFailed as failed:
+                study.tell(trial, state=states.FAIL)
+                text, failures = f"failed: {failed}", failures + 1
+            else:
+                study.tell(trial, value)
+                text, failures = f"F1 {value:.3f}", 0
+            done = count(states.COMPLETE, states.PRUNED)
+            update(done, arguments.trials, f"trial {trial.number}: {text}")
+            if failures == 3:
+                raise UserError(
+                    f"three trials in a row failed, the last with: {text}; "
+                    f"see {workdir}/trial-*.log"
+                )
 
 
-def _cell(score):
-    if score is None:
-        return "-"
-    spread = "" if score["interval"] is None else f" ± {score['interval']:.3f}"
-    return f"{score['mean']:.3f}{spread}"
+def finish(arguments: argparse.Namespace, console: rich.console.Console) -> None:
+    """Prints the best trials; writes `best.json` and the plots."""
+    optuna = _optuna()
+    workdir = arguments.workdir
+    study = open_study(
+        _name(arguments), workdir, storage=arguments.storage, seed=arguments.seed
+    )
+    complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+    if not complete:
+        raise UserError(f"no trial of {workdir} is complete")
+    complete.sort(key=lambda trial: -trial.value)
+    fields = list(complete[0].params)
+    table = rich.table.Table("trial", "validation F1", *fields, title="The best trials")
+    for trial in complete[:10]:
+        shown = (_shown(trial.params[field]) for field in fields)
+        table.add_row(str(trial.number), f"{trial.value:.4f}", *shown)
+    console.print(table)
+    base = config_lib.load(arguments.config)
+    texts = {f: config_lib.to_text(v) for f, v in complete[0].params.items()}
+    best = config_lib.override_all(base, texts)
+    checkpoint.write_json(workdir / "best.json", config_lib.to_dict(best))
+    written = ["best.json", *_plot(study, workdir, len(complete))]
+    log.say(console, f"Written to {workdir}: {', '.join(written)}")
+    log.say(
+        console,
+        f"Next: python -m hapre_jax.train --config {workdir}/best.json "
+        f"--seed {arguments.seed + 1} --workdir {workdir}/best",
+    )
+
+
+def _shown(value):
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plot(study, workdir, complete) -> list[str]:
+    """Pictures of the history and, of enough trials, of what mattered."""
+    import warnings
+
+    import matplotlib
+
+    matplotlib.use("agg")
+    optuna = _optuna()
+    from optuna.visualization import matplotlib as plots
+
+    drawn = {"history.png": plots.plot_optimization_history}
+    if complete >= 5:
+        drawn["importance.png"] = plots.plot_param_importances
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        for name, plot in drawn.items():
+            figure = plot(study).figure
+            figure.set_size_inches(8, 5)
+            figure.savefig(workdir / name, dpi=110, bbox_inches="tight")
+    return list(drawn)
+
+
+def _name(arguments):
+    return pathlib.Path(arguments.config.partition(".py")[0]).name
+
+
+def submit(arguments: argparse.Namespace, console: rich.console.Console) -> None:
+    """Starts workers through Slurm and waits for them."""
+    try:
+        import submitit
+    except ModuleNotFoundError as error:
+        raise UserError("--slurm needs submitit: pip install -e '.[sweep]'") from error
+    executor = submitit.AutoExecutor(
+        folder=arguments.workdir / "slurm", cluster=arguments.cluster
+    )
+    executor.update_parameters(name="hapre_jax", **arguments.slurm_args)
+    jobs = [executor.submit(work, arguments) for _ in range(arguments.slurm)]
+    log.say(console, f"Submitted {', '.join(job.job_id for job in jobs)}")
+    for job in jobs:
+        job.result()
 
 
 def main(argv: list[str]) -> int:
-    """The program; 1 if a run failed."""
-    parser = argparse.ArgumentParser(
+    """The program."""
+    parser = cli.Parser(
         prog="python launch/sweep.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", default="configs/phantom.py", help="experiment")
-    parser.add_argument("--workdir", default="runs/sweep", help="folder of all runs")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 of each")
+    parser.add_argument("--config", required=True, help="with get_space()")
+    parser.add_argument("--trials", type=int, default=30, help="of the whole study")
     parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="PATH=V,V",
-        help="values of a config field to try; again for another field",
+        "--workdir", type=pathlib.Path, help="of all trials (default runs/CONFIG)"
     )
-    parser.add_argument("--shard", default="1/1", help="i/n: every n-th run (clusters)")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands")
+    parser.add_argument(
+        "--storage",
+        default="",
+        metavar="URL",
+        help="database of the study, for workers that share no folder (default: a "
+        "journal in the workdir)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of trainings and search")
+    parser.add_argument("--slurm", type=int, default=0, help="workers to submit")
+    parser.add_argument(
+        "--slurm-args", type=_json, default={}, metavar="JSON", help="of submitit"
+    )
+    parser.add_argument(
+        "--cluster", default="slurm", help="of submitit; local starts processes here"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what is searched, and stop"
+    )
     arguments = parser.parse_args(argv)
-
+    arguments.workdir = arguments.workdir or pathlib.Path("runs") / _name(arguments)
+    if arguments.trials < 1:
+        raise UserError(f"--trials is {arguments.trials}, but must be at least 1")
     console = rich.console.Console()
-    workdir = pathlib.Path(arguments.workdir)
-    runs = grid(arguments.config, arguments.set, arguments.seeds, workdir)
-    for run in runs:  # a misspelt field must not show after hours
-        run.check()
-    mine = experiments.shard(runs, arguments.shard)
     if arguments.dry_run:
-        for run in mine:
-            print("python -m hapre_jax.train", *run.arguments)
+        for field, distribution in load_space(arguments.config).items():
+            print(f"{field}: {distribution}")
         return 0
-    failures = experiments.run_all(mine, console)
-    rows = summarize(runs)
-    checkpoint.write_json(workdir / "summary.json", rows)
-    console.print(table(rows))
-    experiments.say_failures(failures, console)
-    return 1 if failures else 0
+    load_space(arguments.config)  # a mistake must not wait for a queue
+    if arguments.slurm:
+        submit(arguments, console)
+    else:
+        work(arguments)
+    finish(arguments, console)
+    return 0
+
+
+def _json(text):
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+    return value
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ SCORES = {
     "macro_precision",
     "macro_recall",
     "macro_f1",
+    "roc_auc",
+    "average_precision",
+    "calibration_error",
     "confusion_matrix",
     "views",
     "key_area",
@@ -41,7 +44,7 @@ def _check_scores(scores, *, has_key_area):
     assert scores["n"] == sum(map(sum, matrix)) == 12
     hits = sum(matrix[k][k] for k in range(3))
     assert scores["accuracy"] == pytest.approx(hits / 12)
-    for name in ("macro_precision", "macro_recall", "macro_f1"):
+    for name in ("macro_precision", "macro_recall", "macro_f1", "roc_auc"):
         assert 0 <= scores[name] <= 1
     area = scores["key_area"]
     assert (area is not None) == has_key_area
@@ -107,6 +110,9 @@ def test_every_config_trains_and_leaves_what_it_should(
         "metrics.jsonl",
         "checkpoints",
         "results.json",
+        "predictions.csv",
+        "report.html",
+        "mistakes.png",
         "learning.png",
         "key_areas.png",
         "key_areas_over_time.png",

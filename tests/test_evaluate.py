@@ -306,7 +306,7 @@ def test_program_reproduces_the_results_of_the_run(tmp_path, finished_run):
     assert again["test"] == results["test"]
     assert again["plain"] is None
     assert again["config"] == results["config"]
-    assert f"Written to {run}/evaluation.json." in done.stdout
+    assert f"Written to {run}/evaluation.json, image by image to " in done.stdout
     assert f"{results['test']['macro_f1']:.3f}" in done.stdout
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
 
@@ -330,7 +330,8 @@ def test_another_quality_of_films(tmp_path, finished_run, capsys):
     # Lungs fill such films.
     before, after = results["test"]["key_area"], high["test"]["key_area"]
     assert after["trivial_iou"]["whole"] > 0.6 > before["trivial_iou"]["whole"]
-    assert f"Written to {out}." in capsys.readouterr().out.replace("\n", "")
+    said = capsys.readouterr().out.replace("\n", "")
+    assert f"Written to {out}, image by image to " in said
 
 
 def _fails(monkeypatch, capsys, *arguments):

@@ -1,100 +1,220 @@
-"""The sweep launcher, without a training."""
+"""Searches with Optuna: real studies, and trainings that are small programs."""
 
 import importlib.util
 import json
+import os
 import pathlib
+import signal
+import subprocess
+import sys
+import time
 
+import optuna
 import pytest
-import scipy.stats
 
-from hapre_jax import experiments, metrics
+from hapre_jax import config
 from hapre_jax.errors import UserError
 
-_FILE = pathlib.Path(__file__).parents[1] / "launch" / "sweep.py"
-_SPEC = importlib.util.spec_from_file_location("sweep", _FILE)
+SWEEP = pathlib.Path(__file__).parents[1] / "launch" / "sweep.py"
+_SPEC = importlib.util.spec_from_file_location("sweep", SWEEP)
 sweep = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(sweep)
 
-
-def results(plain, ours, iou):
-    area = {"lung_iou": iou, "trivial_iou": {"mean_box": 0.4}}
+SPACE = """
+from hapre_jax import config
+def get_config():
+    return config.tiny(config.load("configs/phantom.py"))
+def get_space():
+    from optuna.distributions import FloatDistribution, IntDistribution
     return {
-        "plain": {"macro_f1": plain},
-        "test": {"macro_f1": ours, "accuracy": ours, "key_area": area},
+        "policy.sigma": FloatDistribution(0.2, 0.5),
+        "policy.train_crops": IntDistribution(1, 2),
     }
+"""
+# In place of the train program: three validations, the better the smaller sigma is.
+TRAINING = """
+import json, pathlib, sys, time
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+folder = pathlib.Path(flags["--workdir"])
+folder.mkdir(parents=True, exist_ok=True)
+score = 1 - float(flags["--policy.sigma"])
+if {fails}:
+    sys.exit("error: the disk is full")
+for step in (2, 4, 6):
+    with open(folder / "metrics.jsonl", "a") as file:
+        record = {{"kind": "validation", "step": step, "macro_f1": score + step / 100}}
+        print(json.dumps(record), file=file)
+    time.sleep({pause})
+"""
 
 
-def test_grid_is_all_combinations_with_all_seeds(tmp_path):
-    runs = sweep.grid("c.py", ["policy.sigma=0.2,0.3", "task.net=resnet8"], 2, tmp_path)
-    assert [(run.values["policy.sigma"], run.values["seed"]) for run in runs] == [
-        ("0.2", "0"),
-        ("0.2", "1"),
-        ("0.3", "0"),
-        ("0.3", "1"),
-    ]
-    name = "policy.sigma=0.2,task.net=resnet8"
-    assert runs[1].folder == tmp_path / name / "seed-1"
-    assert sweep.grid("c.py", [], 1, tmp_path)[0].folder == tmp_path / "default" / "seed-0"
+@pytest.fixture
+def space(tmp_path):
+    file = tmp_path / "searched.py"
+    file.write_text(SPACE)
+    return str(file)
 
 
-@pytest.mark.parametrize("setting", ["policy.sigma", "=1", "policy.sigma="])
-def test_malformed_setting_is_refused(setting, tmp_path):
-    with pytest.raises(UserError, match="PATH=VALUE"):
-        sweep.grid("c.py", [setting], 1, tmp_path)
+@pytest.fixture
+def training(tmp_path, monkeypatch):
+    """Puts a small program in the place of `hapre_jax.train`."""
+    popen = subprocess.Popen
+
+    def use(*, fails="False", pause=0.0):
+        program = tmp_path / "training.py"
+        program.write_text(TRAINING.format(fails=fails, pause=pause))
+
+        def start(command, **settings):
+            assert command[1:3] == ["-m", "hapre_jax.train"]
+            return popen([sys.executable, str(program), *command[3:]], **settings)
+
+        monkeypatch.setattr(sweep.subprocess, "Popen", start)
+
+    monkeypatch.setattr(sweep, "_POLL_SECONDS", 0.02)
+    return use
 
 
-def test_shards_cover_every_run_once(tmp_path):
-    runs = sweep.grid("c.py", ["seedless=1,2,3"], 3, tmp_path)
-    parts = [experiments.shard(runs, f"{i}/4") for i in (1, 2, 3, 4)]
-    assert sorted(sum(parts, []), key=str) == sorted(runs, key=str)
-    for text in ("0/2", "3/2", "1", "a/b"):
-        with pytest.raises(UserError, match="i/n"):
-            experiments.shard(runs, text)
+def _study(workdir):
+    return sweep.open_study("searched", workdir, storage="", seed=0)
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 11])
-def test_interval_is_students(n):
-    values = [0.1 * i**2 for i in range(n)]
-    low, high = scipy.stats.t.interval(
-        0.95, n - 1, scipy.stats.tmean(values), scipy.stats.sem(values)
-    )
-    assert metrics.interval(values) == pytest.approx((high - low) / 2, rel=2e-4)
-    assert metrics.interval([1.0]) is None
+def test_a_search_finds_the_best_and_says_what_is_next(
+    tmp_path, space, training, capsys
+):
+    training()
+    workdir = tmp_path / "runs"
+    arguments = ["--config", space, "--trials", "6", "--workdir", str(workdir)]
+    assert sweep.main(arguments) == 0
+    trials = _study(workdir).get_trials()
+    done = [of for of in trials if of.state == optuna.trial.TrialState.COMPLETE]
+    assert len(trials) == 6
+    for trial in done:  # the last validation is the best one
+        assert trial.value == pytest.approx(1.06 - trial.params["policy.sigma"])
+    best = config.load(str(workdir / "best.json"))
+    assert best.policy.sigma == min(of.params["policy.sigma"] for of in done)
+    assert best.policy.grid == 8  # of the experiment that all share
+    said = capsys.readouterr().out
+    assert f"Next: python -m hapre_jax.train --config {workdir}/best.json" in said
+    for name in ("history.png", "importance.png"):
+        assert (workdir / name).stat().st_size > 5000
+
+    # The same command again has nothing left to do, one more trial is one more.
+    assert sweep.main(arguments) == 0 and len(_study(workdir).get_trials()) == 6
+    arguments[3] = "7"
+    assert sweep.main(arguments) == 0 and len(_study(workdir).get_trials()) == 7
 
 
-def test_finished_sweep_is_summarized(tmp_path, capsys):
-    for seed, numbers in enumerate([(0.5, 0.8, 0.6), (0.7, 0.9, 0.8)]):
-        folder = tmp_path / "default" / f"seed-{seed}"
-        folder.mkdir(parents=True)
-        (folder / "results.json").write_text(json.dumps(results(*numbers)))
-    assert sweep.main(["--workdir", str(tmp_path), "--seeds", "2"]) == 0
-    (row,) = json.loads((tmp_path / "summary.json").read_text())
-    assert row["n"] == 2
-    assert row["scores"]["plain macro F1"]["mean"] == pytest.approx(0.6)
-    assert row["scores"]["lung IoU"]["values"] == [0.6, 0.8]
-    # 12.706 * 0.0707107 / sqrt(2)
-    assert row["scores"]["macro F1"]["interval"] == pytest.approx(0.63530, abs=1e-4)
+def test_a_trial_below_the_median_is_stopped(tmp_path, space, training):
+    training(pause=0.3)
+    study = _study(tmp_path)
+    distributions = sweep.load_space(space)
+    for _ in range(5):
+        trial = optuna.trial.create_trial(
+            params={"policy.sigma": 0.2, "policy.train_crops": 1},
+            distributions=distributions,
+            value=0.9,
+            intermediate_values={2: 0.8, 4: 0.85, 6: 0.9},
+        )
+        study.add_trial(trial)
+    study.enqueue_trial({"policy.sigma": 0.5, "policy.train_crops": 1})
+    trial = study.ask(distributions)
+    with pytest.raises(optuna.TrialPruned, match=r"step 2: F1 0\.520"):
+        sweep.run_trial(trial, config=space, workdir=tmp_path, seed=0)
+    assert sweep.validations(tmp_path / "trial-0005") == {2: 0.52}
 
 
-def test_dry_run_prints_commands_and_writes_nothing(tmp_path, capsys):
-    workdir = tmp_path / "new"
-    arguments = ["--workdir", str(workdir), "--seeds", "2", "--dry-run"]
-    assert sweep.main([*arguments, "--set", "policy.sigma=0.2"]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "-m" in line]
-    assert len(lines) == 2 and not workdir.exists()
-    assert lines[1].endswith("--policy.sigma 0.2 --seed 1")
+def test_failed_trials_are_told_and_three_in_a_row_end_the_search(
+    tmp_path, space, training
+):
+    training(fails="True")
+    flags = ["--config", space, "--trials", "5", "--workdir", str(tmp_path / "runs")]
+    with pytest.raises(UserError, match="three trials in a row.*the disk is full"):
+        sweep.main(flags)
+    trials = _study(tmp_path / "runs").get_trials()
+    assert [of.state.name for of in trials] == ["FAIL"] * 3
 
 
-def test_unknown_field_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(UserError, match=r"policy\.sigma"):
-        sweep.main(["--workdir", str(tmp_path), "--set", "policy.sigm=0.2"])
+def test_an_interrupted_trial_goes_on_in_its_folder(tmp_path, space, training):
+    """The worker is killed as by the system; a second one takes its trial up."""
+    program = tmp_path / "training.py"
+    program.write_text(TRAINING.format(fails="False", pause=60))
+    workdir = tmp_path / "runs"
+    code = f"""
+import importlib.util, subprocess, sys
+spec = importlib.util.spec_from_file_location("sweep", {str(SWEEP)!r})
+sweep = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sweep)
+popen = subprocess.Popen
+sweep.subprocess.Popen = lambda command, **settings: popen(
+    [sys.executable, {str(program)!r}, *command[3:]], **settings)
+sweep.main(["--config", {space!r}, "--trials", "1", "--workdir", {str(workdir)!r}])
+"""
+    worker = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    first = workdir / "trial-0000"
+    deadline = time.monotonic() + 120
+    while not sweep.validations(first):
+        assert time.monotonic() < deadline and worker.poll() is None
+        time.sleep(0.05)
+    (running,) = _study(workdir).get_trials()
+    assert running.state.name == "RUNNING"
+    # Its folder is taken as long as it lives.
+    assert sweep.take_up_interrupted(_study(workdir)) == 0
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+
+    training()
+    flags = ["--config", space, "--trials", "1", "--workdir", str(workdir)]
+    assert sweep.main(flags) == 0
+    old, new = _study(workdir).get_trials()
+    assert (old.state.name, new.state.name) == ("FAIL", "COMPLETE")
+    assert new.params == running.params
+    assert new.user_attrs["folder"] == str(first)
+    assert not (workdir / "trial-0001").exists()
 
 
-def test_failed_run_is_listed_and_not_fatal(tmp_path, capsys, monkeypatch):
-    def fail(command, *, stdout, stderr):
-        stdout.write("error: the disk is full\n")
-        return 2
+def test_dry_run_shows_the_space_and_writes_nothing(tmp_path, space, capsys):
+    workdir = tmp_path / "runs"
+    flags = ["--config", space, "--workdir", str(workdir), "--dry-run"]
+    assert sweep.main(flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("policy.sigma: FloatDistribution(") and len(lines) == 2
+    assert not workdir.exists()
 
-    monkeypatch.setattr(experiments.subprocess, "call", fail)
-    assert sweep.main(["--workdir", str(tmp_path), "--seeds", "1"]) == 1
-    assert "the disk is full" in capsys.readouterr().out.replace("\n", " ")
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("get_space", "other", r"has no get_space\(\)"),
+        ("policy.sigma", "policy.sigm", r"no field policy\.sigm; did you mean"),
+        ("FloatDistribution(0.2", "FloatDistribution(-0.2", "must be a number > 0"),
+    ],
+)
+def test_a_wrong_space_is_refused_in_one_sentence(tmp_path, before, after, message):
+    file = tmp_path / "searched.py"
+    file.write_text(SPACE.replace(before, after))
+    with pytest.raises(UserError, match=message):
+        sweep.main(["--config", str(file), "--workdir", str(tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_wrong_flags_are_refused(space):
+    with pytest.raises(UserError, match="--trials is 0"):
+        sweep.main(["--config", space, "--trials", "0"])
+    with pytest.raises(UserError, match="is not JSON"):
+        sweep.main(["--config", space, "--slurm-args", "{"])
+
+
+# Submitit's debug executor does not close its log files.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_workers_are_submitted(tmp_path, space, training):
+    """Submitit's debug executor runs here what Slurm would run elsewhere."""
+    training()
+    flags = ["--config", space, "--trials", "2", "--workdir", str(tmp_path / "runs")]
+    flags += ["--slurm", "1", "--cluster", "debug"]
+    assert sweep.main([*flags, "--slurm-args", json.dumps({"timeout_min": 5})]) == 0
+    assert len(_study(tmp_path / "runs").get_trials()) == 2
+
+
+def test_the_search_of_the_repository_is_valid():
+    assert sweep.load_space("configs/sweep_phantom.py").keys() >= {"policy.sigma"}

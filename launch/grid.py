@@ -1,0 +1,123 @@
+"""Runs a grid of experiments over seeds and makes one table of them.
+
+python launch/grid.py --config configs/phantom.py --workdir runs/grid --seeds 3 \
+    --set policy.sigma=0.2,0.35
+
+Each run is an ordinary `python -m hapre_jax.train` in a folder of its own: a finished
+one is skipped, an interrupted one goes on, a failed one is listed at the end.
+"""
+
+import argparse
+import itertools
+import pathlib
+
+import rich.console
+import rich.table
+
+from hapre_jax import checkpoint, cli, experiments, scores
+from hapre_jax.errors import UserError
+from hapre_jax.experiments import Experiment
+
+
+def grid(
+    config: str, settings: list[str], seeds: int, workdir: pathlib.Path
+) -> list[Experiment]:
+    """All combinations of `PATH=VALUE,VALUE` settings, each with all seeds."""
+    axes = []
+    for setting in settings:
+        path, equals, values = setting.partition("=")
+        if not equals or not path or not values:
+            raise UserError(f"--set {setting!r} is not PATH=VALUE,VALUE,...")
+        axes.append([(path, value) for value in values.split(",")])
+    runs = []
+    for combination in itertools.product(*axes):
+        name = ",".join(f"{path}={value}" for path, value in combination) or "default"
+        for seed in range(seeds):
+            values = dict(combination) | {"seed": str(seed)}
+            folder = workdir / name / f"seed-{seed}"
+            runs.append(Experiment(config, values, folder))
+    return runs
+
+
+def summarize(runs: list[Experiment]) -> list[dict]:
+    """A row a combination: its values, and mean, interval and values of each score."""
+    columns = {
+        "plain macro F1": lambda r: (r["plain"] or {}).get("macro_f1"),
+        "macro F1": lambda r: r["test"]["macro_f1"],
+        "accuracy": lambda r: r["test"]["accuracy"],
+        "lung IoU": lambda r: (r["test"]["key_area"] or {}).get("lung_iou"),
+        "mean box IoU": lambda r: (
+            (r["test"]["key_area"] or {}).get("trivial_iou", {}).get("mean_box")
+        ),
+    }
+    rows = []
+    for name, group in itertools.groupby(runs, lambda run: run.folder.parent.name):
+        files = [run.folder / "results.json" for run in group]
+        results = [checkpoint.read_json(file) for file in files if file.exists()]
+        row: dict = {"run": name, "n": len(results), "scores": {}}
+        for score, read in columns.items():
+            values = [v for v in map(read, results) if v is not None]
+            if values:
+                row["scores"][score] = scores.across_seeds(values)
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict]) -> rich.table.Table:
+    """The rows for the terminal: mean ± 95 % interval over seeds."""
+    names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
+    shown = rich.table.Table("run", "seeds", *names, title="mean ± 95 % over seeds")
+    for row in rows:
+        cells = [_cell(row["scores"].get(name)) for name in names]
+        shown.add_row(row["run"], str(row["n"]), *cells)
+    return shown
+
+
+def _cell(score):
+    if score is None:
+        return "-"
+    spread = "" if score["interval"] is None else f" ± {score['interval']:.3f}"
+    return f"{score['mean']:.3f}{spread}"
+
+
+def main(argv: list[str]) -> int:
+    """The program; 1 if a run failed."""
+    parser = argparse.ArgumentParser(
+        prog="python launch/grid.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", default="configs/phantom.py", help="experiment")
+    parser.add_argument("--workdir", default="runs/grid", help="folder of all runs")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 of each")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=V,V",
+        help="values of a config field to try; again for another field",
+    )
+    parser.add_argument("--shard", default="1/1", help="i/n: every n-th run (clusters)")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands")
+    arguments = parser.parse_args(argv)
+
+    console = rich.console.Console()
+    workdir = pathlib.Path(arguments.workdir)
+    runs = grid(arguments.config, arguments.set, arguments.seeds, workdir)
+    for run in runs:  # a misspelt field must not show after hours
+        run.check()
+    mine = experiments.shard(runs, arguments.shard)
+    if arguments.dry_run:
+        for run in mine:
+            print("python -m hapre_jax.train", *run.arguments)
+        return 0
+    failures = experiments.run_all(mine, console)
+    rows = summarize(runs)
+    checkpoint.write_json(workdir / "summary.json", rows)
+    console.print(table(rows))
+    experiments.say_failures(failures, console)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,93 @@
+"""The grid launcher, without a training."""
+
+import importlib.util
+import json
+import pathlib
+
+import pytest
+import scipy.stats
+
+from hapre_jax import experiments, metrics
+from hapre_jax.errors import UserError
+
+_FILE = pathlib.Path(__file__).parents[1] / "launch" / "grid.py"
+_SPEC = importlib.util.spec_from_file_location("grid", _FILE)
+grid = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(grid)
+
+
+def results(plain, ours, iou):
+    area = {"lung_iou": iou, "trivial_iou": {"mean_box": 0.4}}
+    return {
+        "plain": {"macro_f1": plain},
+        "test": {"macro_f1": ours, "accuracy": ours, "key_area": area},
+    }
+
+
+def test_grid_is_all_combinations_with_all_seeds(tmp_path):
+    runs = grid.grid("c.py", ["policy.sigma=0.2,0.3", "task.net=resnet8"], 2, tmp_path)
+    assert [(run.values["policy.sigma"], run.values["seed"]) for run in runs] == [
+        ("0.2", "0"),
+        ("0.2", "1"),
+        ("0.3", "0"),
+        ("0.3", "1"),
+    ]
+    name = "policy.sigma=0.2,task.net=resnet8"
+    assert runs[1].folder == tmp_path / name / "seed-1"
+    assert (
+        grid.grid("c.py", [], 1, tmp_path)[0].folder == tmp_path / "default" / "seed-0"
+    )
+
+
+@pytest.mark.parametrize("setting", ["policy.sigma", "=1", "policy.sigma="])
+def test_malformed_setting_is_refused(setting, tmp_path):
+    with pytest.raises(UserError, match="PATH=VALUE"):
+        grid.grid("c.py", [setting], 1, tmp_path)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 11])
+def test_interval_is_students(n):
+    values = [0.1 * i**2 for i in range(n)]
+    low, high = scipy.stats.t.interval(
+        0.95, n - 1, scipy.stats.tmean(values), scipy.stats.sem(values)
+    )
+    assert metrics.interval(values) == pytest.approx((high - low) / 2, rel=2e-4)
+    assert metrics.interval([1.0]) is None
+
+
+def test_finished_grid_is_summarized(tmp_path, capsys):
+    for seed, numbers in enumerate([(0.5, 0.8, 0.6), (0.7, 0.9, 0.8)]):
+        folder = tmp_path / "default" / f"seed-{seed}"
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(results(*numbers)))
+    assert grid.main(["--workdir", str(tmp_path), "--seeds", "2"]) == 0
+    (row,) = json.loads((tmp_path / "summary.json").read_text())
+    assert row["n"] == 2
+    assert row["scores"]["plain macro F1"]["mean"] == pytest.approx(0.6)
+    assert row["scores"]["lung IoU"]["values"] == [0.6, 0.8]
+    # 12.706 * 0.0707107 / sqrt(2)
+    assert row["scores"]["macro F1"]["interval"] == pytest.approx(0.63530, abs=1e-4)
+
+
+def test_dry_run_prints_commands_and_writes_nothing(tmp_path, capsys):
+    workdir = tmp_path / "new"
+    arguments = ["--workdir", str(workdir), "--seeds", "2", "--dry-run"]
+    assert grid.main([*arguments, "--set", "policy.sigma=0.2"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if "-m" in line]
+    assert len(lines) == 2 and not workdir.exists()
+    assert lines[1].endswith("--policy.sigma 0.2 --seed 1")
+
+
+def test_unknown_field_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(UserError, match=r"policy\.sigma"):
+        grid.main(["--workdir", str(tmp_path), "--set", "policy.sigm=0.2"])
+
+
+def test_failed_run_is_listed_and_not_fatal(tmp_path, capsys, monkeypatch):
+    def fail(command, *, stdout, stderr):
+        stdout.write("error: the disk is full\n")
+        return 2
+
+    monkeypatch.setattr(experiments.subprocess, "call", fail)
+    assert grid.main(["--workdir", str(tmp_path), "--seeds", "1"]) == 1
+    assert "the disk is full" in capsys.readouterr().out.replace("\n", " ")
