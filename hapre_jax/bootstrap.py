@@ -7,6 +7,7 @@ split, of networks as they are; one over seeds (`metrics.interval`) how far it d
 on the training.
 """
 
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import numpy as np
 from hapre_jax.predictions import Predictions
 
 _DRAWS = 2000  # the ends of a 95 % interval are the 50th of them from either end
+_OF_IMAGES = ("names", "groups", "classes")
 _CHUNK = 100  # draws at once, so that a million patients fit into memory
 
 
@@ -51,16 +53,19 @@ def mean_gain(
       ValueError: they are not.
     """
     for ours, theirs in pairs:
-        if ours.names != theirs.names or (ours.labels != theirs.labels).any():
+        same = all(getattr(ours, of) == getattr(theirs, of) for of in _OF_IMAGES)
+        if not same or (ours.labels != theirs.labels).any():
             raise ValueError("the predictions of a pair are of other images")
     return _resample([list(pair) for pair in pairs], lambda f1: f1[0] - f1[1], seed)
 
 
 def _resample(sets, statistic, seed) -> Score:
-    """Mean over sets of `statistic` of the F1 `[..., n]` of a set's n predictions."""
-    generator = np.random.default_rng(seed)
+    """Mean over sets of `statistic` of the F1 `[n, ...]` of a set's n predictions."""
     values, drawn = [], []
     for predictions in sets:
+        # By the patients: test splits of the same ones are the same when resampled.
+        patients = "\0".join(sorted(set(predictions[0].groups))).encode()
+        generator = np.random.default_rng((seed, zlib.crc32(patients)))
         counts = np.stack([_count(of) for of in predictions])  # [n, G, K, K]
         values.append(statistic(macro_f1(counts.sum(1))))
         groups = counts.shape[1]

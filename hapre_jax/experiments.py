@@ -4,6 +4,7 @@ A finished one is skipped, an interrupted one goes on, a failed one is not fatal
 """
 
 import pathlib
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,9 +12,11 @@ from typing import NamedTuple
 
 import rich.console
 
+from hapre_jax import checkpoint, log
 from hapre_jax import config as config_lib
-from hapre_jax import log
 from hapre_jax.errors import UserError
+
+_PROMPT = "$ "  # before a command, in the file of what it said
 
 
 class Experiment(NamedTuple):
@@ -37,8 +40,12 @@ class Experiment(NamedTuple):
         return flags
 
     def check(self) -> None:
-        """Raises `UserError` for a field or value that the program would refuse."""
-        config_lib.override_all(config_lib.load(self.config), self.values)
+        """Raises `UserError` for what the program would refuse.
+
+        That is an unknown field, a wrong value, or a folder that holds another run.
+        """
+        config = config_lib.override_all(config_lib.load(self.config), self.values)
+        checkpoint.check_workdir(self.folder, config)
 
 
 class Failure(NamedTuple):
@@ -51,13 +58,14 @@ class Failure(NamedTuple):
     def reason(self) -> str:
         """The last line that it said."""
         lines = self.output.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        last = lines[-1] if lines else _PROMPT
+        return "it said nothing" if last.startswith(_PROMPT) else last
 
 
 def shard(experiments: Sequence, text: str) -> list:
     """Those of shard `i/n`, i from 1 to n: every n-th one."""
     index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit()) or not (
+    if not (slash and index.isdecimal() and count.isdecimal()) or not (
         1 <= int(index) <= int(count)
     ):
         raise UserError(f"--shard {text!r} is not i/n with i from 1 to n")
@@ -90,6 +98,7 @@ def run_program(command: Sequence[str], output: pathlib.Path) -> bool:
     """Runs `python -m ...`, adds what it says to a file; whether it succeeded."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("a") as file:
+        print(_PROMPT + shlex.join(["python", "-m", *command]), file=file, flush=True)
         code = subprocess.call(
             [sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT
         )

@@ -161,8 +161,8 @@ def warp(image: jax.Array, shifts: jax.Array) -> jax.Array:
         jax.scipy.ndimage.map_coordinates(shifts[:, :, axis], at, order=1)
         for axis in range(2)
     )
-    y = jnp.arange(height)[:, None] + moved_y
-    x = jnp.arange(width)[None] + moved_x
+    y = jnp.arange(height, dtype=image.dtype)[:, None] + moved_y
+    x = jnp.arange(width, dtype=image.dtype)[None] + moved_x
     found = jax.scipy.ndimage.map_coordinates(image[:, :, 0], [y, x], order=1)
     return found[:, :, None]
 

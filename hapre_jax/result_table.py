@@ -1,6 +1,7 @@
 """Tables of results as Markdown, LaTeX, CSV and JSON, the best figures marked."""
 
 import csv
+import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -104,6 +105,8 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
     "−": "$-$",
+    "<": "$<$",
+    ">": "$>$",
 }
 
 
@@ -129,19 +132,20 @@ def write(
     Returns:
       What the Markdown file holds.
     """
-    text = "\n".join(map(markdown, tables)) + f"\n{notes}\n"
     stem.parent.mkdir(parents=True, exist_ok=True)
-    stem.with_suffix(".md").write_text(text)
-    stem.with_suffix(".tex").write_text("\n".join(map(latex, tables)))
+    text = "\n".join(map(markdown, tables)) + f"\n{notes}\n"
+    flat = [_flatten(one) for one in records]
+    columns = list(dict.fromkeys(name for one in flat for name in one))
+    csv_text = io.StringIO()
+    writer = csv.DictWriter(csv_text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    checkpoint.write_text(stem.with_suffix(".md"), text)
+    checkpoint.write_text(stem.with_suffix(".tex"), "\n".join(map(latex, tables)))
+    checkpoint.write_text(stem.with_suffix(".csv"), csv_text.getvalue())
     checkpoint.write_json(
         stem.with_suffix(".json"), {"notes": notes, "records": records}
     )
-    flat = [_flatten(one) for one in records]
-    columns = list(dict.fromkeys(name for one in flat for name in one))
-    with stem.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(flat)
     return text
 
 

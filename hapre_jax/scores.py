@@ -93,7 +93,7 @@ def gained(gain: dict | None) -> str:
 
 
 def _signed(points):
-    return f"{points:+.1f}".replace("-", "−")
+    return f"{round(points, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def table(
@@ -122,6 +122,8 @@ def table(
         extra["paper's F1"] = lambda one: (
             f"{100 * one['paper']['macro_f1']:.1f}" if one["paper"] else ""
         )
+    if len({len(one["seeds"]) for one in records}) > 1:
+        extra["seeds"] = lambda one: str(len(one["seeds"]))
     columns = ["", *METRICS.values(), f"F1 more than {reference}", *extra]
     rows = [
         [

@@ -18,6 +18,7 @@ import numpy as np
 import rich.console
 
 from hapre_jax import (
+    appearance,
     area_history,
     checkpoint,
     cli,
@@ -120,6 +121,9 @@ def _prepare(config, workdir, console) -> datasets.Splits:
         checkpoint.write_config(workdir, config)
         if splits_file != saved:
             splits.write(saved, splits.read(splits_file))
+        typical = workdir / appearance.FILE
+        if not typical.exists():
+            checkpoint.write_json(typical, appearance.describe(data.train.images))
         if unreadable:
             pipeline.write_unreadable(workdir / "unreadable.csv", unreadable)
     return data

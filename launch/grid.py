@@ -10,6 +10,7 @@ one is skipped, an interrupted one goes on, a failed one is listed at the end.
 import argparse
 import itertools
 import pathlib
+import shlex
 
 import rich.console
 import rich.table
@@ -109,7 +110,7 @@ def main(argv: list[str]) -> int:
     mine = experiments.shard(runs, arguments.shard)
     if arguments.dry_run:
         for run in mine:
-            print("python -m hapre_jax.train", *run.arguments)
+            print(shlex.join(["python", "-m", "hapre_jax.train", *run.arguments]))
         return 0
     failures = experiments.run_all(mine, console)
     rows = summarize(runs)

@@ -19,6 +19,7 @@ import argparse
 import importlib.metadata
 import pathlib
 import runpy
+import shlex
 import subprocess
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -89,7 +90,7 @@ class Source(NamedTuple):
 SOURCES = {
     "phantom_high": Source("phantom", {"data.quality": "high"}),
     "phantom_medium": Source("phantom", {"data.quality": "medium"}),
-    "phantom_low": Source("phantom"),
+    "phantom_low": Source("phantom", {"data.quality": "low"}),
     "ped_pneumonia": Source("ped_pneumonia"),
     "ped_pneumonia_low": Source("ped_pneumonia_low"),
     "rsna_pneumonia": Source("ped_pneumonia", {"data.name": "rsna_pneumonia"}),
@@ -281,8 +282,6 @@ def table_5(groups):
     """Backbones."""
     from hapre_jax.nets.__main__ import measure  # imports Flax, for this table only
 
-    paper = checkpoint.read_json(_PAPER)["5"]
-
     def draw(source, here, found):
         def parameters(one):
             return f"{measure(one['net'], channels=1).parameters / 1e6:.2f}M"
@@ -297,9 +296,16 @@ def table_5(groups):
 
     return by_source(
         groups,
-        lambda group: paper.get(group.net, {}),
+        lambda group: {},  # the paper's are of a source that nobody else has
         lambda group, groups: groups[0],
         draw,
+    )
+
+
+def is_tested(group: Group, source: str) -> bool:
+    """Whether all finished runs of a cell were tested on a source."""
+    return source == group.source or all(
+        (run.folder / "on" / f"{source}.json").exists() for run in group.finished
     )
 
 
@@ -311,9 +317,11 @@ def table_3(groups):
         here = [group for group in groups if group.source == source]
         found, lines = [], []
         for tested in names:
-            for group in here:
+            for group in (g for g in here if is_tested(g, tested)):
                 known = paper.get(source, {}).get(group.net, {}).get(group.row, {})
                 reference = plain_of_same_net(group, here)
+                if reference and not is_tested(reference, tested):
+                    reference = None
                 found.append(
                     describe(group, reference, tested=tested, paper=known.get(tested))
                 )
@@ -324,12 +332,17 @@ def table_3(groups):
     return tables, records
 
 
-def test_elsewhere(groups, root, console) -> list[experiments.Failure]:
-    """Tests every finished run on the sources of the others."""
+def evaluate_elsewhere(
+    groups: Sequence[Group],
+    runs: Sequence[Experiment],
+    root: str,
+    console: rich.console.Console,
+) -> list[experiments.Failure]:
+    """Tests those of `runs` that are finished on the sources of all groups."""
     jobs = []
     names = dict.fromkeys(group.source for group in groups)
     for group in groups:
-        for run in group.finished:
+        for run in (run for run in group.finished if run in runs):
             for name in names:
                 output = run.folder / "on" / f"{name}.json"
                 if name != group.source and not output.exists():
@@ -411,7 +424,8 @@ def notes_on(arguments, groups) -> str:
         "resamplings of the test patients, of networks as they are. Best **bold**, "
         f"second <u>underlined</u>. {done} of {asked} runs, seeds 0 to "
         f"{arguments.seeds - 1}, preset {arguments.preset}, commit {commit.strip()}, "
-        f"jax {jax}. Made by `python launch/tables.py --table {arguments.table}`."
+        f"jax {jax}. The paper's figures are of its own networks, at 640 pixels, and "
+        f"divisions. Made by `python launch/tables.py --table {arguments.table}`."
     )
 
 
@@ -452,15 +466,17 @@ def main(argv: list[str]) -> int:
     for name in names:
         if SOURCES[name].needs_root and not root:
             raise UserError(f"source {name} is read from files: give --data-root DIR")
+    if arguments.seeds < 1:
+        raise UserError(f"--seeds is {arguments.seeds}, but must be at least 1")
     if table == "1":
+        if arguments.dry_run:
+            return 0
         tables, records = table_1(names, root)
         notes = "Counted by `python launch/tables.py --table 1`."
         text = result_table.write(workdir / "table1", tables, records, notes=notes)
         console.print(rich.markdown.Markdown(text))
         return 0
     rows = _chosen(arguments.rows, ROWS[table], ROWS[table], "row")
-    if arguments.seeds < 1:
-        raise UserError(f"--seeds is {arguments.seeds}, but must be at least 1")
     groups = plan(
         table,
         names=names,
@@ -476,13 +492,14 @@ def main(argv: list[str]) -> int:
     mine = experiments.shard(runs, arguments.shard)
     if arguments.dry_run:
         for run in mine:
-            print("python -m hapre_jax.train", *run.arguments)
+            print(shlex.join(["python", "-m", "hapre_jax.train", *run.arguments]))
         return 0
     failures = []
     if not arguments.finished:
         failures += experiments.run_all(mine, console)
         if table == "3":
-            failures += test_elsewhere(groups, root, console)
+            failures += evaluate_elsewhere(groups, mine, root, console)
+    experiments.say_failures(failures, console)
     if not any(group.finished for group in groups):
         raise UserError(f"{workdir} has no finished run of table {table}")
     make = {"2": table_2, "3": table_3, "4": table_4, "5": table_5}[table]
@@ -496,12 +513,11 @@ def main(argv: list[str]) -> int:
     log.say(
         console, f"Written to {workdir}/table{table}.html, .md, .tex, .csv and .json."
     )
-    experiments.say_failures(failures, console)
     return 1 if failures else 0
 
 
 def _chosen(text, allowed, default, what) -> tuple[str, ...]:
-    names = tuple(text.split(",")) if text else default
+    names = tuple(dict.fromkeys(text.split(","))) if text else default
     for name in names:
         if name not in allowed:
             raise UserError(

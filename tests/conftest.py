@@ -62,3 +62,41 @@ def finished_run(tmp_path_factory, tiny_config):
     workdir = tmp_path_factory.mktemp("finished") / "run"
     train.train_and_evaluate(tiny_config, workdir)
     return workdir
+
+
+@pytest.fixture
+def write_run():
+    """Writes what scores are read from into the folder of a run that never was.
+
+    Its test films are of five patients, each with two of class a and two of class b;
+    with `misses` one a of each is called b. So no resampling of patients changes a
+    score: the macro-F1 of the answers is 1, with misses (2/3 + 4/5) / 2 = 11/15.
+    """
+    import json
+
+    import numpy as np
+
+    from hapre_jax import predictions
+
+    def write(folder, f1, *, misses=False, iou=None, minutes=1, tested="", **scores):
+        results, answers = folder / "results.json", folder / "predictions.csv"
+        if tested:
+            results = folder / "on" / f"{tested}.json"
+            answers = folder / "on" / f"{tested}_predictions.csv"
+        names = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
+        test = {"n": 20, **dict.fromkeys(names, f1), **scores}
+        test["key_area"] = None if iou is None else {"lung_iou": iou}
+        results.parent.mkdir(parents=True, exist_ok=True)
+        results.write_text(json.dumps({"test": test, "seconds": 60 * minutes}))
+        said = [0, int(misses), 1, 1] * 5
+        table = predictions.Predictions(
+            names=tuple(f"film-{i}" for i in range(20)),
+            groups=tuple(f"patient-{i // 4}" for i in range(20)),
+            views=("",) * 20,
+            classes=("a", "b"),
+            labels=np.array([0, 0, 1, 1] * 5, np.int32),
+            probabilities=np.eye(2, dtype=np.float32)[said],
+        )
+        predictions.write(answers, table)
+
+    return write

@@ -106,6 +106,7 @@ def test_every_config_trains_and_leaves_what_it_should(
     files = {path.name for path in workdir.iterdir()}
     assert files == {
         "config.json",
+        "appearance.json",
         "splits.csv",
         "metrics.jsonl",
         "checkpoints",

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance, ImageOps
+import scipy.ndimage
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from hapre_jax import image_ops
 
@@ -167,9 +168,83 @@ def test_zoom_is_pillow_s(factor):
     _assert_level(_run("zoom", factor=factor), expected)
 
 
-def test_mirror_is_pillow_s():
-    expected = ImageOps.mirror(Image.fromarray(FILM))
-    np.testing.assert_allclose(_run("mirror"), np.asarray(expected), atol=1e-3)
+@pytest.mark.parametrize("name", ["mirror", "flip"])
+def test_mirror_and_flip_are_pillow_s(name):
+    expected = getattr(ImageOps, name)(Image.fromarray(FILM))
+    np.testing.assert_allclose(_run(name), np.asarray(expected), atol=1e-3)
+
+
+def test_flip_by_hand():
+    expected = [[12, 13, 14, 15], [8, 9, 10, 11], [4, 5, 6, 7], [0, 1, 2, 3]]
+    np.testing.assert_allclose(_run("flip", NUMBERS), expected, atol=1e-3)
+
+
+# Warps.
+
+
+def _shifts(*, grid=(4, 4), scale=1.5):
+    return np.random.default_rng(2).normal(scale=scale, size=(*grid, 2))
+
+
+def _warp_of_scipy(film, shifts):
+    """Black is what lies outside, with a soft edge of one pixel."""
+    grid = np.indices(film.shape)
+    for axis in range(2):
+        places = [
+            np.linspace(0, points - 1, pixels)
+            for points, pixels in zip(shifts.shape[:2], film.shape, strict=True)
+        ]
+        at = np.stack(np.meshgrid(*places, indexing="ij"))
+        moved = scipy.ndimage.map_coordinates(
+            shifts[:, :, axis], at, order=1, mode="nearest"
+        )
+        grid = grid + np.eye(2)[axis][:, None, None] * moved
+    return scipy.ndimage.map_coordinates(
+        film.astype(float), grid, order=1, mode="grid-constant"
+    )
+
+
+@pytest.mark.parametrize(
+    ("grid", "scale"), [((4, 4), 0.3), ((4, 4), 3.0), ((2, 7), 1.5)]
+)
+def test_warp_is_scipy_s(grid, scale):
+    shifts = _shifts(grid=grid, scale=scale)
+    found = _run("warp", shifts=shifts)
+    expected = _warp_of_scipy(FILM, shifts)
+    # Less than a level, of positions in float32 and of steps up to 40 a pixel.
+    np.testing.assert_allclose(found, expected, atol=0.01)
+    assert np.abs(found - FILM).max() > 5
+
+
+def test_warp_by_hand():
+    """Rows shift by 0, 1/3, 2/3 and 1 pixel, each shows what is to its right."""
+    shifts = np.zeros((2, 2, 2))
+    shifts[1, :, 1] = 1
+    expected = [
+        [0, 1, 2, 3],
+        [4 + 1 / 3, 5 + 1 / 3, 6 + 1 / 3, 7 * 2 / 3],
+        [8 + 2 / 3, 9 + 2 / 3, 10 + 2 / 3, 11 / 3],
+        [13, 14, 15, 0],
+    ]
+    found = _run("warp", NUMBERS, shifts=shifts)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_warp_without_shifts_keeps_every_bit():
+    image = jnp.array(FILM[:, :, None], jnp.float32) / 255
+    for warp in (image_ops.warp, _jitted("warp", ())):
+        np.testing.assert_array_equal(warp(image, jnp.zeros((4, 4, 2))), image)
+
+
+@pytest.mark.parametrize("shift", [(3, 0), (0, -2), (-4, 5), (40, 0)])
+def test_warp_by_whole_pixels_all_alike_is_a_translation(shift):
+    found = _run("warp", shifts=np.broadcast_to(shift, (4, 4, 2)))
+    # A pixel that shows what is below it moves up.
+    expected = scipy.ndimage.shift(FILM, np.negative(shift), order=0)
+    np.testing.assert_allclose(found, expected, atol=1e-2)
+    np.testing.assert_allclose(
+        found, _run("translate", shift=np.negative(shift)), atol=1e-2
+    )
 
 
 # Grays.
@@ -196,6 +271,44 @@ def test_sharpness_by_hand():
     expected[1:4, 1:4] = 10
     expected[2, 2] = 50
     np.testing.assert_allclose(smooth, expected, atol=1e-3)
+
+
+KERNELS = {
+    "keep": [[0, 0, 0], [0, 1, 0], [0, 0, 0]],
+    "sharpen": [[0, -1, 0], [-1, 5, -1], [0, -1, 0]],
+    "smooth": [[0.1, 0.1, 0.1], [0.1, 0.2, 0.1], [0.1, 0.1, 0.1]],
+    "edges": [[-1, -1, -1], [-1, 8, -1], [-1, -1, -1]],
+    "down and right": [[0.1, 0.2, 0.3], [0.4, 0.5, -0.6], [0.7, -0.8, 0.9]],
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_filter_is_scipy_s_and_clipped(name):
+    found = _run("filter3", kernel=KERNELS[name])
+    sums = scipy.ndimage.correlate(FILM.astype(float), np.array(KERNELS[name], float))
+    expected = FILM.astype(float)
+    expected[1:-1, 1:-1] = np.clip(sums, 0, 255)[1:-1, 1:-1]
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_filter_is_pillow_s(name):
+    # Pillow lays a kernel upside down on the image.
+    kernel = np.ravel(KERNELS[name][::-1]).tolist()
+    pillow = ImageFilter.Kernel((3, 3), kernel, scale=1)
+    expected = Image.fromarray(FILM).filter(pillow)
+    _assert_level(_run("filter3", kernel=KERNELS[name]), expected)
+
+
+def test_filter_by_hand():
+    kernel = np.zeros((3, 3))
+    kernel[0, 0], kernel[1, 2] = 2, -0.5  # above to the left, and to the right
+    expected = NUMBERS.astype(float)
+    # 0 - 6 / 2 is below 0, 2 - 7 / 2 too; 8 - 10 / 2 and 10 - 11 / 2.
+    expected[1, 1:3] = 0, 0
+    expected[2, 1:3] = 3, 4.5
+    found = _run("filter3", NUMBERS, kernel=kernel)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -261,6 +374,9 @@ OPERATIONS = {
     "translate": lambda x: image_ops.translate(x, jnp.array([1.5, 2.0])),
     "shear": lambda x: image_ops.shear(x, jnp.array([0.1, 0.0])),
     "mirror": image_ops.mirror,
+    "flip": image_ops.flip,
+    "warp": lambda x: image_ops.warp(x, jnp.array(_shifts(), jnp.float32)),
+    "filter3": lambda x: image_ops.filter3(x, jnp.array(KERNELS["edges"], jnp.float32)),
     "brightness": lambda x: image_ops.brightness(x, jnp.array(1.2)),
     "contrast": lambda x: image_ops.contrast(x, jnp.array(0.8)),
     "sharpness": lambda x: image_ops.sharpness(x, jnp.array(1.3)),

@@ -182,6 +182,49 @@ def frame_box(box: np.ndarray, height: int, width: int, geometry: str) -> np.nda
     return mapped
 
 
+def film_box(box: np.ndarray, height: int, width: int, geometry: str) -> np.ndarray:
+    """A box in fractions of the square frame, in pixels of the upright film.
+
+    Undoes `frame_box`, but for what lies outside of the film: that is cut off.
+
+    Args:
+      box: `f32[4]` yxyx in [0, 1].
+      height, width: of the film, in pixels.
+      geometry: one of `GEOMETRIES`.
+
+    Returns:
+      `f32[4]` yxyx; of no extent where the box shows nothing of the film.
+    """
+    top, left, bottom, right = _frame(height, width, geometry)
+    origin = np.array((top, left, top, left), np.float64)
+    extent = np.array((bottom - top, right - left) * 2, np.float64)
+    pixels = np.asarray(box) * extent + origin
+    return np.clip(pixels, 0, (height, width) * 2).astype(np.float32)
+
+
+def cut(
+    image: Image.Image, box: np.ndarray, *, size: int, geometry: str
+) -> Image.Image:
+    """A box of a mode L film as a square of `size` pixels, from all of its pixels.
+
+    Args:
+      image: the film, upright.
+      box: `f32[4]` yxyx, in fractions of the square frame.
+      size: pixels of a side.
+      geometry: one of `GEOMETRIES`.
+    """
+    top, left, bottom, right = _frame(image.height, image.width, geometry)
+    framed = image.crop((left, top, right, bottom))  # beyond the border: black
+    y0, x0, y1, x1 = (float(edge) for edge in box)
+    edges = (
+        x0 * framed.width,
+        y0 * framed.height,
+        x1 * framed.width,
+        y1 * framed.height,
+    )
+    return framed.resize((size, size), Image.Resampling.BILINEAR, box=edges)
+
+
 def _frame(height: int, width: int, geometry: str) -> tuple[int, int, int, int]:
     """What the square frame shows, yxyx in pixels of the film; may be larger."""
     if geometry not in GEOMETRIES:

@@ -115,7 +115,7 @@ def apply_action(key: jax.Array, image: jax.Array, action: jax.Array) -> jax.Arr
     scale_key, warp_key, noise_key = jax.random.split(key, 3)
     side = len(image)
     cosine, sine = jnp.cos(jnp.deg2rad(turn)), jnp.sin(jnp.deg2rad(turn))
-    linear = jnp.array([[cosine, sine], [-sine, cosine]]) / scale
+    linear = jnp.array([[cosine, sine], [-sine, cosine]]) / scale[None]
     middle = jnp.full(2, side / 2)
     offset = middle - linear @ middle - side * shift
     image = image_ops.transform(image, jnp.column_stack([linear, offset]))

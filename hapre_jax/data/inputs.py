@@ -1,0 +1,71 @@
+"""Films that a user names, one by one: in files, folders, zips, patterns and lists."""
+
+import functools
+import glob
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from hapre_jax import errors
+from hapre_jax.data import files
+
+
+class Input(NamedTuple):
+    """A film that was named, not read yet."""
+
+    path: str  # as a user would name it; of a zip's entry, ZIP/ENTRY
+    name: str  # posix path below what was named, for files made of it
+    read: Callable[[], bytes]  # raises `UserError`
+
+
+def find(paths: Iterable[str]) -> Iterator[Input]:
+    """The films of files, folders, zips and glob patterns.
+
+    What does not exist comes as an input too, whose `read` says so: a missing film is
+    no reason to leave the others.
+    """
+    for path in paths:
+        matches = [path] if os.path.exists(path) else sorted(glob.glob(path))
+        if not matches:
+            yield Input(
+                path, pathlib.PurePath(path).name, _refuse(path, "is not there")
+            )
+        for match in matches:
+            yield from _below(match)
+
+
+def lines(stream: Iterable[str]) -> Iterator[str]:
+    """The paths of a list, one a line; empty lines do not count."""
+    for line in stream:
+        if path := line.rstrip("\n"):
+            yield path
+
+
+def _below(path: str) -> Iterator[Input]:
+    if not os.path.isdir(path) and not path.lower().endswith(".zip"):
+        yield Input(
+            path, pathlib.PurePath(path).name, functools.partial(_read_file, path)
+        )
+        return
+    try:
+        tree = files.open_tree(path)
+    except errors.UserError as error:
+        yield Input(path, pathlib.PurePath(path).name, _refuse("", str(error)))
+        return
+    for name in tree.names():
+        yield Input(f"{path}/{name}", name, functools.partial(tree.read, name))
+
+
+def _read_file(path: str) -> bytes:
+    try:
+        return pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise errors.UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _refuse(path: str, reason: str) -> Callable[[], bytes]:
+    def read():
+        raise errors.UserError(f"{path} {reason}".strip())
+
+    return read

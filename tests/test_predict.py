@@ -1,0 +1,268 @@
+import csv
+import io
+import json
+import pathlib
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hapre_jax import appearance, checkpoint, config, evaluate, predict
+from hapre_jax.data import images, inputs
+from hapre_jax.errors import UserError
+from hapre_jax.methods import METHODS
+
+
+def _png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _film(seed, shape=(40, 60)):
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+
+
+@pytest.fixture
+def films(tmp_path):
+    """A folder, a zip and a file: five films, and one that is none."""
+    root = tmp_path / "films"
+    (root / "ward").mkdir(parents=True)
+    (root / "ward" / "a.png").write_bytes(_png(_film(0)))
+    (root / "ward" / "b, 'c'.png").write_bytes(_png(_film(1, (60, 40))))
+    (root / "bad.jpg").write_text("no image")
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        archive.writestr("x/a.png", _png(_film(2)))
+        archive.writestr("x/a.jpg", _png(_film(3)))
+        archive.writestr("../../x/a.png", _png(_film(3)))  # left out
+    (tmp_path / "single.png").write_bytes(_png(_film(4)))
+    return [str(root), str(tmp_path / "more.zip"), str(tmp_path / "single.p*")]
+
+
+def _table(file):
+    with open(file, newline="") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_films_of_everywhere_are_answered_and_bad_ones_listed(
+    finished_run, films, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    flags = ["--out", str(out), "--crops", "--crop-size", "24", "--overlays"]
+    assert predict.main([str(finished_run), *films, "gone.png", *flags]) == 1
+    said = capsys.readouterr().out
+    assert f"5 films answered: {out}/predictions.csv" in said
+    assert f"2 could not be read: {out}/errors.csv" in said
+    root, archive, _ = films
+    refused = {row["path"]: row["reason"] for row in _table(out / "errors.csv")}
+    assert refused == {
+        f"{root}/bad.jpg": "bad.jpg cannot be read: not an image",
+        "gone.png": "gone.png is not there",
+    }
+    rows = _table(out / "predictions.csv")
+    assert [row["path"] for row in rows] == [
+        f"{root}/ward/a.png",
+        f"{root}/ward/b, 'c'.png",
+        f"{archive}/x/a.jpg",
+        f"{archive}/x/a.png",
+        str(tmp_path / "single.png"),
+    ]
+    lines = (out / "predictions.jsonl").read_text().splitlines()
+    for row, line in zip(rows, map(json.loads, lines), strict=True):
+        assert line["path"] == row["path"] and line["answer"] == row["answer"]
+        shares = line["probabilities"]
+        assert list(shares) == ["normal", "bacterial", "viral"]
+        assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
+        assert max(shares, key=shares.get) == row["answer"]
+        assert float(row["p_viral"]) == pytest.approx(shares["viral"], abs=1e-6)
+        assert 0 < line["kept"] <= 1
+    crops = sorted(p.relative_to(out / "crops") for p in out.glob("crops/**/*.png"))
+    # Two films whose names differ by their ending alone.
+    assert list(map(str, crops)) == [
+        "single.png",
+        "ward/a.png",
+        "ward/b, 'c'.png",
+        "x/a-2.png",
+        "x/a.png",
+    ]
+    with Image.open(out / "crops" / crops[0]) as crop:
+        assert crop.size == (24, 24)
+    assert len(list(out.glob("overlays/**/*.png"))) == 5
+
+
+def test_answers_are_those_of_the_run_itself(finished_run, films):
+    """One by one through the method, against padded batches of the program."""
+    run = predict.load(finished_run)
+    settings = config.load(str(finished_run / "config.json"))
+    method = METHODS["hapre"](settings, 3)
+    best = checkpoint.restore_best(finished_run, settings, method)
+    direct = evaluate.make_predict(method)
+    read = [predict.read(one, settings, keep=False) for one in inputs.find(films)]
+    known = [film for film in read if isinstance(film, predict.Film)]
+    answers, areas = predict.answer(run, known)
+    for film, one, area in zip(known, answers, areas, strict=True):
+        found = direct(*best.average, {"image": film.pixels[None]})
+        np.testing.assert_allclose(
+            list(one.probabilities.values()), found.probabilities[0], atol=1e-5
+        )
+        np.testing.assert_allclose(area, found.action[0], atol=1e-5)
+        shape = film.height, film.width
+        box = images.film_box(area, *shape, settings.data.geometry)
+        np.testing.assert_allclose(one.key_area, box, atol=0.051)
+
+
+def test_a_list_of_paths_is_read_from_stdin(finished_run, films, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{tmp_path}/single.png\n\n"))
+    out = tmp_path / "out"
+    assert predict.main([str(finished_run), "-", "--out", str(out)]) == 0
+    assert [row["path"] for row in _table(out / "predictions.csv")] == [
+        f"{tmp_path}/single.png"
+    ]
+    assert not (out / "crops").exists()
+
+
+def test_the_plain_classifier_has_no_key_area(finished_run, films, tmp_path):
+    out = tmp_path / "out"
+    flags = [str(finished_run / "plain"), films[2], "--out", str(out), "--crops"]
+    assert predict.main(flags) == 0
+    (row,) = _table(out / "predictions.csv")
+    assert row["top"] == row["kept"] == ""
+    # Noise is not like a phantom, which the run beside it knows.
+    assert row["flags"] == appearance.UNLIKE
+
+
+def test_more_films_than_a_batch_come_in_order(finished_run, tmp_path):
+    run = predict.load(finished_run)
+    pixels = _png(_film(0))
+    many = [inputs.Input(f"{n}", f"{n}", lambda: pixels) for n in range(70)]
+    seen = []
+    done = predict.predict_films(
+        run, iter(many), tmp_path / "out", progress=lambda *counts: seen.append(counts)
+    )
+    assert done == (70, 0) and seen[-1] == (70, 0)
+    rows = _table(tmp_path / "out" / "predictions.csv")
+    assert [row["path"] for row in rows] == [str(n) for n in range(70)]
+    assert len({row["p_viral"] for row in rows}) == 1
+
+
+def test_what_cannot_work_is_refused_in_one_sentence(finished_run, films, tmp_path):
+    with pytest.raises(UserError, match=r"has no results\.json"):
+        predict.main([str(tmp_path), films[0]])
+    with pytest.raises(UserError, match="--crop-size is 0"):
+        predict.main([str(finished_run), films[0], "--crop-size", "0"])
+    out = tmp_path / "out"
+    assert predict.main([str(finished_run), films[2], "--out", str(out)]) == 0
+    with pytest.raises(UserError, match="holds predictions already"):
+        predict.main([str(finished_run), films[2], "--out", str(out)])
+
+
+# Inputs.
+
+
+def test_inputs_are_lazy_and_a_missing_one_says_so(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"x")
+
+    def paths():
+        yield str(tmp_path / "a.png")
+        raise AssertionError("asked for before it was needed")
+
+    first = next(inputs.find(paths()))
+    assert first.name == "a.png" and first.read() == b"x"
+    (gone,) = inputs.find(["nowhere/b.png"])
+    with pytest.raises(UserError, match=r"nowhere/b\.png is not there"):
+        gone.read()
+    (tmp_path / "broken.zip").write_bytes(b"PK")
+    (broken,) = inputs.find([str(tmp_path / "broken.zip")])
+    with pytest.raises(UserError, match="not a readable zip"):
+        broken.read()
+
+
+@pytest.mark.parametrize("name", ["../../a.png", "/a.png", "..", "", "x//./a.dcm"])
+def test_pictures_stay_in_their_folder(tmp_path, name):
+    path = predict.picture_path(tmp_path, name)
+    assert path.resolve().is_relative_to(tmp_path.resolve())
+    assert path.suffix == ".png" and pathlib.Path(path).parent.is_dir()
+
+
+# Places in a film.
+
+
+@pytest.mark.parametrize("geometry", images.GEOMETRIES)
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (50, 50)])
+def test_film_box_undoes_frame_box(geometry, shape):
+    height, width = shape
+    middle = np.array([height, width, height, width]) / 2
+    box = middle + np.array([-10, -8, 12, 9], np.float32)
+    framed = images.frame_box(box, height, width, geometry)
+    np.testing.assert_allclose(
+        images.film_box(framed, height, width, geometry), box, atol=1e-4
+    )
+
+
+def test_film_box_by_hand():
+    # 40 x 60 in a letterbox: 10 black rows above, 10 below.
+    box = images.film_box(np.array([0, 0, 0.5, 1]), 40, 60, "letterbox")
+    np.testing.assert_allclose(box, [0, 0, 20, 60])
+    box = images.film_box(np.array([0, 0, 0.1, 1]), 40, 60, "letterbox")
+    np.testing.assert_allclose(box, [0, 0, 0, 60])  # nothing of the film
+    box = images.film_box(np.array([0, 0, 1, 0.5]), 40, 60, "cover")
+    np.testing.assert_allclose(box, [0, 10, 40, 30])
+
+
+@pytest.mark.parametrize("geometry", images.GEOMETRIES)
+def test_a_cut_is_the_box_of_the_film(geometry):
+    film = Image.fromarray(_film(0, (40, 60)))
+    whole = images.cut(film, np.array([0, 0, 1, 1]), size=30, geometry=geometry)
+    np.testing.assert_array_equal(
+        np.asarray(whole)[:, :, None], images.fit(film, size=30, geometry=geometry)
+    )
+    if geometry == "letterbox":
+        # The lower right quarter of the square: 20 film rows, then 10 black ones.
+        part = images.cut(film, np.array([0.5, 0.5, 1, 1]), size=30, geometry=geometry)
+        expected = np.zeros((30, 30), np.uint8)
+        expected[:20] = np.asarray(film)[20:, 30:]
+        np.testing.assert_array_equal(np.asarray(part), expected)
+
+
+# Appearance.
+
+
+def _blob(rng):
+    """Bright in the middle, as no inverted one is."""
+    y, x = np.mgrid[:32, :32] / 31 - 0.5
+    gray = 200 * np.exp(-8 * (x**2 + y**2)) + rng.normal(20, 5, (32, 32))
+    return np.clip(gray, 0, 255).astype(np.uint8)[:, :, None]
+
+
+def test_odd_films_are_flagged_and_others_are_not():
+    rng = np.random.default_rng(0)
+    films = np.stack([_blob(rng) for _ in range(300)])
+    typical = appearance.describe(films)
+    assert typical == json.loads(json.dumps(typical))
+
+    def flags(pixels, shape=(10, 10)):
+        return appearance.flags(pixels, typical, shape=shape)
+
+    assert sum(bool(flags(_blob(rng))) for _ in range(300)) <= 9  # a share of 0.005
+    assert flags(255 - films[0]) == [appearance.INVERTED]
+    assert flags(np.full((32, 32, 1), 90, np.uint8)) == [appearance.FLAT]
+    stripes = np.tile(np.uint8([0, 0, 255, 255]), (32, 8))[:, :, None]
+    assert flags(stripes) == [appearance.UNLIKE]
+    assert flags(films[0], shape=(30, 10)) == [appearance.ASPECT]
+
+
+def test_a_large_training_is_described_by_a_sample_of_it():
+    class Films:
+        read: set = set()
+
+        def __len__(self):
+            return 5000
+
+        def __getitem__(self, row):
+            self.read.add(int(row))
+            return np.full((16, 16, 1), row % 256, np.uint8)
+
+    films = Films()
+    appearance.describe(films)
+    assert len(films.read) == 1000

@@ -1,0 +1,644 @@
+"""The paper's tables: what would be trained for them, and what is made of made-up runs.
+
+What the answers of such a run are worth is in `write_run`: a macro-F1 of 1, with misses
+of 11/15, so that gains are 0 or 4/15, the same for all patients.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import importlib.util
+import io
+import json
+import pathlib
+import shlex
+
+import pytest
+import rich.console
+
+from hapre_jax import config, experiments
+from hapre_jax.errors import UserError
+
+_FILE = pathlib.Path(__file__).parents[1] / "launch" / "tables.py"
+_SPEC = importlib.util.spec_from_file_location("tables", _FILE)
+tables = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(tables)
+
+PRESETS = ("cpu", "gpu", "paper")
+PAPER = json.loads(_FILE.with_name("paper_results.json").read_text())
+
+
+def plan(table, preset="cpu", *, names=tuple(tables.SOURCES), rows=None, seeds=1):
+    return tables.plan(
+        table,
+        names=names,
+        rows=rows or tables.ROWS[table],
+        preset=tables.presets(preset),
+        seeds=seeds,
+        root="DIR",
+        workdir=pathlib.Path("work"),
+    )
+
+
+def config_of(run):
+    return config.override_all(config.load(run.config), run.values)
+
+
+# What would be trained.
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("table", "2345")
+def test_runs_are_what_their_folders_say(table, preset):
+    groups = plan(table, preset)
+    folders = set()
+    for group in groups:
+        (run,) = group.runs
+        run.check()
+        folders.add(run.folder)
+        where = f"work/{group.source}/{group.net}/{group.row}/seed-0"
+        assert str(run.folder) == where
+        attention = f"+{group.row}" if group.row in ("cbam", "danet") else ""
+        assert run.values["task.net"] == group.net + attention
+        assert run.values.get("data.root") == (
+            None if group.source.startswith("phantom") else "DIR"
+        )
+    assert len(folders) == len(groups)
+    nets = {
+        "2": {"cpu": 1, "gpu": 1, "paper": 1},
+        "3": {"cpu": 2, "gpu": 3, "paper": 3},
+        "4": {"cpu": 2, "gpu": 3, "paper": 3},
+        "5": {"cpu": 3, "gpu": 7, "paper": 7},
+    }
+    rows = {"2": 15, "3": 2, "4": 4, "5": 1}
+    assert len(groups) == 7 * nets[table][preset] * rows[table]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_tables_share_only_runs_that_are_the_same(preset):
+    known = {}
+    for table in "2345":
+        for run in tables.by_seed(plan(table, preset)):
+            assert known.setdefault(run.folder, run) == run
+    # Of each source, the plain ResNet and HAPre-KRS of the first depth are in four and
+    # in three tables.
+    folders = [r.folder for t in "2345" for r in tables.by_seed(plan(t, preset))]
+    first = f"work/ped_pneumonia/{tables.presets(preset).nets[0]}"
+    counts = [
+        sum(str(folder) == f"{first}/{row}/seed-0" for folder in folders)
+        for row in ("resnet", "hapre_krs")
+    ]
+    assert counts == [4, 3]
+
+
+def test_sources_are_the_films_that_they_are_named_after():
+    found = {}
+    for group in plan("5", rows=("resnet",)):
+        data = config_of(group.runs[0]).data
+        framing = data.quality if data.name == "phantom" else data.degrade
+        found[group.source] = (data.name, framing)
+    assert found == {
+        "phantom_high": ("phantom", "high"),
+        "phantom_medium": ("phantom", "medium"),
+        "phantom_low": ("phantom", "low"),
+        "ped_pneumonia": ("ped_pneumonia", "none"),
+        "ped_pneumonia_low": ("ped_pneumonia", "low"),
+        "rsna_pneumonia": ("rsna_pneumonia", "none"),
+        "nih_chest_xray": ("nih_chest_xray", "none"),
+    }
+
+
+def test_cpu_preset_is_the_recipe_as_it_is():
+    (group,) = plan("2", names=["ped_pneumonia_low"], rows=["hapre_krs"])
+    recipe = config.load("configs/hapre_krs_best.py:ped_pneumonia_low")
+    changes = {"data.root": "DIR", "compare_plain": "false"}
+    assert config_of(group.runs[0]) == config.override_all(recipe, changes)
+
+
+def test_gpu_preset_has_224_pixels():
+    (group,) = plan("2", "gpu", names=["phantom_low"], rows=["hapre_krs"])
+    found = config_of(group.runs[0])
+    assert (found.task.net, found.task.image_size) == ("resnet18", 224)
+    assert (found.policy.image_size, found.data.image_size) == (64, 512)
+    assert found.train.steps == 4000 and not found.compare_plain
+
+
+def test_paper_preset_is_the_papers_config():
+    (group,) = plan("2", "paper", names=["ped_pneumonia"], rows=["hapre_krs"])
+    paper = config.load("configs/hapre_krs.py")
+    data = dataclasses.replace(paper.data, root="DIR")
+    assert config_of(group.runs[0]) == dataclasses.replace(paper, data=data)
+
+
+def test_runs_come_seed_by_seed():
+    groups = plan("4", names=["phantom_low"], rows=["resnet", "cbam"], seeds=2)
+    assert [str(run.folder.relative_to("work")) for run in tables.by_seed(groups)] == [
+        "phantom_low/resnet8/resnet/seed-0",
+        "phantom_low/resnet8/cbam/seed-0",
+        "phantom_low/resnet10/resnet/seed-0",
+        "phantom_low/resnet10/cbam/seed-0",
+        "phantom_low/resnet8/resnet/seed-1",
+        "phantom_low/resnet8/cbam/seed-1",
+        "phantom_low/resnet10/resnet/seed-1",
+        "phantom_low/resnet10/cbam/seed-1",
+    ]
+    seeds = [config_of(run).seed for run in tables.by_seed(groups)]
+    assert seeds == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def dry_run(workdir, *arguments):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert tables.main(["--dry-run", "--workdir", str(workdir), *arguments]) == 0
+    return said.getvalue().splitlines()
+
+
+# Two seeds of each: nothing; 15 rows; 3 sources, 2 nets, 2 rows; 2 nets, 4 rows; 3.
+@pytest.mark.parametrize(
+    ("table", "count"), [("1", 0), ("2", 30), ("3", 24), ("4", 16), ("5", 6)]
+)
+def test_dry_run_prints_commands_and_writes_nothing(table, count, tmp_path):
+    lines = dry_run(tmp_path / "new", "--table", table, "--seeds", "2")
+    assert len(lines) == count
+    assert all(line.startswith("python -m hapre_jax.train --config ") for line in lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_prints_what_would_be_run():
+    arguments = ["--table", "4", "--seeds", "1", "--rows", "danet", "--shard", "2/2"]
+    assert dry_run("w", *arguments, "--sources", "phantom_high") == [
+        "python -m hapre_jax.train --config configs/baselines.py:danet@phantom "
+        "--workdir w/phantom_high/resnet10/danet/seed-0 --data.quality high "
+        "--task.net resnet10+danet --seed 0"
+    ]
+
+
+@pytest.mark.parametrize(("preset", "workdir"), [("paper", "w"), ("cpu", "my runs")])
+def test_printed_commands_are_those_of_the_shell(preset, workdir):
+    arguments = ["--table", "2", "--seeds", "1", "--rows", "resnet"]
+    (line,) = dry_run(workdir, *arguments, "--preset", preset)
+    (group,) = plan("2", preset, names=["phantom_low"], rows=["resnet"])
+    folder = workdir / group.runs[0].folder.relative_to("work")
+    expected = group.runs[0]._replace(folder=folder).arguments
+    assert shlex.split(line) == ["python", "-m", "hapre_jax.train", *expected]
+
+
+def test_films_are_trained_on_beside_phantoms_where_there_are_some():
+    arguments = ["--table", "2", "--seeds", "1", "--rows", "mixup"]
+    phantom, films = dry_run("w", *arguments, "--data-root", "DIR")
+    assert "--workdir w/phantom_low/resnet8/mixup/seed-0 " in phantom
+    assert "--data.root" not in phantom
+    assert films == (
+        "python -m hapre_jax.train --config configs/baselines.py:mixup@ped_pneumonia "
+        "--workdir w/ped_pneumonia/resnet8/mixup/seed-0 --task.net resnet8 "
+        "--data.root DIR --seed 0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--sources", "phantom_low,rsna_pneumonia"],
+            "source rsna_pneumonia is read from files: give --data-root DIR",
+        ),
+        (
+            ["--sources", "phantom"],
+            "there is no source phantom; there are phantom_high, phantom_medium, "
+            "phantom_low, ped_pneumonia, ped_pneumonia_low, rsna_pneumonia, "
+            "nih_chest_xray",
+        ),
+        (
+            ["--rows", "resnet,cutmix"],
+            "there is no row cutmix; there are resnet, cbam, danet, hapre_krs",
+        ),
+        (["--shard", "3/2"], "--shard '3/2' is not i/n with i from 1 to n"),
+        (["--seeds", "0"], "--seeds is 0, but must be at least 1"),
+        ([], "{workdir} has no finished run of table 4"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_in_one_sentence(arguments, sentence, tmp_path):
+    workdir = tmp_path / "new"
+    with pytest.raises(UserError) as error:
+        # What is not refused is not trained either.
+        tables.main(
+            ["--table", "4", "--workdir", str(workdir), "--finished", *arguments]
+        )
+    assert str(error.value) == sentence.format(workdir=workdir)
+    assert not workdir.exists()
+
+
+# What is made of finished runs.
+
+
+def finished(workdir, table, *arguments):
+    """Parts of `tableN.md` between empty lines, and the records of the JSON file."""
+    command = ["--table", table, "--workdir", str(workdir), "--finished", *arguments]
+    assert tables.main(command) == 0
+    text = (workdir / f"table{table}.md").read_text(encoding="utf-8")
+    stored = json.loads((workdir / f"table{table}.json").read_text())
+    return text.rstrip().split("\n\n"), stored["records"]
+
+
+def test_table_2_has_all_methods_that_are_finished(tmp_path, write_run, capsys):
+    here = tmp_path / "phantom_low" / "resnet8"
+    write_run(here / "resnet" / "seed-0", 0.6, accuracy=0.9, misses=True)
+    write_run(here / "resnet" / "seed-1", 0.7, accuracy=0.9, misses=True)
+    write_run(here / "hapre_krs" / "seed-0", 0.8, accuracy=0.8, iou=0.5)
+    write_run(here / "hapre_krs" / "seed-1", 0.8, accuracy=0.8, iou=0.6)
+    write_run(here / "true_lungs" / "seed-1", 0.9)
+    write_run(here / "cbam" / "seed-7", 0.9)  # was not asked for
+    (title, table, notes), records = finished(tmp_path, "2", "--seeds", "2")
+    assert title == "**phantom_low, resnet8, 20 test films**"
+    # 12.706 * 0.05 is 63.5 points; the gain of F1 is 1 - 11/15.
+    assert table.splitlines() == [
+        "|  | Acc | Pre | Rec | F1 | F1 more than ResNet | lung IoU |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| ResNet | **90.0 ± 0.0** | <u>65.0 ± 63.5</u> | <u>65.0 ± 63.5</u> "
+        "| <u>65.0 ± 63.5</u> |  |  |",
+        "| HAPre-KRS | <u>80.0 ± 0.0</u> | **80.0 ± 0.0** | **80.0 ± 0.0** "
+        "| **80.0 ± 0.0** | +26.7 [+26.7, +26.7], p < 0.002 | 55.0 ± 63.5 |",
+        "| true lung box | 90.0 | 90.0 | 90.0 | 90.0 "
+        "| +26.7 [+26.7, +26.7], p < 0.002 |  |",
+    ]
+    assert "Gains in F1 are paired by seed and film" in notes
+    assert "5 of 30 runs, seeds 0 to 1, preset cpu, commit " in notes
+    assert [
+        (one["source"], one["tested"], one["net"], one["row"], one["paper"])
+        for one in records
+    ] == [
+        ("phantom_low", "phantom_low", "resnet8", row, None)
+        for row in ("resnet", "hapre_krs", "true_lungs")
+    ]
+    assert records[1]["seeds"] == [0, 1] and records[2]["seeds"] == [1]
+    assert records[1]["gain"]["value"] == pytest.approx(4 / 15)
+    with (tmp_path / "table2.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["row"], row["scores.macro_f1.values"]) for row in rows] == [
+        ("resnet", "[0.6, 0.7]"),
+        ("hapre_krs", "[0.8, 0.8]"),
+        ("true_lungs", "[0.9]"),
+    ]
+    latex = (tmp_path / "table2.tex").read_text(encoding="utf-8").splitlines()
+    assert latex[1] == r"\caption{phantom\_low, resnet8, 20 test films}"
+    assert latex[6].startswith(
+        r"ResNet & \textbf{90.0 $\pm$ 0.0} & \underline{65.0 $\pm$ 63.5} & "
+    )
+    assert "HAPre-KRS" in capsys.readouterr().out
+
+
+def test_published_scores_stand_beside_ours_where_there_are_some(tmp_path, write_run):
+    for source in ("phantom_low", "ped_pneumonia"):
+        here = tmp_path / source / "resnet8"
+        for row in ("random_crop", "hapre_krs"):
+            write_run(here / row / "seed-0", 0.5)
+    arguments = ["--rows", "random_crop,hapre_krs", "--data-root", "DIR"]
+    parts, records = finished(tmp_path, "2", *arguments)
+    assert [part.splitlines()[0] for part in parts[1:4:2]] == [
+        "|  | Acc | Pre | Rec | F1 | F1 more than ResNet |",
+        "|  | Acc | Pre | Rec | F1 | F1 more than ResNet | paper's F1 |",
+    ]
+    # The only one that competes has nothing to be better than.
+    assert parts[3].splitlines()[2:] == [
+        "| random crops | 50.0 | 50.0 | 50.0 | 50.0 |  |  |",
+        "| HAPre-KRS | 50.0 | 50.0 | 50.0 | 50.0 |  | 82.8 |",
+    ]
+    assert records[3]["paper"] == {
+        "accuracy": 0.8884,
+        "macro_precision": 0.8257,
+        "macro_recall": 0.8311,
+        "macro_f1": 0.8279,
+    }
+
+
+def test_table_3_tests_each_training_on_every_source(tmp_path, write_run):
+    # F1 of resnet and of hapre_krs: trained on the first, tested on the second.
+    figures = {
+        ("phantom_high", "phantom_high"): (0.9, 0.95),
+        ("phantom_high", "phantom_low"): (0.3, 0.6),
+        ("phantom_low", "phantom_high"): (0.2, 0.85),
+        ("phantom_low", "phantom_low"): (0.7, 0.8),
+    }
+    for (trained, tested), (plain, ours) in figures.items():
+        elsewhere = "" if trained == tested else tested
+        here = tmp_path / trained / "resnet10"
+        write_run(here / "resnet" / "seed-0", plain, misses=True, tested=elsewhere)
+        # At home there is nothing to gain.
+        write_run(
+            here / "hapre_krs" / "seed-0", ours, misses=not elsewhere, tested=elsewhere
+        )
+    arguments = ["--sources", "phantom_high,phantom_low", "--seeds", "1"]
+    parts, records = finished(tmp_path, "3", *arguments)
+    assert parts[0] == "**trained on phantom_high**"
+    none, more = "+0.0 [+0.0, +0.0], p = 1.000", "+26.7 [+26.7, +26.7], p < 0.002"
+    assert parts[1].splitlines()[2:] == [
+        "| phantom_high: resnet10, ResNet "
+        "| <u>90.0</u> | <u>90.0</u> | <u>90.0</u> | <u>90.0</u> |  |",
+        "| phantom_high: resnet10, HAPre-KRS "
+        f"| **95.0** | **95.0** | **95.0** | **95.0** | {none} |",
+        "| phantom_low: resnet10, ResNet | 30.0 | 30.0 | 30.0 | 30.0 |  |",
+        f"| phantom_low: resnet10, HAPre-KRS | 60.0 | 60.0 | 60.0 | 60.0 | {more} |",
+    ]
+    assert parts[2] == "**trained on phantom_low**"
+    found = {
+        (one["source"], one["tested"], one["row"]): one["scores"]["macro_f1"]["mean"]
+        for one in records
+    }
+    assert found == {
+        (*place, row): f1
+        for place, pair in figures.items()
+        for row, f1 in zip(("resnet", "hapre_krs"), pair, strict=True)
+    }
+
+
+def test_table_3_has_the_papers_score_of_the_source_that_is_tested(tmp_path, write_run):
+    for source, tested in [
+        ("ped_pneumonia", "rsna_pneumonia"),
+        ("rsna_pneumonia", "ped_pneumonia"),
+    ]:
+        folder = tmp_path / source / "resnet18" / "hapre_krs" / "seed-0"
+        write_run(folder, 0.5)
+        write_run(folder, 0.4, tested=tested)
+    arguments = ["--preset", "gpu", "--data-root", "DIR"]
+    arguments += ["--sources", "ped_pneumonia,rsna_pneumonia"]
+    parts, _ = finished(tmp_path, "3", *arguments)
+    last_cells = [
+        [line.split(" | ")[-1] for line in part.splitlines()] for part in parts[1:4:2]
+    ]
+    assert last_cells == [
+        ["paper's F1 |", "--- |", "82.8 |", "71.8 |"],
+        ["paper's F1 |", "--- |", "86.3 |", "79.5 |"],
+    ]
+
+
+def test_table_4_compares_with_the_plain_network_of_the_same_depth(tmp_path, write_run):
+    here = tmp_path / "phantom_low"
+    write_run(here / "resnet8" / "resnet" / "seed-0", 0.5, misses=True)
+    write_run(here / "resnet8" / "hapre_krs" / "seed-0", 0.6)
+    write_run(here / "resnet10" / "resnet" / "seed-0", 0.8)
+    write_run(here / "resnet10" / "cbam" / "seed-0", 0.7, misses=True)
+    (title, table, _), _ = finished(tmp_path, "4")
+    assert title == "**phantom_low, 20 test films**"
+    assert table.splitlines() == [
+        "|  | Acc | Pre | Rec | F1 | F1 more than the plain one of its depth |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| resnet8, ResNet | 50.0 | 50.0 | 50.0 | 50.0 |  |",
+        "| resnet8, HAPre-KRS | 60.0 | 60.0 | 60.0 | 60.0 "
+        "| +26.7 [+26.7, +26.7], p < 0.002 |",
+        "| resnet10, ResNet | **80.0** | **80.0** | **80.0** | **80.0** |  |",
+        "| resnet10, CBAM | <u>70.0</u> | <u>70.0</u> | <u>70.0</u> | <u>70.0</u> "
+        "| −26.7 [−26.7, −26.7], p < 0.002 |",
+    ]
+
+
+def test_table_4_has_the_papers_score_of_the_depth_and_the_row(tmp_path, write_run):
+    for place in ("resnet18/cbam", "resnet34/danet"):
+        write_run(tmp_path / "rsna_pneumonia" / place / "seed-0", 0.5)
+    arguments = ["--preset", "gpu", "--data-root", "DIR"]
+    parts, _ = finished(tmp_path, "4", *arguments, "--sources", "rsna_pneumonia")
+    assert [line.split(" | ")[-1] for line in parts[1].splitlines()[2:]] == [
+        "74.9 |",
+        "77.0 |",
+    ]
+
+
+def test_table_5_has_the_parameters_of_backbones(tmp_path, write_run):
+    here = tmp_path / "phantom_low"
+    write_run(here / "resnet8" / "resnet" / "seed-0", 0.5, misses=True)
+    write_run(here / "resnet18" / "resnet" / "seed-0", 0.6)
+    (_, table, _), records = finished(tmp_path, "5")
+    # torchvision's ResNet-18 has 11,689,512 for 1000 classes and colors: less 997 * 513
+    # of the head and 2 * 7 * 7 * 64 of the stem it is 11,171,779.
+    assert table.splitlines()[:1] + table.splitlines()[3:] == [
+        "|  | Acc | Pre | Rec | F1 | F1 more than resnet8 | parameters |",
+        "| resnet18 | **60.0** | **60.0** | **60.0** | **60.0** "
+        "| +26.7 [+26.7, +26.7], p < 0.002 | 11.17M |",
+    ]
+    assert [one["net"] for one in records] == ["resnet8", "resnet18"]
+
+
+def test_table_1_counts_the_films(tmp_path, capsys):
+    assert tables.main(["--table", "1", "--workdir", str(tmp_path)]) == 0
+    lines = (tmp_path / "table1.md").read_text(encoding="utf-8").splitlines()
+    # 3,000 to train on, 300 to validate and 600 to test, each a patient, in turns
+    # of the three classes.
+    unknown = "not known before they are read"
+    assert lines[:5] == [
+        "**The data sets**",
+        "",
+        "|  | films | patients | classes | height | width | paper's films |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| phantom_low | 3900 | 3900 | 1300 normal, 1300 bacterial, 1300 viral "
+        f"| {unknown} | {unknown} |  |",
+    ]
+    assert json.loads((tmp_path / "table1.json").read_text())["records"] == [
+        {
+            "source": "phantom_low",
+            "images": 3900,
+            "groups": 3900,
+            "classes": {"normal": 1300, "bacterial": 1300, "viral": 1300},
+            "paper": None,
+        }
+    ]
+    assert "3900" in capsys.readouterr().out
+
+
+# Failures.
+
+
+def fail(command, *, stdout, stderr):
+    stdout.write("error: the disk is full\n")
+    return 2
+
+
+def test_failed_runs_are_listed_and_the_others_are_shown(
+    tmp_path, write_run, capsys, monkeypatch
+):
+    write_run(tmp_path / "phantom_low" / "resnet8" / "resnet" / "seed-0", 0.5)
+    monkeypatch.setattr(experiments.subprocess, "call", fail)
+    arguments = ["--table", "5", "--seeds", "1", "--workdir", str(tmp_path)]
+    assert tables.main(arguments) == 1
+    said = capsys.readouterr().out
+    for net in ("resnet10", "resnet18"):
+        folder = f"{tmp_path}/phantom_low/{net}/resnet/seed-0"
+        assert f"failed: {folder}: error: the disk is full (see {folder}.log)" in said
+    text = (tmp_path / "table5.md").read_text(encoding="utf-8")
+    assert "| resnet8 | 50.0 | 50.0 | 50.0 | 50.0 |  | 0.08M |" in text
+
+
+def test_reason_is_given_where_all_runs_fail(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(experiments.subprocess, "call", fail)
+    arguments = ["--table", "5", "--seeds", "1", "--workdir", str(tmp_path)]
+    with contextlib.suppress(UserError):
+        tables.main(arguments)
+    assert "error: the disk is full" in capsys.readouterr().out
+
+
+def test_failed_test_on_another_source_is_listed_and_not_fatal(
+    tmp_path, write_run, capsys, monkeypatch
+):
+    for source in ("phantom_high", "phantom_low"):
+        for net in ("resnet8", "resnet10"):
+            write_run(tmp_path / source / net / "resnet" / "seed-0", 0.5)
+    monkeypatch.setattr(experiments.subprocess, "call", fail)
+    arguments = ["--table", "3", "--seeds", "1", "--workdir", str(tmp_path)]
+    arguments += ["--rows", "resnet", "--sources", "phantom_high,phantom_low"]
+    assert tables.main(arguments) == 1
+    assert "error: the disk is full" in capsys.readouterr().out
+
+
+# Tests on other sources.
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Tests a finished run of each source on the others: failures, and what was run.
+
+    Every program but those of ped_pneumonia_low's run succeeds at once.
+    """
+
+    def test(names):
+        commands = []
+
+        def run_program(command, output):
+            commands.append((command, output))
+            return "/ped_pneumonia_low/resnet8" not in str(output)
+
+        monkeypatch.setattr(experiments, "run_program", run_program)
+        groups = tables.plan(
+            "3",
+            names=names,
+            rows=["resnet"],
+            preset=tables.presets("cpu")._replace(nets=("resnet8",)),
+            seeds=1,
+            root="DIR",
+            workdir=tmp_path,
+        )
+        for group in groups:
+            folder = group.runs[0].folder
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "results.json").write_text("{}")
+        console = rich.console.Console(file=io.StringIO())
+        runs = tables.by_seed(groups)
+        return tables.evaluate_elsewhere(groups, runs, "DIR", console), commands
+
+    return test
+
+
+def test_finished_runs_are_tested_on_the_sources_of_the_others_once(
+    tmp_path, elsewhere
+):
+    done = tmp_path / "rsna_pneumonia/resnet8/resnet/seed-0/on/phantom_medium.json"
+    done.parent.mkdir(parents=True)
+    done.write_text("{}")
+    names = ["phantom_medium", "ped_pneumonia_low", "rsna_pneumonia"]
+    failures, commands = elsewhere(names)
+    first = tmp_path / "phantom_medium/resnet8/resnet/seed-0"
+    assert commands[0] == (
+        [
+            "hapre_jax.evaluate",
+            str(first),
+            "--out",
+            str(first / "on" / "ped_pneumonia_low.json"),
+            "--data.name=ped_pneumonia",
+            "--data.degrade=low",
+            "--data.root=DIR",
+        ],
+        first / "on" / "ped_pneumonia_low.log",
+    )
+    assert [
+        str(output.relative_to(tmp_path)).replace("/resnet8/resnet/seed-0/on", "")
+        for _, output in commands
+    ] == [
+        "phantom_medium/ped_pneumonia_low.log",
+        "phantom_medium/rsna_pneumonia.log",
+        "ped_pneumonia_low/phantom_medium.log",
+        "ped_pneumonia_low/rsna_pneumonia.log",
+        "rsna_pneumonia/ped_pneumonia_low.log",
+    ]
+    failed = [output for _, output in commands[2:4]]
+    assert [failure.output for failure in failures] == failed
+
+
+@pytest.mark.parametrize("tested", tables.SOURCES)
+def test_films_of_another_source_are_those_that_its_own_networks_see(tested, elsewhere):
+    _, commands = elsewhere(tuple(tables.SOURCES))
+    configs = {
+        group.source: config_of(group.runs[0])
+        for group in plan("3", rows=["resnet"])
+        if group.net == "resnet8"
+    }
+    own = configs[tested].data
+    names = ["name", "root", "degrade"]
+    names += ["quality"] if own.name == "phantom" else []
+    seen = []
+    for (_, folder, _, output, *flags), _ in commands:
+        if pathlib.Path(output).stem == tested:
+            trained = pathlib.Path(folder).parents[2].name
+            values = dict(flag.removeprefix("--").split("=") for flag in flags)
+            data = config.override_all(configs[trained], values).data
+            for name in names:
+                assert getattr(data, name) == getattr(own, name), (trained, name)
+            seen.append(trained)
+    assert seen == [source for source in tables.SOURCES if source != tested]
+
+
+# What the paper says.
+
+
+def test_published_scores_are_the_papers():
+    f1 = {
+        source: PAPER["2"]["hapre_krs"][source]["macro_f1"]
+        for source in ("ped_pneumonia", "rsna_pneumonia", "ours")
+    }
+    assert f1 == {"ped_pneumonia": 0.8279, "rsna_pneumonia": 0.7950, "ours": 0.6834}
+    assert PAPER["2"]["resnet"]["ours"]["macro_f1"] == 0.6453
+    assert PAPER["2"]["cbam"]["ped_pneumonia"]["macro_recall"] == 0.8291
+    trained = PAPER["3"]["rsna_pneumonia"]["resnet50"]["hapre_krs"]
+    assert trained["ours"]["macro_f1"] == 0.7074
+    assert PAPER["4"]["resnet34"]["danet"]["rsna_pneumonia"]["macro_f1"] == 0.7696
+    assert PAPER["5"]["vgg19"]["ours"]["macro_f1"] == 0.6332
+    assert PAPER["1"]["ours"]["images"] == 3742
+
+
+def test_published_tables_agree_where_they_overlap():
+    sources = ("ped_pneumonia", "rsna_pneumonia", "ours")
+    for net in ("resnet18", "resnet34", "resnet50"):
+        for row in ("resnet", "hapre_krs"):
+            diagonal = {of: PAPER["3"][of][net][row][of] for of in sources}
+            assert diagonal == PAPER["4"][net][row]
+        assert PAPER["5"][net]["ours"] == PAPER["4"][net]["resnet"]["ours"]
+    for row, scores in PAPER["4"]["resnet18"].items():
+        assert scores == PAPER["2"][row]
+    for films in PAPER["1"].values():
+        classes = [count for name, count in films.items() if name != "images"]
+        assert sum(classes) == films["images"]
+
+
+def test_published_tables_have_all_rows_of_ours_and_whole_scores():
+    ours = {"dre_net_official", "random_crop", "true_lungs"}
+    assert set(PAPER["2"]) == set(tables.ROWS["2"]) - ours
+    assert set(PAPER["4"]) == set(tables.presets("paper").nets)
+    assert set(PAPER["5"]) == set(tables.presets("paper").backbones)
+    for rows in PAPER["4"].values():
+        assert set(rows) == set(tables.ROWS["4"])
+    for nets in PAPER["3"].values():
+        for rows in nets.values():
+            assert set(rows) == set(tables.ROWS["3"])
+    count = 0
+
+    def check(value):
+        nonlocal count
+        if isinstance(value, dict) and "macro_f1" in value:
+            names = ["accuracy", "macro_precision", "macro_recall", "macro_f1"]
+            assert list(value) == names
+            assert all(0.5 < score < 0.9 for score in value.values())
+            count += 1
+        elif isinstance(value, dict):
+            for inner in value.values():
+                check(inner)
+
+    check(PAPER)
+    # 12 rows on 3 sources; 3 trainings of 3 depths and 2 rows on 3; 3 depths of 4 rows
+    # on 3; 7 backbones on one.
+    assert count == 36 + 54 + 36 + 7
