@@ -122,7 +122,7 @@ def table(
         extra["paper's F1"] = lambda one: (
             f"{100 * one['paper']['macro_f1']:.1f}" if one["paper"] else ""
         )
-    if len({len(one["seeds"]) for one in records}) > 1:
+    if len({len(one.get("seeds", ())) for one in records}) > 1:
         extra["seeds"] = lambda one: str(len(one["seeds"]))
     columns = ["", *METRICS.values(), f"F1 more than {reference}", *extra]
     rows = [
