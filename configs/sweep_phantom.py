@@ -1,6 +1,7 @@
 """What `launch/sweep.py` searches: the learning rule of HAPre-KRS on phantoms.
 
-Command:  python launch/sweep.py --config configs/sweep_phantom.py --trials 30
+Search:   python launch/sweep.py --config configs/sweep_phantom.py --trials 30
+Command:  python -m hapre_jax.train --config configs/sweep_phantom.py
 Hardware: two CPU cores, three minutes a trial; fewer where one is pruned.
 Expected result: not measured.
 """

@@ -134,7 +134,8 @@ def write_text(path: pathlib.Path, text: str) -> None:
     """
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        # Names of files need not be UTF-8: they stay what they are.
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")
         partial.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error

@@ -128,9 +128,10 @@ def sharpness(image: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def filter3(image: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`ImageFilter.Kernel((3, 3), ...)`: weighted sums, `kernel` f32[3, 3], clipped.
+    """Weighted sums of 3 x 3 pixels, `kernel` f32[3, 3] from the top left, clipped.
 
-    Pixels at the border are left as they are.
+    As `ImageFilter.Kernel`, whose rows go from the bottom up. Pixels at the border are
+    left as they are.
     """
     _check(image)
     chex.assert_shape(kernel, (3, 3))
@@ -149,7 +150,7 @@ def warp(image: jax.Array, shifts: jax.Array) -> jax.Array:
     Args:
       image: `f32[H, W, 1]`.
       shifts: `f32[g, g, 2]`, y and x in pixels, of g x g points from the first to the
-        last pixel; what lies outside of the image is black.
+        last pixel; what lies outside of the image is black, with a soft edge.
     """
     _check(image)
     chex.assert_shape(shifts, (None, None, 2))

@@ -59,8 +59,12 @@ def read(file: pathlib.Path) -> Predictions:
       UserError: there is no such file, or it is not one of these.
     """
     try:
-        with file.open(newline="", encoding="utf-8") as stream:
+        with file.open(
+            newline="", encoding="utf-8", errors="surrogateescape"
+        ) as stream:
             rows = list(csv.DictReader(stream))
+        if any(None in row or None in row.values() for row in rows):
+            raise ValueError("a line has another number of fields than the first")
         columns = list(rows[0])
         classes = tuple(
             name.removeprefix(_PROBABILITY)

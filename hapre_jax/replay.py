@@ -80,7 +80,7 @@ def draw(key: jax.Array, memory: Memory, *, count: int, beta: jax.Array) -> Samp
     probabilities = scaled / jnp.sum(scaled)
     # Log of 0 is -inf: an empty place is never drawn.
     rows = jax.random.categorical(key, jnp.log(probabilities), shape=(count,))
-    stored = jnp.sum(memory.priorities > 0)
+    stored = jnp.sum(memory.priorities > 0, dtype=probabilities.dtype)
     weights = (stored * probabilities[rows]) ** -beta
     taken = jax.tree.map(lambda all: all[rows], memory.transitions)
     return Sample(taken, rows, weights / jnp.max(weights))

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -617,6 +618,7 @@ class _Run(NamedTuple):
     records: list[_Record]
     start: drl_da.Learner
     kept: dict[int, drl_da.Learner]  # after how many steps
+    act: Callable  # learner -> learner and metrics
 
 
 @pytest.fixture(scope="module")
@@ -646,7 +648,8 @@ def learn(tiny_config):
         records, kept = [], {}
         for step in range(steps):
             before, film = learner, (step + 1) % 5
-            key = jax.random.fold_in(KEY, step)
+            # Of this seed some episodes are stopped at once, others later.
+            key = jax.random.fold_in(jax.random.key(9), step)
             learner, metrics = act(key, world, before, films[film], labels[film])
             action, taken = int(metrics["action"]), int(before.episode.taken) + 1
             ends = action == drl_da.STOP or taken == baseline.drl_da_length
@@ -665,14 +668,20 @@ def learn(tiny_config):
             )
             if step + 1 in keep:
                 kept[step + 1] = learner
-        return _Run(given, records, first, kept)
+        return _Run(
+            given,
+            records,
+            first,
+            kept,
+            lambda learner: act(KEY, world, learner, films[0], labels[0]),
+        )
 
     return run
 
 
 @pytest.fixture(scope="module")
 def learned(learn):
-    return learn(ACTS, keep=(FIRST - 1, FIRST, FIRST + 3, ACTS))
+    return learn(ACTS, keep=(FIRST - 1, FIRST, FIRST + 2, FIRST + 3, ACTS))
 
 
 def test_every_action_is_remembered_as_it_was(learned):
@@ -701,9 +710,10 @@ def test_every_action_is_remembered_as_it_was(learned):
 def test_episodes_are_counted_and_begin_anew(learned):
     ended = np.cumsum([record.is_last for record in learned.records])
     np.testing.assert_array_equal([r.episodes for r in learned.records], ended)
-    # Both ways to end one: cut after two actions, and stopped.
+    # Both ways to end one: cut after two actions, and stopped at once.
+    is_first = np.roll([record.is_last for record in learned.records], 1)
     stops = [record.action == drl_da.STOP for record in learned.records]
-    assert 0 < sum(stops) < ended[-1] < ACTS
+    assert 0 < np.sum(is_first & stops) < ACTS - ended[-1]
     first = learned.start.episode.params["head"]["kernel"]
     begun = []
     for step, learner in learned.kept.items():
@@ -741,43 +751,79 @@ def test_two_runs_are_the_same_in_every_bit(learned, learn):
     chex.assert_trees_all_equal(again.kept[FIRST + 3], learned.kept[FIRST + 3])
 
 
-def test_the_first_update_lowers_errors_of_double_q_learning(learned):
-    """And they become the priorities of what was drawn."""
+_values = jax.jit(nets.DuelingNet(len(NAMES)).apply)
+
+
+def _errors(before, transitions):
+    """Of double Q-learning, `f32[40]`, and what the actions were worth."""
+    rows = np.arange(len(transitions.action))
+    best = np.argmax(_values(before.agent, transitions.next_state), axis=1)
+    later = np.asarray(_values(before.target, transitions.next_state))[rows, best]
+    worth = transitions.reward + 0.9 * np.where(transitions.is_last, 0, later)
+    thought = _values(before.agent, transitions.state)[rows, transitions.action]
+    return np.asarray(worth - thought), worth
+
+
+@pytest.mark.parametrize("step", [FIRST, FIRST + 3])
+def test_errors_become_the_priorities_of_what_was_drawn(learned, step):
+    memory = learned.kept[step].memory
+    # Without the row that this step added.
+    sizes = np.asarray(memory.priorities)[: step - 1]
+    drawn = sizes != learned.records[step - 2].priorities[: step - 1]
+    assert 8 < drawn.sum() < 28 and (memory.priorities[step:] == 0).all()
+    before = learned.kept[step - 1]
+    errors = _errors(before, memory.transitions)[0][: step - 1]
+    np.testing.assert_allclose(sizes[drawn], np.abs(errors)[drawn] + 1e-6, atol=2e-5)
+    # Not the network's own values of the next states, once both are not one.
+    wrong = before._replace(target=before.agent)
+    difference = _errors(wrong, memory.transitions)[0][: step - 1] - errors
+    assert np.any(np.abs(difference[drawn]) > 1e-3) == (step > FIRST)
+
+
+def test_the_first_update_is_against_the_slope_of_the_errors(learned):
     before, after = learned.kept[FIRST - 1], learned.kept[FIRST]
-    memory = after.memory
-    taken = jax.tree.map(lambda x: np.asarray(x[:FIRST]), memory.transitions)
-    apply = jax.jit(nets.DuelingNet(len(NAMES)).apply)
-    rows = np.arange(FIRST)
-    # Agent and target are still one: the target's value of the agent's best action is
-    # the highest one.
-    later = np.asarray(apply(before.agent, taken.next_state)).max(axis=1)
-    worth = taken.reward + 0.9 * np.where(taken.is_last, 0, later)
-
-    def errors(agent):
-        return worth - apply(agent, taken.state)[rows, taken.action]
-
-    found, size = np.asarray(errors(before.agent)), np.asarray(memory.priorities)
-    assert (size[FIRST:] == 0).all()
-    drawn = size[:FIRST] != 1
-    # Of 32 draws of 32, a third is not drawn.
-    assert 12 < drawn.sum() < 28
-    np.testing.assert_allclose(
-        size[:FIRST][drawn], np.abs(found[drawn]) + 1e-6, atol=2e-5
-    )
+    taken = after.memory.transitions
+    _, worth = _errors(before, taken)
+    drawn = ~np.isin(after.memory.priorities, [0, 1])
 
     def loss(agent):
-        return jnp.sum(jnp.where(drawn, errors(agent) ** 2, 0))
+        thought = _values(agent, taken.state)[np.arange(len(worth)), taken.action]
+        return jnp.sum(jnp.where(drawn, worth - thought, 0) ** 2)
 
-    gradient = jax.jit(jax.grad(loss))(before.agent)
-    change = optax.tree.sub(after.agent, before.agent)
-    # Adam's first step: each weight by its rate, against its slope.
+    slopes, changes = (
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+        for tree in (
+            jax.jit(jax.grad(loss))(before.agent),
+            optax.tree.sub(after.agent, before.agent),
+        )
+    )
+    # Adam's first step: each weight by its rate. Some transitions were drawn more than
+    # once, which turns a few of the slopes around.
     assert learned.config.train.policy_learning_rate == 0.002
-    slopes = np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient)])
-    changes = np.concatenate([np.ravel(x) for x in jax.tree.leaves(change)])
-    is_steep = np.abs(slopes) > np.quantile(np.abs(slopes), 0.9)
     assert np.abs(changes).max() == pytest.approx(0.002, rel=1e-3)
+    is_steep = np.abs(slopes) > np.quantile(np.abs(slopes), 0.9)
     against = np.isclose(changes, -0.002 * np.sign(slopes), rtol=0.02)
     assert np.mean(against, where=is_steep) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("step", "beta"), [(0, 0.4), (500, 0.7), (1000, 1.0), (3000, 1.0)]
+)
+def test_weights_of_what_is_drawn_rise_until_the_last_step(learned, step, beta):
+    """Of 1000 steps. One of 40 transitions is new, and of another one's priority."""
+    before = learned.kept[ACTS]
+    # The new one takes place 0, with the highest priority: 32^0.6 is 8.
+    priorities = jnp.zeros(40).at[0].set(32.0).at[5].set(1.0)
+    memory = before.memory._replace(priorities=priorities, added=jnp.int32(40))
+    before = before._replace(memory=memory, step=jnp.int32(step))
+    after, metrics = learned.act(before)
+    errors, _ = _errors(before, after.memory.transitions)
+    frequent, rare = errors[0] ** 2 * 8.0**-beta, errors[5] ** 2
+    # Drawn are both, 32 times together, but we do not know how often each.
+    count = np.arange(1, 32)
+    possible = (count * rare + (32 - count) * frequent) / 32
+    assert after.memory.priorities[5] != 1 and after.memory.priorities[0] != 32
+    assert np.abs(possible / metrics["td_loss"] - 1).min() < 1e-4
 
 
 # Of 2000 draws; 1/16 of an agent that explores is the best one by chance.

@@ -154,7 +154,7 @@ def test_a_table_of_another_hand_is_read(tmp_path):
         ("".join(LINES).replace("p_", "q_").encode(), "ValueError"),
         ("".join(LINES).replace(",well,ill", ",dead,ill").encode(), "ValueError"),
         ("".join(LINES).replace("0.75", "often").encode(), "often"),
-        (b"\x89PNG\r\n\x1a\n\xff\xd8", "UnicodeDecodeError"),
+        (b"\x89PNG\r\n\x1a\n\xff\xd8", "KeyError"),
     ],
     ids=[
         "missing",
@@ -183,3 +183,22 @@ def test_a_folder_is_refused_by_name(tmp_path):
     with pytest.raises(UserError) as error:
         predictions.read(tmp_path)
     assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("line", ["b.png,p,,ill,ill,0.5", "b.png,p,,ill,ill,0.5,0.5,9"])
+def test_a_line_of_another_length_is_refused(tmp_path, line):
+    file = tmp_path / "predictions.csv"
+    header = "path,group,view,label,answer,p_ill,p_well"
+    file.write_text(f"{header}\na.png,p,,ill,ill,0.5,0.5\n{line}\n")
+    with pytest.raises(UserError, match=r"predictions\.csv.*number of fields"):
+        predictions.read(file)
+
+
+def test_names_of_files_need_not_be_utf_8(tmp_path):
+    file = tmp_path / "predictions.csv"
+    name = b"caf\xe9.png".decode(errors="surrogateescape")
+    table = predictions.Predictions(
+        (name,), ("p",), ("",), ("ill",), np.zeros(1, np.int32), np.ones((1, 1))
+    )
+    predictions.write(file, table)
+    assert predictions.read(file).names == (name,)

@@ -116,9 +116,7 @@ def test_a_run_on_one_s_own_films(tmp_path, experiment, capsys):
     assert results["dataset"] == "folder" and results["test"]["n"] == 6
     said = capsys.readouterr().out
     assert said.endswith(f"evaluate {workdir} --data.root DIR\n")
-    assert (
-        f"{workdir}: report.html, results.json, predictions.csv, metrics" in said
-    )
+    assert f"{workdir}: report.html, results.json, predictions.csv, metrics" in said
     # The plain classifier has no key areas.
     assert {path.name for path in workdir.glob("*.png")} <= PLAIN_PICTURES
 
