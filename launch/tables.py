@@ -204,29 +204,15 @@ def by_seed(groups: Sequence[Group]) -> list[Experiment]:
 # Tables.
 
 
-def by_source(groups, published, reference, draw) -> tuple[list, list[dict]]:
-    """Tables 2, 4 and 5: one for each source.
+def describe(group, reference, *, tested: str = "", paper=None) -> dict[str, Any]:
+    """The record of a cell, and where in the table it is; see `scores.record`.
 
     Args:
-      groups: that have finished runs.
-      published: `(group) -> dict of sources`, the paper's scores.
-      reference: `(group, groups of its source) -> group`, to compare it with.
-      draw: `(source, groups, records) -> table`.
+      group: the cell.
+      reference: that it is compared with; None, or itself, for none.
+      tested: source that it is tested on; its own by default.
+      paper: the paper's scores of the same.
     """
-    tables, records = [], []
-    for source in dict.fromkeys(group.source for group in groups):
-        here = [group for group in groups if group.source == source]
-        found = []
-        for group in here:
-            paper = published(group).get(source)
-            found.append(describe(group, reference(group, here), paper=paper))
-        records += found
-        tables.append(draw(source, here, found))
-    return tables, records
-
-
-def describe(group, reference, *, tested: str = "", paper=None) -> dict[str, Any]:
-    """The record of a cell, and where in the table it is; see `scores.record`."""
     compared = reference.finished if reference not in (None, group) else []
     elsewhere = "" if tested == group.source else tested
     place = {"source": group.source, "tested": tested or group.source}
@@ -240,66 +226,52 @@ def plain_of_same_net(group, groups) -> Group | None:
     return next((other for other in same if other.row == _REFERENCE), None)
 
 
-def table_2(groups):
-    """All methods."""
-    paper = checkpoint.read_json(_PAPER)["2"]
+def published(table: str, group: Group) -> dict | None:
+    """The paper's scores of a cell of Table 2 or 4; those of 5 are of its own films."""
+    paper = checkpoint.read_json(_PAPER)
+    rows = {"2": paper["2"], "4": paper["4"].get(group.net, {})}.get(table, {})
+    return rows.get(group.row, {}).get(group.source)
 
-    def draw(source, here, found):
-        return scores.table(
-            f"{source}, {here[0].net}, {found[0]['images']} test films",
-            found,
-            [TITLES[group.row] for group in here],
-            reference=TITLES[_REFERENCE],
-            beside=[TITLES[row] for row in _BESIDE],
+
+def tables_by_source(table: str, groups: Sequence[Group]) -> tuple[list, list[dict]]:
+    """Tables 2, 4 and 5, one for each source, and the records behind them."""
+    tables, records = [], []
+    for source in dict.fromkeys(group.source for group in groups):
+        here = [group for group in groups if group.source == source]
+        found = []
+        for group in here:
+            reference = here[0] if table == "5" else plain_of_same_net(group, here)
+            found.append(describe(group, reference, paper=published(table, group)))
+        title = f"{source}, {found[0]['images']} test films"
+        if table == "2":
+            title = f"{source}, {here[0].net}, {found[0]['images']} test films"
+            names = [TITLES[group.row] for group in here]
+            reference_name = TITLES[_REFERENCE]
+        elif table == "4":
+            names = [f"{group.net}, {TITLES[group.row]}" for group in here]
+            reference_name = "the plain one of its depth"
+        else:
+            names = [group.net for group in here]
+            reference_name = here[0].net
+        tables.append(
+            scores.table(
+                title,
+                found,
+                names,
+                reference=reference_name,
+                beside=[TITLES[row] for row in _BESIDE],
+                extra={"parameters": count_parameters} if table == "5" else None,
+            )
         )
-
-    return by_source(
-        groups, lambda group: paper.get(group.row, {}), plain_of_same_net, draw
-    )
+        records += found
+    return tables, records
 
 
-def table_4(groups):
-    """Attention and key areas at each depth."""
-    paper = checkpoint.read_json(_PAPER)["4"]
-
-    def draw(source, here, found):
-        return scores.table(
-            f"{source}, {found[0]['images']} test films",
-            found,
-            [f"{group.net}, {TITLES[group.row]}" for group in here],
-            reference="the plain one of its depth",
-        )
-
-    return by_source(
-        groups,
-        lambda group: paper.get(group.net, {}).get(group.row, {}),
-        plain_of_same_net,
-        draw,
-    )
-
-
-def table_5(groups):
-    """Backbones."""
+def count_parameters(one: dict) -> str:
+    """Millions of the network of a record, for one channel and three classes."""
     from hapre_jax.nets.__main__ import measure  # imports Flax, for this table only
 
-    def draw(source, here, found):
-        def parameters(one):
-            return f"{measure(one['net'], channels=1).parameters / 1e6:.2f}M"
-
-        return scores.table(
-            f"{source}, {found[0]['images']} test films",
-            found,
-            [group.net for group in here],
-            reference=here[0].net,
-            extra={"parameters": parameters},
-        )
-
-    return by_source(
-        groups,
-        lambda group: {},  # the paper's are of a source that nobody else has
-        lambda group, groups: groups[0],
-        draw,
-    )
+    return f"{measure(one['net'], channels=1).parameters / 1e6:.2f}M"
 
 
 def is_tested(group: Group, source: str) -> bool:
@@ -502,8 +474,11 @@ def main(argv: list[str]) -> int:
     experiments.say_failures(failures, console)
     if not any(group.finished for group in groups):
         raise UserError(f"{workdir} has no finished run of table {table}")
-    make = {"2": table_2, "3": table_3, "4": table_4, "5": table_5}[table]
-    tables, records = make([group for group in groups if group.finished])
+    finished = [group for group in groups if group.finished]
+    if table == "3":
+        tables, records = table_3(finished)
+    else:
+        tables, records = tables_by_source(table, finished)
     stem = workdir / f"table{table}"
     notes = notes_on(arguments, groups)
     text = result_table.write(stem, tables, records, notes=notes)
