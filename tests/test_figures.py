@@ -286,3 +286,20 @@ def test_heatmap_of_many_classes_wraps():
 )
 def test_diverging_color(strength, color):
     assert figures.diverging_color(strength) == color
+
+
+# Mistakes.
+
+
+def test_worst_mistakes_are_wrong_and_the_surest_first():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.4, 0.6], [0.3, 0.7]])
+    rows = figures.worst_mistakes(probabilities, np.array([0, 0, 0, 1]))
+    np.testing.assert_array_equal(rows, [1, 2])
+
+
+def test_no_sheet_without_a_mistake_and_one_without_key_areas():
+    source = _films([50, 100, 150], [0, 1, 2])
+    right = Prediction(np.eye(3, dtype=np.float32)[source.labels])
+    assert figures.mistakes_sheet(source, right) is None
+    wrong = Prediction(np.eye(3, dtype=np.float32)[(source.labels + 1) % 3])
+    assert figures.mistakes_sheet(source, wrong).width > 1000

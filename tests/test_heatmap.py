@@ -106,3 +106,36 @@ def test_overlay_of_no_heat_is_the_image():
     image = np.linspace(0, 1, 16, dtype=np.float32).reshape(4, 4)
     picture = np.asarray(heatmap.overlay(image, np.zeros((2, 2))))
     np.testing.assert_array_equal(picture[..., 0], np.round(image * 255))
+
+
+# Maps of key areas in the whole image.
+
+
+def test_a_pasted_map_is_zero_outside_of_its_area(variant):
+    paste = variant(functools.partial(heatmap.paste, size=4))
+    left = paste(jnp.ones((2, 2)), jnp.array([0.0, 0.0, 1.0, 0.5]))
+    np.testing.assert_allclose(left, [[1, 1, 0, 0]] * 4, atol=1e-6)
+    # Of the cells that the area cuts in half, half.
+    middle = paste(jnp.ones((3, 3)), jnp.array([0.125, 0.0, 1.0, 1.0]))
+    np.testing.assert_allclose(middle[:, 0], [0.5, 1, 1, 1], atol=1e-6)
+
+
+def test_a_map_pasted_into_the_whole_image_is_resized(variant):
+    heat = jax.random.uniform(jax.random.key(0), (3, 3))
+    paste = variant(functools.partial(heatmap.paste, size=9))
+    found = paste(heat, jnp.array([0.0, 0.0, 1.0, 1.0]))
+    np.testing.assert_allclose(
+        found, jax.image.resize(heat, (9, 9), "linear"), atol=1e-5
+    )
+
+
+def test_energy_and_pointing_by_hand(variant):
+    heat = jnp.array([[0.0, 2.0], [1.0, 1.0]])
+    energy, points = variant(heatmap.energy_inside), variant(heatmap.points_inside)
+    right, left = jnp.array([0.0, 0.5, 1.0, 1.0]), jnp.array([0.0, 0.0, 1.0, 0.5])
+    assert energy(heat, right) == 0.75 and energy(heat, left) == 0.25
+    assert points(heat, right) and not points(heat, left)
+    # Half of each cell of the upper row: 1 of 4.
+    assert energy(heat, jnp.array([0.0, 0.0, 0.25, 1.0])) == 0.25
+    empty = jnp.zeros((2, 2))
+    assert energy(empty, right) == 0 and not points(empty, right)
