@@ -72,6 +72,22 @@ def shard(experiments: Sequence, text: str) -> list:
     return list(experiments[int(index) - 1 :: int(count)])
 
 
+def choose(experiments: Sequence[Experiment], text: str) -> list[Experiment]:
+    """Those of a shard, see `shard`; all are checked, see `Experiment.check`.
+
+    A mistake must not show after hours.
+    """
+    for experiment in experiments:
+        experiment.check()
+    return shard(experiments, text)
+
+
+def print_commands(experiments: Sequence[Experiment]) -> None:
+    """A line of the shell for each."""
+    for experiment in experiments:
+        print(shlex.join(["python", "-m", "hapre_jax.train", *experiment.arguments]))
+
+
 def run_all(
     experiments: Sequence[Experiment], console: rich.console.Console
 ) -> list[Failure]:

@@ -10,7 +10,6 @@ one is skipped, an interrupted one goes on, a failed one is listed at the end.
 import argparse
 import itertools
 import pathlib
-import shlex
 
 import rich.console
 import rich.table
@@ -105,12 +104,9 @@ def main(argv: list[str]) -> int:
     console = rich.console.Console()
     workdir = pathlib.Path(arguments.workdir)
     runs = grid(arguments.config, arguments.set, arguments.seeds, workdir)
-    for run in runs:  # a misspelt field must not show after hours
-        run.check()
-    mine = experiments.shard(runs, arguments.shard)
+    mine = experiments.choose(runs, arguments.shard)
     if arguments.dry_run:
-        for run in mine:
-            print(shlex.join(["python", "-m", "hapre_jax.train", *run.arguments]))
+        experiments.print_commands(mine)
         return 0
     failures = experiments.run_all(mine, console)
     rows = summarize(runs)

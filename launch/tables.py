@@ -19,7 +19,6 @@ import argparse
 import importlib.metadata
 import pathlib
 import runpy
-import shlex
 import subprocess
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -459,12 +458,9 @@ def main(argv: list[str]) -> int:
         workdir=workdir,
     )
     runs = by_seed(groups)
-    for run in runs:  # a mistake must not show after hours
-        run.check()
-    mine = experiments.shard(runs, arguments.shard)
+    mine = experiments.choose(runs, arguments.shard)
     if arguments.dry_run:
-        for run in mine:
-            print(shlex.join(["python", "-m", "hapre_jax.train", *run.arguments]))
+        experiments.print_commands(mine)
         return 0
     failures = []
     if not arguments.finished:
