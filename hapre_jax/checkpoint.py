@@ -155,6 +155,17 @@ def read_json(path: pathlib.Path) -> Any:
         raise UserError(f"{path} is not JSON: {error}; delete it") from error
 
 
+def read_results(workdir: pathlib.Path) -> dict[str, Any]:
+    """What `results.json` of a finished run holds.
+
+    Raises:
+      UserError: the run is not finished, or the file is damaged.
+    """
+    if not (workdir / "results.json").exists():
+        raise UserError(f"{workdir} has no results.json: it is no finished run")
+    return read_json(workdir / "results.json")
+
+
 def check_workdir(workdir: pathlib.Path, config: Config) -> None:
     """Raises `UserError` for a folder that cannot hold this run; writes nothing."""
     path = workdir / "config.json"

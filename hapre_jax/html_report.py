@@ -19,7 +19,6 @@ from hapre_jax import (
     report,
 )
 from hapre_jax import config as config_lib
-from hapre_jax.errors import UserError
 from hapre_jax.predictions import Predictions
 
 # Pictures that a run may have left, and what they show.
@@ -255,9 +254,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("run", type=pathlib.Path, help="folder of a finished run")
     workdir = parser.parse_args(argv).run
-    if not (workdir / "results.json").exists():
-        raise UserError(f"{workdir} has no results.json: it is no finished run")
-    print(write(workdir, checkpoint.read_json(workdir / "results.json")))
+    print(write(workdir, checkpoint.read_results(workdir)))
     return 0
 
 

@@ -76,10 +76,8 @@ def load(workdir: pathlib.Path) -> Run:
     Raises:
       UserError: it is not finished, or it needs to be told where the lungs are.
     """
-    if not (workdir / "results.json").exists():
-        raise UserError(f"{workdir} has no results.json: it is no finished run")
+    classes = tuple(checkpoint.read_results(workdir)["classes"])
     config = config_lib.load(str((workdir / "config.json").absolute()))
-    classes = tuple(checkpoint.read_json(workdir / "results.json")["classes"])
     method = METHODS[config.method](config, len(classes))
     if method.needs_lungs:
         raise UserError(

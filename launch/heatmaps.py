@@ -204,8 +204,7 @@ def _named(text: str) -> tuple[str, pathlib.Path]:
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
         raise UserError(f"{text!r} is not NAME=RUN")
-    if not (pathlib.Path(folder) / "results.json").exists():
-        raise UserError(f"{folder} has no results.json: it is no finished run")
+    checkpoint.read_results(pathlib.Path(folder))
     return name, pathlib.Path(folder)
 
 
