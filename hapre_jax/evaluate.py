@@ -74,6 +74,7 @@ def evaluate(
     config: Config,
     classes: Sequence[str] | None = None,
     mean_box: np.ndarray | None = None,
+    temperature: float | None = None,
 ) -> Evaluation:
     """Predicts a whole split and scores it from one confusion matrix.
 
@@ -85,6 +86,8 @@ def evaluate(
       classes: that the networks tell apart; those of the split by default. Others are
         scored in the label space that both have in common.
       mean_box: `f32[4]`, mean lung box of the training split, a trivial key area.
+      temperature: of the run, see `probabilities.fit_temperature`; if it is known, the
+        calibration error that is left with it is a score.
 
     Raises:
       UserError: the two have no label space in common.
@@ -130,11 +133,18 @@ def evaluate(
         # A policy starts with logits of zero, a half in each cell.
         change = np.abs(predicted.policy_map - 0.5)
         key_area["map_change"] = float(np.mean(change))
+    scaled = None
+    if temperature is not None:
+        told_scaled = probabilities.at_temperature(predicted.probabilities, temperature)
+        scaled = probabilities.calibration_error(
+            probabilities.reliability(told_scaled @ told, table.labels)
+        )
     scores = {
         "n": len(source),
         "classes": list(space),
         **metrics.summary(matrix),
         **probabilities.summary(table.probabilities, table.labels),
+        "scaled_calibration_error": scaled,
         "confusion_matrix": np.asarray(matrix).tolist(),
         "views": _score_views(source.views, truth, table.answers, space),
         "key_area": key_area,
@@ -341,6 +351,7 @@ def main(argv: list[str]) -> int:
         config=config,
         classes=results["classes"],
         mean_box=mean_lung_box(data.train),
+        temperature=results.get("temperature"),  # which older versions did not fit
     )
     results |= {"dataset": config.data.name, "test": tested.scores, "plain": None}
     results |= {"config": config_lib.to_dict(config)}

@@ -135,6 +135,7 @@ def _scores(methods) -> list[str]:
         "roc_auc": "area under ROC curve",
         "average_precision": "average precision",
         "calibration_error": "calibration error (0 is best)",
+        "scaled_calibration_error": "calibration error with the temperature",
     }
     rows = []
     for key, name in names.items():

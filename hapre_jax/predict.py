@@ -1,4 +1,4 @@
-"""Applies a trained run to films of anywhere: `python -m hapre_jax.predict RUN FILMS`.
+"""Applies a trained model to films of anywhere: `python -m hapre_jax.predict`.
 
 Films are read, answered and written one batch after the other, so any number fits.
 """
@@ -12,22 +12,29 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, NamedTuple
 
 import numpy as np
 import rich.console
 from PIL import Image
 
-from hapre_jax import appearance, checkpoint, cli, evaluate, figures, log
-from hapre_jax import config as config_lib
+from hapre_jax import (
+    appearance,
+    cli,
+    figures,
+    heatmap,
+    inference,
+    log,
+    probabilities,
+)
 from hapre_jax.config import Config
 from hapre_jax.data import images, inputs
 from hapre_jax.errors import UserError
-from hapre_jax.methods import METHODS
+from hapre_jax.inference import Model
 
-_BATCH = 32  # films in a forward pass
 _AHEAD = 2  # batches that are read while one is answered
+_PICTURE = 512  # pixels of a side of overlays and heatmaps
 _ESCAPE = "backslashreplace"
 _EDGES = ("top", "left", "bottom", "right")
 
@@ -50,59 +57,24 @@ class Refused(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a run says of a film."""
+    """What a model says of a film."""
 
     path: str
     answer: str
     probabilities: dict[str, float]
     # yxyx in pixels of the film, and its share of the film; None of the whole film.
+    calibrated: float | None  # the answer's probability; None if it is not known
     key_area: list[float] | None
     kept: float | None
     flags: list[str]
 
 
-class Run(NamedTuple):
-    """A finished run, ready to answer."""
-
-    config: Config
-    classes: tuple[str, ...]
-    predict: Callable  # `u8[32, S, S, 1] -> framework.Prediction`
-    typical: dict | None  # see `appearance.describe`
-
-
-def load(workdir: pathlib.Path) -> Run:
-    """The best checkpoint of a finished run.
-
-    Raises:
-      UserError: it is not finished, or it needs to be told where the lungs are.
-    """
-    classes = tuple(checkpoint.read_results(workdir)["classes"])
-    config = config_lib.load(str((workdir / "config.json").absolute()))
-    method = METHODS[config.method](config, len(classes))
-    if method.needs_lungs:
-        raise UserError(
-            f"method {config.method} must be told where the lungs are, which of new "
-            "films nobody knows"
-        )
-    best = checkpoint.restore_best(workdir, config, method)
-    predict = evaluate.make_predict(method)
-    typical = None
-    for folder in (workdir, workdir.parent):  # a plain run lies in another one's
-        if typical is None and (folder / appearance.FILE).exists():
-            typical = checkpoint.read_json(folder / appearance.FILE)
-
-    def answer_pixels(pixels):
-        return predict(*best.average, {"image": pixels})
-
-    return Run(config, classes, answer_pixels, typical)
-
-
 def read(one: inputs.Input, config: Config, *, keep: bool) -> Film | Refused:
-    """Reads a film as the run's training films were stored.
+    """Reads a film as the model's training films were stored.
 
     Args:
       one: the film.
-      config: of the run.
+      config: of the model.
       keep: whether the film itself is needed after that.
     """
     try:
@@ -127,42 +99,79 @@ def read_all(
             for one in itertools.islice(films, count):
                 waiting.append(pool.submit(read, one, config, keep=keep))
 
-        start(_AHEAD * _BATCH)
+        start(_AHEAD * inference.BATCH)
         while waiting:
             found = waiting.popleft().result()
             start(1)
             yield found
 
 
-def answer(run: Run, films: Sequence[Film]) -> tuple[list[Answer], np.ndarray | None]:
-    """Answers for at most 32 films, and key areas `f32[n, 4]` in their squares."""
+class Answers(NamedTuple):
+    """What a model says of n films, and what is drawn of it."""
+
+    answers: list[Answer]
+    areas: np.ndarray | None  # f32[n, 4], key areas in the films' squares
+    heat: np.ndarray | None  # f32[n, 64, 64], where it looks
+
+
+def answer(
+    model: Model,
+    films: Sequence[Film],
+    *,
+    pad_to: int = inference.BATCH,
+    with_heat: bool = False,
+) -> Answers:
+    """Answers to at least one film.
+
+    Args:
+      model: see `inference.load`.
+      films: at most `pad_to`.
+      pad_to: size of the batch, each of which is compiled once.
+      with_heat: whether to say where it looks; the model must have `explain`.
+    """
     squares = [film.pixels for film in films]
-    padded = np.stack(squares + [squares[0]] * (_BATCH - len(films)))
-    found = run.predict(padded)
-    probabilities = np.asarray(found.probabilities)
+    padded = np.stack(squares + [squares[0]] * (pad_to - len(films)))
+    heat = None
+    if with_heat and model.explain is not None:
+        looks, found = model.explain(padded)
+        heat = np.asarray(looks)[: len(films)]
+    else:
+        found = model.predict(padded)
+    shares = np.asarray(found.probabilities)[: len(films)]
+    calibrated = [None] * len(films)
+    if model.temperature is not None:
+        scaled = probabilities.at_temperature(shares, model.temperature)
+        calibrated = scaled.max(1).tolist()
     areas = None if found.action is None else np.asarray(found.action)[: len(films)]
     answers = []
     for row, film in enumerate(films):
+        shape = film.height, film.width
         box, kept = None, None
         if areas is not None:
-            shape = (film.height, film.width)
-            box = images.film_box(areas[row], *shape, run.config.data.geometry)
+            box = images.film_box(areas[row], *shape, model.config.data.geometry)
             kept = float(np.prod(box[2:] - box[:2]) / np.prod(shape))
         flags = []
-        if run.typical is not None:
-            shape = (film.height, film.width)
-            flags = appearance.flags(film.pixels, run.typical, shape=shape)
+        if model.typical is not None:
+            flags = appearance.flags(film.pixels, model.typical, shape=shape)
         answers.append(
             Answer(
                 film.input.path,
-                run.classes[int(probabilities[row].argmax())],
-                dict(zip(run.classes, map(float, probabilities[row]), strict=True)),
+                model.classes[int(shares[row].argmax())],
+                dict(zip(model.classes, map(float, shares[row]), strict=True)),
+                calibrated[row],
                 None if box is None else [round(float(edge), 1) for edge in box],
                 kept,
                 flags,
             )
         )
-    return answers, areas
+    return Answers(answers, areas, heat)
+
+
+def draw_heat(film: Film, heat: np.ndarray, *, size: int) -> Image.Image:
+    """The picture of where a model looks, over the film's square, `size` pixels."""
+    square = Image.fromarray(film.pixels[:, :, 0])
+    enlarged = square.resize((size, size), Image.Resampling.BICUBIC)
+    return heatmap.overlay(np.asarray(enlarged) / np.float32(255), heat)
 
 
 class Writer:
@@ -176,13 +185,14 @@ class Writer:
         ]
         self._table, self._lines, self._errors = self._files
         self._classes = tuple(classes)
-        header = ["path", "answer", *(f"p_{name}" for name in classes)]
+        header = ["path", "answer", *(f"p_{name}" for name in classes), "calibrated"]
         self._row(self._table, [*header, *_EDGES, "kept", "flags"])
         self._row(self._errors, ["path", "reason"])
 
     def write(self, one: Answer) -> None:
         """A film's answer."""
         numbers = [f"{one.probabilities[name]:.6f}" for name in self._classes]
+        numbers.append("" if one.calibrated is None else f"{one.calibrated:.6f}")
         area = one.key_area or ("", "", "", "")
         kept = "" if one.kept is None else f"{one.kept:.4f}"
         flags = "; ".join(one.flags)
@@ -221,12 +231,13 @@ def picture_path(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 
 def predict_films(
-    run: Run,
+    model: Model,
     films: Iterable[inputs.Input],
     out: pathlib.Path,
     *,
     crop_size: int = 0,
     overlays: bool = False,
+    heatmaps: bool = False,
     progress=lambda done, failed: None,
 ) -> tuple[int, int]:
     """Answers all films and writes what was asked for.
@@ -237,17 +248,25 @@ def predict_films(
       out: folder to write to.
       crop_size: pixels of a side of the key areas written to `crops/`; 0 writes none.
       overlays: whether films with their key area are written to `overlays/`.
+      heatmaps: whether pictures of where the model looks are written to `heatmaps/`.
       progress: called with the films answered and those that could not be read.
 
     Returns:
       How many were answered, and how many could not be read.
+
+    Raises:
+      UserError: of heatmaps, if the method has none.
     """
+    if heatmaps and model.explain is None:
+        raise UserError(
+            f"where method {model.config.method} looks is not one map: leave --heatmaps"
+        )
     out.mkdir(parents=True, exist_ok=True)
-    writer, data = Writer(out, run.classes), run.config.data
+    writer, data = Writer(out, model.classes), model.config.data
     done = failed = 0
 
     def finish(batch):
-        answers, areas = answer(run, batch)
+        answers, areas, heat = answer(model, batch, with_heat=heatmaps)
         for row, (film, one) in enumerate(zip(batch, answers, strict=True)):
             writer.write(one)
             area = np.array((0, 0, 1, 1), np.float32) if areas is None else areas[row]
@@ -258,14 +277,17 @@ def predict_films(
                 figures.save(crop, picture_path(out / "crops", film.input.name))
             if overlays:
                 drawn = figures.film_with_boxes(
-                    film.pixels, None if areas is None else area, size=512
+                    film.pixels, None if areas is None else area, size=_PICTURE
                 )
                 figures.save(drawn, picture_path(out / "overlays", film.input.name))
+            if heat is not None:
+                drawn = draw_heat(film, heat[row], size=_PICTURE)
+                figures.save(drawn, picture_path(out / "heatmaps", film.input.name))
 
     try:
         batch: list[Film] = []
         read_ahead = read_all(
-            films, run.config, threads=data.threads, keep=bool(crop_size)
+            films, model.config, threads=data.threads, keep=bool(crop_size)
         )
         for found in read_ahead:
             if isinstance(found, Refused):
@@ -273,7 +295,7 @@ def predict_films(
                 failed += 1
             else:
                 batch.append(found)
-            if len(batch) == _BATCH:
+            if len(batch) == inference.BATCH:
                 finish(batch)
                 done += len(batch)
                 batch = []
@@ -291,7 +313,8 @@ def main(argv: list[str]) -> int:
     """The program; 1 if a film could not be read."""
     parser = cli.Parser(
         prog="python -m hapre_jax.predict",
-        description="Answer films with the best checkpoint of a finished run. Writes "
+        description="Answer films with the best checkpoint of a finished run, or with"
+        " a bundle of hapre_jax.export. Writes "
         "predictions.csv and predictions.jsonl (class, probabilities, the key area in "
         "pixels of the film, and what is odd about it) and errors.csv.",
         epilog="Examples:\n"
@@ -301,7 +324,7 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("run", type=pathlib.Path, help="folder of a finished run")
+    parser.add_argument("run", type=pathlib.Path, help="a finished run, or a bundle")
     parser.add_argument(
         "films",
         nargs="+",
@@ -327,6 +350,11 @@ def main(argv: list[str]) -> int:
         action="store_true",
         help="write each film with its key area to OUT/overlays",
     )
+    parser.add_argument(
+        "--heatmaps",
+        action="store_true",
+        help="write where the classifier looks in each film to OUT/heatmaps",
+    )
     arguments = parser.parse_args(argv)
     if not 1 <= arguments.crop_size <= 8192:
         raise UserError(
@@ -338,7 +366,7 @@ def main(argv: list[str]) -> int:
             "delete that folder"
         )
     console = rich.console.Console()
-    run = load(arguments.run)
+    model = inference.load(arguments.run)
     named = arguments.films
     paths: Iterable[str] = inputs.lines(sys.stdin) if named == ["-"] else named
     started = time.monotonic()
@@ -350,11 +378,12 @@ def main(argv: list[str]) -> int:
             status.update(text + (f", {failed} not readable" if failed else ""))
 
         done, failed = predict_films(
-            run,
+            model,
             inputs.find(paths),
             arguments.out,
             crop_size=arguments.crop_size if arguments.crops else 0,
             overlays=arguments.overlays,
+            heatmaps=arguments.heatmaps,
             progress=progress,
         )
     where = f"{arguments.out}/predictions.csv"

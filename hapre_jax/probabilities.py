@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+_TINY = 1e-12  # keeps the logarithm of a probability of 0 finite
+# Beyond it all classes, or none but one, are about equally likely.
+_MAX_TEMPERATURE = 20.0
 _BINS = 15  # of a reliability curve, as Guo et al., "On Calibration", 2017
 
 
@@ -80,6 +83,44 @@ def calibration_error(found: Reliability) -> float:
     known = found.images > 0
     gaps = np.abs(found.accuracy - found.confidence)[known]
     return float(np.average(gaps, weights=found.images[known]))
+
+
+def at_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities `f[N, K]` of logits divided by a temperature > 0; 1 changes none.
+
+    Answers stay what they are, a temperature above 1 makes them less sure. Guo et al.,
+    "On Calibration of Modern Neural Networks", 2017.
+    """
+    scaled = np.log(np.maximum(probabilities, _TINY)) / temperature
+    shares = np.exp(scaled - scaled.max(1, keepdims=True))
+    return shares / shares.sum(1, keepdims=True)
+
+
+def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The temperature at which images that were not trained on are likeliest.
+
+    Args:
+      probabilities: `f[N, K]`, as the network gives them.
+      labels: `i[N]`.
+
+    Returns:
+      From 1/20 to 20: where all answers are right, or hardly any is, no temperature is
+      likeliest.
+    """
+    logits = np.log(np.maximum(np.asarray(probabilities, np.float64), _TINY))
+    truth = logits[np.arange(len(labels)), labels].mean()
+
+    def slope(inverse):
+        """Of the mean loss, convex in the inverse temperature, times -1."""
+        shares = np.exp(inverse * (logits - logits.max(1, keepdims=True)))
+        shares /= shares.sum(1, keepdims=True)
+        return truth - (shares * logits).sum(1).mean()
+
+    low, high = 1 / _MAX_TEMPERATURE, _MAX_TEMPERATURE
+    for _ in range(50):  # halves of an interval: far beyond float64's precision
+        middle = np.sqrt(low * high)
+        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
+    return float(1 / low)
 
 
 def summary(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:

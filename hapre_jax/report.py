@@ -6,6 +6,7 @@ _OF_PROBABILITIES = {
     "roc_auc": "area under ROC curve",
     "average_precision": "average precision",
     "calibration_error": "calibration error",
+    "scaled_calibration_error": "  with the temperature",
 }
 
 

@@ -28,6 +28,7 @@ from hapre_jax import (
     learning_curves,
     log,
     predictions,
+    probabilities,
     report,
     state,
 )
@@ -154,12 +155,17 @@ def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
     if fitted is None:
         return None
     best = fitted.best
+    validated = evaluation.evaluate(predict, best, data.validation, config=config).table
+    temperature = probabilities.fit_temperature(
+        validated.probabilities, validated.labels
+    )
     tested = evaluation.evaluate(
         predict,
         best,
         data.test,
         config=config,
         mean_box=evaluation.mean_lung_box(data.train),
+        temperature=temperature,
     )
     results = {
         "method": config.method,
@@ -169,6 +175,7 @@ def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
         "classes": list(data.test.classes),
         "steps": config.train.steps,
         "best_step": int(best.step),
+        "temperature": temperature,
         "test": tested.scores,
         "plain": plain["test"] if plain else None,
         "landscape": None,

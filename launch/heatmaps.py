@@ -24,28 +24,15 @@ from PIL import Image, ImageDraw
 
 from hapre_jax import boxes, checkpoint, cli, evaluate, figures, heatmap, log
 from hapre_jax import config as config_lib
+from hapre_jax import explain as explain_lib
 from hapre_jax.config import Config
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import feed, pipeline
 from hapre_jax.errors import UserError
-from hapre_jax.framework import resize
-from hapre_jax.methods import METHODS, plain
+from hapre_jax.methods import METHODS
 from hapre_jax.state import to_float
-from hapre_jax.tasks import normalize
 
-_SIZE = 64  # cells of a side of a map of the whole film
 _FILM, _GAP, _TOP = 200, 10, 70  # pixels
-# Those whose task network classifies the whole film or its key area by itself.
-_METHODS = (
-    "hapre",
-    "plain",
-    "random_crop",
-    "random_aug",
-    "cutout",
-    "cutmix",
-    "mixup",
-    "drl_da",
-)
 
 
 class Looks(NamedTuple):
@@ -61,41 +48,20 @@ def look(workdir: pathlib.Path, config: Config, source: datasets.Dataset) -> Loo
     num_classes = len(source.classes)
     method = METHODS[config.method](config, num_classes)
     best = checkpoint.restore_best(workdir, config, method)
-    task = plain.classification(config, num_classes)
+    explain = explain_lib.make(config, num_classes)
 
     @jax.jit
     def see(params, model_state, batch):
-        batch = to_float(batch)
-        found = method.predict(params, model_state, batch)
-        whole = jnp.broadcast_to(jnp.array(boxes.WHOLE), (len(batch["image"]), 4))
-        area = whole if found.action is None else found.action
-        variables = {"params": params["task"], **model_state["task"]}
-        answer = jnp.argmax(found.probabilities, axis=1)
-
-        def map_one(image, area, answer):
-            if found.action is None:
-                seen = resize(image[None], task.image_size)[0]
-            else:
-                seen = boxes.crop_and_resize(image, area, size=task.image_size)
-            seen = normalize(seen, task.normalize)
-            outputs = jax.eval_shape(
-                lambda image: task.network.apply(variables, image, train=False),
-                seen[None],
-            )
-            feature = max(outputs.features)
-            heat = heatmap.grad_cam(task.network, variables, seen, answer, feature)
-            return heatmap.paste(heat, area, size=_SIZE)
-
-        return jax.vmap(map_one)(batch["image"], area, answer), answer, area
+        return explain(params, model_state, to_float(batch))
 
     parts = []
     size = min(config.train.batch_size, len(source))
     for batch in feed.eval_batches(source, size):
-        seen = evaluate.without_answers(batch)
-        found = see(*best.average, seen)
-        parts.append([np.asarray(part)[batch["mask"]] for part in found])
-    heat, answers, areas = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return Looks(heat, answers, areas if config.method == "hapre" else None)
+        seen = see(*best.average, evaluate.without_answers(batch))
+        kept = batch["mask"]
+        parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[kept], seen))
+    heat, found = jax.tree.map(lambda *of: np.concatenate(of), *parts)
+    return Looks(heat, found.probabilities.argmax(1).astype(np.int32), found.action)
 
 
 def score(looks: Looks, lung_boxes: np.ndarray | None) -> dict[str, float] | None:
@@ -210,10 +176,10 @@ def _named(text: str) -> tuple[str, pathlib.Path]:
 
 def _config(folder: pathlib.Path, root: str | None) -> Config:
     config = config_lib.load(str((folder / "config.json").absolute()))
-    if config.method not in _METHODS:
+    if config.method not in explain_lib.EXPLAINED:
         raise UserError(
             f"{folder} is of method {config.method}, whose network has a head of its "
-            f"own; heatmaps are drawn of {', '.join(_METHODS)}"
+            f"own; heatmaps are drawn of {', '.join(explain_lib.EXPLAINED)}"
         )
     return config_lib.override(config, "data.root", root) if root else config
 

@@ -21,6 +21,7 @@ SCORES = {
     "roc_auc",
     "average_precision",
     "calibration_error",
+    "scaled_calibration_error",
     "confusion_matrix",
     "views",
     "key_area",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hapre_jax import appearance, checkpoint, config, evaluate, predict
+from hapre_jax import appearance, checkpoint, config, evaluate, inference, predict
 from hapre_jax.data import images, inputs
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS
@@ -93,14 +93,14 @@ def test_films_of_everywhere_are_answered_and_bad_ones_listed(
 
 def test_answers_are_those_of_the_run_itself(finished_run, films):
     """One by one through the method, against padded batches of the program."""
-    run = predict.load(finished_run)
+    model = inference.load(finished_run)
     settings = config.load(str(finished_run / "config.json"))
     method = METHODS["hapre"](settings, 3)
     best = checkpoint.restore_best(finished_run, settings, method)
     direct = evaluate.make_predict(method)
     read = [predict.read(one, settings, keep=False) for one in inputs.find(films)]
     known = [film for film in read if isinstance(film, predict.Film)]
-    answers, areas = predict.answer(run, known)
+    answers, areas = predict.answer(model, known)[:2]
     for film, one, area in zip(known, answers, areas, strict=True):
         found = direct(*best.average, {"image": film.pixels[None]})
         np.testing.assert_allclose(
@@ -133,12 +133,15 @@ def test_the_plain_classifier_has_no_key_area(finished_run, films, tmp_path):
 
 
 def test_more_films_than_a_batch_come_in_order(finished_run, tmp_path):
-    run = predict.load(finished_run)
+    model = inference.load(finished_run)
     pixels = _png(_film(0))
     many = [inputs.Input(f"{n}", f"{n}", lambda: pixels) for n in range(70)]
     seen = []
     done = predict.predict_films(
-        run, iter(many), tmp_path / "out", progress=lambda *counts: seen.append(counts)
+        model,
+        iter(many),
+        tmp_path / "out",
+        progress=lambda *counts: seen.append(counts),
     )
     assert done == (70, 0) and seen[-1] == (70, 0)
     rows = _table(tmp_path / "out" / "predictions.csv")

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.optimize
 import sklearn.metrics
 
 from hapre_jax import probabilities
@@ -83,3 +84,51 @@ def test_classes_without_a_curve_do_not_count():
     assert probabilities.summary(found, labels)["roc_auc"] == 1.0
     only = probabilities.summary(found, np.zeros(3, int))
     assert only["roc_auc"] is None and only["average_precision"] is None
+
+
+# Temperature.
+
+
+def test_temperature_by_hand():
+    half = np.array([[0.5, 0.5], [0.8, 0.2]])
+    # Logits log(4) and 0, halved: odds of 2 to 1.
+    np.testing.assert_allclose(
+        probabilities.at_temperature(half, 2), [[0.5, 0.5], [2 / 3, 1 / 3]]
+    )
+    np.testing.assert_allclose(probabilities.at_temperature(half, 1), half)
+    certain = probabilities.at_temperature(np.array([[1.0, 0.0]]), 3)
+    np.testing.assert_allclose(certain, [[1 / 1.0001, 1e-4 / 1.0001]])
+
+
+def test_the_fitted_temperature_is_the_likeliest(answers):
+    found, labels = answers
+
+    def loss(inverse):
+        scaled = probabilities.at_temperature(found, 1 / inverse)
+        return -np.mean(np.log(scaled[np.arange(len(labels)), labels]))
+
+    expected = scipy.optimize.minimize_scalar(
+        loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-10}
+    )
+    fitted = probabilities.fit_temperature(found, labels)
+    assert 1 / fitted == pytest.approx(expected.x, rel=1e-5)
+
+
+def test_a_temperature_that_was_put_in_is_found():
+    random = np.random.default_rng(0)
+    shares = random.dirichlet([1, 1, 1], 40_000)
+    labels = (random.random((len(shares), 1)) > shares.cumsum(1)).sum(1)
+    sharpened = probabilities.at_temperature(shares, 1 / 2.5)
+    fitted = probabilities.fit_temperature(sharpened, labels)
+    assert fitted == pytest.approx(2.5, rel=0.03)
+    before = probabilities.reliability(sharpened, labels)
+    scaled = probabilities.at_temperature(sharpened, fitted)
+    after = probabilities.reliability(scaled, labels)
+    assert probabilities.calibration_error(before) > 0.1
+    assert probabilities.calibration_error(after) < 0.01
+
+
+def test_temperatures_are_bounded():
+    right = np.array([[0.9, 0.1], [0.2, 0.8]])
+    assert probabilities.fit_temperature(right, np.array([0, 1])) == pytest.approx(0.05)
+    assert probabilities.fit_temperature(right, np.array([1, 0])) == pytest.approx(20)

@@ -70,8 +70,8 @@ class VGG(nn.Module):
             x = features[f"stage{stage}"] = tap(self, f"stage{stage}", x)
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
         if not self.num_classes:
-            return Output(jnp.zeros((len(x), 0)), features)
-        x = adaptive_average_pool(x, _POOLED).reshape(len(x), -1)
+            return Output(jnp.zeros((x.shape[0], 0)), features)
+        x = adaptive_average_pool(x, _POOLED).reshape(x.shape[0], -1)
         dense = functools.partial(
             nn.Dense, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype
         )

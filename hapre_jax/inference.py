@@ -1,0 +1,161 @@
+"""A trained method ready to answer films: of a run, or of an exported bundle."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import export
+
+from hapre_jax import appearance, checkpoint, explain, pretrained
+from hapre_jax import config as config_lib
+from hapre_jax.config import Config
+from hapre_jax.errors import UserError
+from hapre_jax.framework import Prediction
+from hapre_jax.methods import METHODS
+from hapre_jax.state import to_float
+
+BATCH = 32  # films in a forward pass, a shape that is compiled once
+# Files of a bundle.
+ABOUT, CARD, CONFIG = "bundle.json", "README.md", "config.json"
+WEIGHTS, GRAPH, HEAT_GRAPH = "weights.safetensors", "model.stablehlo", "heat.stablehlo"
+# Outputs of its graphs.
+PROBABILITIES, KEY_AREA, HEAT = "probabilities", "key_area", "heat"
+
+
+class Model(NamedTuple):
+    """What answers `u8[32, S, S, 1]`, squares made as `config.data` says."""
+
+    config: Config
+    classes: tuple[str, ...]
+    predict: Callable[[np.ndarray], Prediction]
+    # The same with `f32[32, 64, 64]`, where the network looks, before it; or None.
+    explain: Callable[[np.ndarray], tuple[jax.Array, Prediction]] | None
+    temperature: float | None  # see `probabilities.fit_temperature`
+    typical: dict[str, Any] | None  # see `appearance.describe`
+
+
+class Functions(NamedTuple):
+    """The functions of a run, and the variables that are their first argument."""
+
+    variables: tuple[dict, dict]  # averages of (params, model_state)
+    predict: Callable  # (variables, u8[B, S, S, 1]) -> Prediction
+    explain: Callable | None  # (variables, u8[B, S, S, 1]) -> (heat, Prediction)
+
+
+def load(folder: pathlib.Path) -> Model:
+    """The model of a finished run, or of a bundle.
+
+    Raises:
+      UserError: it is neither, it is damaged, or it needs to be told where the lungs
+        are.
+    """
+    if (folder / ABOUT).exists():
+        return _load_bundle(folder)
+    results = checkpoint.read_results(folder)
+    config = config_lib.load(str((folder / CONFIG).absolute()))
+    functions = load_functions(folder, config, len(results["classes"]))
+    predict = jax.jit(functions.predict)
+    explain_films = functions.explain and jax.jit(functions.explain)
+    return Model(
+        config,
+        tuple(results["classes"]),
+        lambda pixels: predict(functions.variables, pixels),
+        explain_films and (lambda pixels: explain_films(functions.variables, pixels)),
+        results.get("temperature"),  # which older versions did not fit
+        read_typical(folder),
+    )
+
+
+def load_functions(
+    workdir: pathlib.Path, config: Config, num_classes: int
+) -> Functions:
+    """The best checkpoint of a run and what can be asked of it.
+
+    Raises:
+      UserError: there is none, or the method needs to be told where the lungs are.
+    """
+    method = METHODS[config.method](config, num_classes)
+    if method.needs_lungs:
+        raise UserError(
+            f"method {config.method} must be told where the lungs are, which of new "
+            "films nobody knows"
+        )
+    best = checkpoint.restore_best(workdir, config, method)
+    look = explain.make(config, num_classes)
+
+    def predict(variables, pixels):
+        return method.predict(*variables, to_float({"image": pixels}))
+
+    def explain_films(variables, pixels):
+        return look(*variables, to_float({"image": pixels}))
+
+    return Functions(best.average, predict, look and explain_films)
+
+
+def read_typical(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """What the run's training films look like; None of runs of older versions."""
+    for folder in (workdir, workdir.parent):  # a plain run lies in another one's
+        if (folder / appearance.FILE).exists():
+            return checkpoint.read_json(folder / appearance.FILE)
+    return None
+
+
+def flatten(variables: tuple[dict, dict]) -> dict[str, np.ndarray]:
+    """Arrays by name, such as "params.task.head.bias"."""
+    named = dict(zip(("params", "state"), variables, strict=True))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(array)
+        for path, array in jax.tree_util.tree_flatten_with_path(named)[0]
+    }
+
+
+def _load_bundle(folder: pathlib.Path) -> Model:
+    about = checkpoint.read_json(folder / ABOUT)
+    config = config_lib.load(str((folder / CONFIG).absolute()))
+    weights = jax.device_put(pretrained.read(folder / WEIGHTS))
+    side = config.data.image_size
+    film = jax.ShapeDtypeStruct((1, side, side, 1), np.uint8)
+
+    def load_graph(name):
+        try:
+            graph = export.deserialize(bytearray((folder / name).read_bytes()))
+            jax.eval_shape(graph.call, weights, film)
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror}"
+            raise UserError(f"{folder / name} {reason}") from error
+        except Exception as error:  # of flatbuffers and MLIR, which have many
+            raise UserError(
+                f"{folder / name} is damaged, or does not fit the files beside it; "
+                "export it anew"
+            ) from error
+        return jax.jit(graph.call)
+
+    graph = load_graph(GRAPH)
+
+    def as_prediction(found):
+        return Prediction(found[PROBABILITIES], found.get(KEY_AREA))
+
+    def predict(pixels):
+        return as_prediction(graph(weights, pixels))
+
+    explain_films = None
+    if (folder / HEAT_GRAPH).exists():
+        heat_graph = load_graph(HEAT_GRAPH)
+
+        def explain_films(pixels):
+            found = heat_graph(weights, pixels)
+            return found[HEAT], as_prediction(found)
+
+    try:
+        return Model(
+            config,
+            tuple(about["classes"]),
+            predict,
+            explain_films,
+            about["temperature"],
+            about["typical"],
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / ABOUT} is damaged; export it anew") from error

@@ -1,0 +1,77 @@
+"""Answers films with this model; without hapre_jax, with JAX and NumPy alone.
+
+    python answer.py FILM...
+
+Reading films takes Pillow too. A program of your own does the same with `load` and
+`square`: `answer = load("this/folder")`, then `answer(squares)` of any number of
+squares `u8[B, S, S, 1]` gives a dictionary of arrays: "probabilities" f32[B, K] and,
+where the model chooses key areas, "key_area" f32[B, 4]: top, left, bottom and right, as
+shares of the square.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from jax import export
+
+
+def load(folder):
+    """The function from squares to answers."""
+    folder = pathlib.Path(folder)
+    with open(folder / "weights.safetensors", "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        tensors = json.loads(file.read(size))
+        data = file.read()
+    types = {"F32": np.float32, "I32": np.int32, "U32": np.uint32, "BOOL": np.bool_}
+    weights = {}
+    for name, of in tensors.items():
+        if name != "__metadata__":
+            first, last = of["data_offsets"]
+            flat = np.frombuffer(data[first:last], types[of["dtype"]])
+            weights[name] = jax.numpy.asarray(flat.reshape(of["shape"]))
+    graph = export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
+    call = jax.jit(graph.call)
+
+    def answer(squares):
+        found = call(weights, squares)
+        return {name: np.asarray(array) for name, array in found.items()}
+
+    return answer
+
+
+def square(path, size, geometry):
+    """A film as a square of gray levels `u8[S, S, 1]`, as in the training.
+
+    DICOM files need more care than is taken here.
+    """
+    from PIL import Image, ImageOps
+
+    film = ImageOps.exif_transpose(Image.open(path)).convert("L")
+    if geometry != "squash":
+        sides = film.width, film.height
+        side = max(sides) if geometry == "letterbox" else min(sides)
+        left, top = (film.width - side) // 2, (film.height - side) // 2
+        film = film.crop((left, top, left + side, top + side))
+    film = film.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(film)[:, :, None]
+
+
+def main(paths):
+    """Prints a line a film."""
+    folder = pathlib.Path(__file__).parent
+    about = json.loads((folder / "bundle.json").read_text())
+    answer = load(folder)
+    for path in paths:
+        film = square(path, about["image_size"], about["geometry"])
+        found = answer(film[None])
+        shares = zip(about["classes"], found["probabilities"][0], strict=True)
+        told = ", ".join(f"{name} {share:.3f}" for name, share in shares)
+        area = found.get("key_area")
+        print(f"{path}: {told}" + ("" if area is None else f"; key area {area[0]}"))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,179 @@
+"""Bundles: against the run that they were made of, and in processes without it."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+from hapre_jax import checkpoint, export, inference, predict, standalone
+from hapre_jax.errors import UserError
+
+NAMES = [
+    "README.md",
+    "answer.py",
+    "bundle.json",
+    "config.json",
+    "heat.stablehlo",
+    "model.onnx",
+    "model.stablehlo",
+    "weights.safetensors",
+]
+
+
+@pytest.fixture(scope="module")
+def bundle(finished_run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "bundle"
+    assert export.main([str(finished_run), "--out", str(out), "--onnx"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def squares(tiny_config):
+    side = tiny_config.data.image_size
+    return np.random.default_rng(0).integers(0, 256, (32, side, side, 1), np.uint8)
+
+
+def test_a_bundle_answers_as_its_run(bundle, finished_run, squares):
+    assert sorted(file.name for file in bundle.iterdir()) == NAMES
+    assert [file.name for file in bundle.parent.iterdir()] == ["bundle"]
+    run, model = inference.load(finished_run), inference.load(bundle)
+    assert model.classes == run.classes and model.typical == run.typical
+    assert model.temperature == run.temperature > 0
+    expected, found = run.predict(squares), model.predict(squares)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+    np.testing.assert_allclose(found.action, expected.action, atol=1e-5)
+    (heat, _), (found_heat, answered) = run.explain(squares), model.explain(squares)
+    np.testing.assert_allclose(found_heat, heat, atol=1e-4)
+    np.testing.assert_allclose(answered.probabilities, expected.probabilities, 0, 1e-5)
+
+
+def test_the_onnx_model_answers_as_the_run(bundle, finished_run, squares):
+    session = onnxruntime.InferenceSession(
+        bundle / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    expected = inference.load(finished_run).predict(squares)
+    area, shares = session.run(["key_area", "probabilities"], {"image": squares})
+    np.testing.assert_allclose(shares, expected.probabilities, atol=1e-4)
+    np.testing.assert_allclose(area, expected.action, atol=1e-4)
+
+
+def test_the_program_of_a_bundle_needs_jax_and_numpy_alone(
+    bundle, finished_run, squares, tmp_path
+):
+    np.save(tmp_path / "squares.npy", squares)
+    # Not the repository's folder, nor what it is installed as: jax and numpy are.
+    program = f"""
+import sys
+sys.path.insert(0, {str(bundle)!r})
+import numpy as np
+import answer
+found = answer.load({str(bundle)!r})(np.load({str(tmp_path / "squares.npy")!r}))
+np.savez({str(tmp_path / "found.npz")!r}, **found)
+for name in ("hapre_jax", "flax", "optax", "orbax", "safetensors", "PIL"):
+    assert name not in sys.modules, name
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+    found = np.load(tmp_path / "found.npz")
+    expected = inference.load(finished_run).predict(squares)
+    np.testing.assert_allclose(
+        found["probabilities"], expected.probabilities, atol=1e-5
+    )
+    np.testing.assert_allclose(found["key_area"], expected.action, atol=1e-5)
+
+
+@pytest.mark.parametrize("geometry", ["letterbox", "squash", "cover"])
+def test_the_program_reads_films_as_the_training_did(tmp_path, geometry):
+    from hapre_jax.data import images
+
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 47), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "film.png")
+    film = Image.fromarray(pixels)
+    np.testing.assert_array_equal(
+        standalone.square(tmp_path / "film.png", 16, geometry),
+        images.fit(film, size=16, geometry=geometry),
+    )
+
+
+def test_the_program_answers_a_film(bundle, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 70), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "film.png")
+    command = [sys.executable, str(bundle / "answer.py"), "film.png"]
+    said = subprocess.run(
+        command, check=True, cwd=tmp_path, capture_output=True, text=True
+    ).stdout
+    assert said.startswith("film.png: normal 0.") and "; key area [" in said
+
+
+def test_predict_takes_a_bundle(bundle, finished_run, tmp_path):
+    pixels = np.random.default_rng(1).integers(0, 256, (64, 80), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "film.png")
+    lines = []
+    for name, model in (("bundle", bundle), ("run", finished_run)):
+        out = tmp_path / name
+        flags = ["--out", str(out), "--heatmaps", "--overlays"]
+        assert predict.main([str(model), str(tmp_path / "film.png"), *flags]) == 0
+        lines.append(json.loads((out / "predictions.jsonl").read_text()))
+        with Image.open(out / "heatmaps" / "film.png") as picture:
+            assert picture.size == (512, 512) and picture.mode == "RGB"
+    first, second = lines
+    assert first["answer"] == second["answer"]
+    assert first["calibrated"] == pytest.approx(second["calibrated"], abs=1e-5)
+    assert 1 / 3 < first["calibrated"] <= 1
+    assert first["key_area"] == pytest.approx(second["key_area"], abs=0.11)
+
+
+def test_the_card_says_what_the_model_is(bundle, finished_run):
+    card = (bundle / "README.md").read_text()
+    results = checkpoint.read_results(finished_run)
+    assert "**Not for clinical use.**" in card and "no real films" in card
+    assert f"| macro F1 | {results['test']['macro_f1']:.3f} |" in card
+    assert f"p^(1/{results['temperature']:.4g})" in card
+    assert "normal, bacterial, viral" in card and "model.onnx" in card
+
+
+def test_a_bundle_does_not_say_where_the_films_lay(tiny_config):
+    data = dataclasses.replace(tiny_config.data, root="/home/ward/films")
+    task = dataclasses.replace(tiny_config.task, pretrained="/home/ward/net.pth")
+    config = dataclasses.replace(tiny_config, data=data, task=task)
+    assert export._without_paths(config) == tiny_config
+
+
+def test_what_cannot_work_is_refused_in_one_sentence(
+    bundle, finished_run, tmp_path, monkeypatch
+):
+    with pytest.raises(UserError, match="exists already"):
+        export.main([str(finished_run), "--out", str(bundle)])
+    with pytest.raises(UserError, match=r"has no results\.json"):
+        export.main([str(tmp_path), "--out", str(tmp_path / "out")])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'hapre_jax\[onnx\]'"):
+        export.main([str(finished_run), "--out", str(tmp_path / "out"), "--onnx"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["model.stablehlo", "weights.safetensors"])
+def test_a_damaged_bundle_is_refused_by_name(bundle, tmp_path, name):
+    for file in bundle.iterdir():
+        content = file.read_bytes()
+        if file.name == name:
+            content = content[: len(content) // 2]
+        (tmp_path / file.name).write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        inference.load(tmp_path)
+
+
+def test_weights_of_another_model_are_refused(bundle, tmp_path):
+    import safetensors.numpy
+
+    for file in bundle.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = safetensors.numpy.load_file(tmp_path / "weights.safetensors")
+    weights["params.task.head.bias"] = np.zeros(7, np.float32)
+    safetensors.numpy.save_file(weights, tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match="does not fit the files beside it"):
+        inference.load(tmp_path)
