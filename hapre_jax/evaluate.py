@@ -279,16 +279,29 @@ def splits_file(workdir: pathlib.Path) -> pathlib.Path | None:
     return None
 
 
-def _without_choices(config: Config, trained: Config) -> Config:
-    """Another data set's films are not chosen as the run's own were."""
-    if config.data.name == trained.data.name:
-        return config
-    default, choices = DataConfig(), {}
-    for name in ("view", "draw", "official_split"):
-        if getattr(config.data, name) == getattr(trained.data, name):
-            choices[name] = getattr(default, name)
-    data = dataclasses.replace(config.data, **choices)
-    return dataclasses.replace(config, data=data)
+def of_other_films(config: Config, trained: Config, *, program: str) -> Config:
+    """A run's config with the films that flags of `--data` ask for.
+
+    Another data set's films are not chosen as the run's own were, unless flags say so.
+
+    Raises:
+      UserError: something else than the data is not what it was in training.
+    """
+    if config.data.name != trained.data.name:
+        default, choices = DataConfig(), {}
+        for name in ("view", "draw", "official_split"):
+            if getattr(config.data, name) == getattr(trained.data, name):
+                choices[name] = getattr(default, name)
+        data = dataclasses.replace(config.data, **choices)
+        config = dataclasses.replace(config, data=data)
+    now = config_lib.options(config)
+    for name, field in config_lib.options(trained).items():
+        if not name.startswith("data.") and field.value != now[name].value:
+            raise UserError(
+                f"{name} was {field.value} in training; {program} takes --data flags "
+                "only"
+            )
+    return config
 
 
 def main(argv: list[str]) -> int:
@@ -308,14 +321,7 @@ def main(argv: list[str]) -> int:
     console = rich.console.Console()
     workdir = pathlib.Path(arguments.run)
     trained = config_lib.load(str((workdir / "config.json").absolute()))
-    config = _without_choices(config, trained)
-    now = config_lib.options(config)
-    for name, field in config_lib.options(trained).items():
-        if not name.startswith("data.") and field.value != now[name].value:
-            raise UserError(
-                f"{name} was {field.value} in training; evaluate takes --data flags "
-                "only"
-            )
+    config = of_other_films(config, trained, program="evaluate")
     if not (workdir / "results.json").exists():
         raise UserError(
             f"{workdir} has no results.json: its training is not finished; give its "

@@ -13,7 +13,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import rich.console
@@ -21,6 +21,7 @@ from PIL import Image
 
 from hapre_jax import (
     appearance,
+    boxes,
     cli,
     figures,
     heatmap,
@@ -62,8 +63,8 @@ class Answer(NamedTuple):
     path: str
     answer: str
     probabilities: dict[str, float]
-    # yxyx in pixels of the film, and its share of the film; None of the whole film.
     calibrated: float | None  # the answer's probability; None if it is not known
+    # yxyx in pixels of the film, and its share of the film; None of the whole film.
     key_area: list[float] | None
     kept: float | None
     flags: list[str]
@@ -78,7 +79,7 @@ def read(one: inputs.Input, config: Config, *, keep: bool) -> Film | Refused:
       keep: whether the film itself is needed after that.
     """
     try:
-        image = images.open_gray(one.read(), name=one.name)
+        image = one.open()
         data = config.data
         pixels = images.fit(image, size=data.image_size, geometry=data.geometry)
     except UserError as error:
@@ -106,12 +107,31 @@ def read_all(
             yield found
 
 
-class Answers(NamedTuple):
-    """What a model says of n films, and what is drawn of it."""
+class Answered(NamedTuple):
+    """A film, what a model says of it, and what can be drawn of that."""
 
-    answers: list[Answer]
-    areas: np.ndarray | None  # f32[n, 4], key areas in the films' squares
-    heat: np.ndarray | None  # f32[n, 64, 64], where it looks
+    film: Film
+    answer: Answer
+    area: np.ndarray | None  # f32[4], the key area in the film's square
+    heat: np.ndarray | None  # f32[64, 64], where the model looks
+
+    def crop(self, *, size: int, geometry: str) -> Image.Image:
+        """The key area, or the whole square, cut from all of the film's pixels."""
+        assert self.film.image is not None  # it was read to be kept
+        area = boxes.WHOLE if self.area is None else self.area
+        cut = np.asarray(area, np.float32)
+        return images.cut(self.film.image, cut, size=size, geometry=geometry)
+
+    def draw_area(self, *, size: int) -> Image.Image:
+        """The film's square with its key area."""
+        return figures.film_with_boxes(self.film.pixels, self.area, size=size)
+
+    def draw_heat(self, *, size: int) -> Image.Image:
+        """The film's square with where the model looks."""
+        assert self.heat is not None
+        square = Image.fromarray(self.film.pixels[:, :, 0])
+        enlarged = square.resize((size, size), Image.Resampling.BICUBIC)
+        return heatmap.overlay(np.asarray(enlarged) / np.float32(255), self.heat)
 
 
 def answer(
@@ -120,7 +140,7 @@ def answer(
     *,
     pad_to: int = inference.BATCH,
     with_heat: bool = False,
-) -> Answers:
+) -> list[Answered]:
     """Answers to at least one film.
 
     Args:
@@ -131,10 +151,10 @@ def answer(
     """
     squares = [film.pixels for film in films]
     padded = np.stack(squares + [squares[0]] * (pad_to - len(films)))
-    heat = None
+    heat: Any = None
     if with_heat and model.explain is not None:
-        looks, found = model.explain(padded)
-        heat = np.asarray(looks)[: len(films)]
+        heat, found = model.explain(padded)
+        heat = np.asarray(heat)
     else:
         found = model.predict(padded)
     shares = np.asarray(found.probabilities)[: len(films)]
@@ -143,7 +163,7 @@ def answer(
         scaled = probabilities.at_temperature(shares, model.temperature)
         calibrated = scaled.max(1).tolist()
     areas = None if found.action is None else np.asarray(found.action)[: len(films)]
-    answers = []
+    answered = []
     for row, film in enumerate(films):
         shape = film.height, film.width
         box, kept = None, None
@@ -153,25 +173,43 @@ def answer(
         flags = []
         if model.typical is not None:
             flags = appearance.flags(film.pixels, model.typical, shape=shape)
-        answers.append(
-            Answer(
-                film.input.path,
-                model.classes[int(shares[row].argmax())],
-                dict(zip(model.classes, map(float, shares[row]), strict=True)),
-                calibrated[row],
-                None if box is None else [round(float(edge), 1) for edge in box],
-                kept,
-                flags,
-            )
+        told = Answer(
+            film.input.path,
+            model.classes[int(shares[row].argmax())],
+            dict(zip(model.classes, map(float, shares[row]), strict=True)),
+            calibrated[row],
+            None if box is None else [round(float(edge), 1) for edge in box],
+            kept,
+            flags,
         )
-    return Answers(answers, areas, heat)
+        area, looks = (None if of is None else of[row] for of in (areas, heat))
+        answered.append(Answered(film, told, area, looks))
+    return answered
 
 
-def draw_heat(film: Film, heat: np.ndarray, *, size: int) -> Image.Image:
-    """The picture of where a model looks, over the film's square, `size` pixels."""
-    square = Image.fromarray(film.pixels[:, :, 0])
-    enlarged = square.resize((size, size), Image.Resampling.BICUBIC)
-    return heatmap.overlay(np.asarray(enlarged) / np.float32(255), heat)
+def answer_all(
+    model: Model, films: Iterable[inputs.Input], *, keep: bool, with_heat: bool = False
+) -> Iterator[Answered | Refused]:
+    """Answers films batch by batch, and says which could not be read.
+
+    Args:
+      model: see `inference.load`.
+      films: see `inputs.find`.
+      keep: see `read`.
+      with_heat: see `answer`.
+    """
+    batch: list[Film] = []
+    threads = model.config.data.threads
+    for found in read_all(films, model.config, threads=threads, keep=keep):
+        if isinstance(found, Refused):
+            yield found
+            continue
+        batch.append(found)
+        if len(batch) == inference.BATCH:
+            yield from answer(model, batch, with_heat=with_heat)
+            batch = []
+    if batch:
+        yield from answer(model, batch, with_heat=with_heat)
 
 
 class Writer:
@@ -265,45 +303,25 @@ def predict_films(
     writer, data = Writer(out, model.classes), model.config.data
     done = failed = 0
 
-    def finish(batch):
-        answers, areas, heat = answer(model, batch, with_heat=heatmaps)
-        for row, (film, one) in enumerate(zip(batch, answers, strict=True)):
-            writer.write(one)
-            area = np.array((0, 0, 1, 1), np.float32) if areas is None else areas[row]
-            if film.image is not None:
-                crop = images.cut(
-                    film.image, area, size=crop_size, geometry=data.geometry
-                )
-                figures.save(crop, picture_path(out / "crops", film.input.name))
-            if overlays:
-                drawn = figures.film_with_boxes(
-                    film.pixels, None if areas is None else area, size=_PICTURE
-                )
-                figures.save(drawn, picture_path(out / "overlays", film.input.name))
-            if heat is not None:
-                drawn = draw_heat(film, heat[row], size=_PICTURE)
-                figures.save(drawn, picture_path(out / "heatmaps", film.input.name))
+    def save(picture, kind, film):
+        figures.save(picture, picture_path(out / kind, film.input.name))
 
     try:
-        batch: list[Film] = []
-        read_ahead = read_all(
-            films, model.config, threads=data.threads, keep=bool(crop_size)
-        )
-        for found in read_ahead:
-            if isinstance(found, Refused):
-                writer.refuse(found)
+        for one in answer_all(model, films, keep=bool(crop_size), with_heat=heatmaps):
+            if isinstance(one, Refused):
+                writer.refuse(one)
                 failed += 1
             else:
-                batch.append(found)
-            if len(batch) == inference.BATCH:
-                finish(batch)
-                done += len(batch)
-                batch = []
+                writer.write(one.answer)
+                done += 1
+                if crop_size:
+                    crop = one.crop(size=crop_size, geometry=data.geometry)
+                    save(crop, "crops", one.film)
+                if overlays:
+                    save(one.draw_area(size=_PICTURE), "overlays", one.film)
+                if heatmaps:
+                    save(one.draw_heat(size=_PICTURE), "heatmaps", one.film)
             progress(done, failed)
-        if batch:
-            finish(batch)
-            done += len(batch)
-        progress(done, failed)
     finally:
         writer.close()
     return done, failed
@@ -313,10 +331,10 @@ def main(argv: list[str]) -> int:
     """The program; 1 if a film could not be read."""
     parser = cli.Parser(
         prog="python -m hapre_jax.predict",
-        description="Answer films with the best checkpoint of a finished run, or with"
-        " a bundle of hapre_jax.export. Writes "
-        "predictions.csv and predictions.jsonl (class, probabilities, the key area in "
-        "pixels of the film, and what is odd about it) and errors.csv.",
+        description="Answer films with the best checkpoint of a finished run, or with "
+        "a bundle of hapre_jax.export. Writes predictions.csv and predictions.jsonl "
+        "(class, probabilities, the key area in pixels of the film, and what is odd "
+        "about it) and errors.csv.",
         epilog="Examples:\n"
         "  python -m hapre_jax.predict runs/phantom films/ --out predicted\n"
         "  python -m hapre_jax.predict runs/phantom 'scans/*.dcm' more.zip --crops\n"

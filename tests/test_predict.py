@@ -100,8 +100,8 @@ def test_answers_are_those_of_the_run_itself(finished_run, films):
     direct = evaluate.make_predict(method)
     read = [predict.read(one, settings, keep=False) for one in inputs.find(films)]
     known = [film for film in read if isinstance(film, predict.Film)]
-    answers, areas = predict.answer(model, known)[:2]
-    for film, one, area in zip(known, answers, areas, strict=True):
+    for film, answered in zip(known, predict.answer(model, known), strict=True):
+        one, area = answered.answer, answered.area
         found = direct(*best.average, {"image": film.pixels[None]})
         np.testing.assert_allclose(
             list(one.probabilities.values()), found.probabilities[0], atol=1e-5
@@ -134,8 +134,8 @@ def test_the_plain_classifier_has_no_key_area(finished_run, films, tmp_path):
 
 def test_more_films_than_a_batch_come_in_order(finished_run, tmp_path):
     model = inference.load(finished_run)
-    pixels = _png(_film(0))
-    many = [inputs.Input(f"{n}", f"{n}", lambda: pixels) for n in range(70)]
+    film = Image.fromarray(_film(0))
+    many = [inputs.Input(f"{n}", f"{n}", lambda: film) for n in range(70)]
     seen = []
     done = predict.predict_films(
         model,
@@ -164,21 +164,21 @@ def test_what_cannot_work_is_refused_in_one_sentence(finished_run, films, tmp_pa
 
 
 def test_inputs_are_lazy_and_a_missing_one_says_so(tmp_path):
-    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "a.png").write_bytes(_png(_film(0)))
 
     def paths():
         yield str(tmp_path / "a.png")
         raise AssertionError("asked for before it was needed")
 
     first = next(inputs.find(paths()))
-    assert first.name == "a.png" and first.read() == b"x"
+    assert first.name == "a.png" and first.open().size == (60, 40)
     (gone,) = inputs.find(["nowhere/b.png"])
     with pytest.raises(UserError, match=r"nowhere/b\.png is not there"):
-        gone.read()
+        gone.open()
     (tmp_path / "broken.zip").write_bytes(b"PK")
     (broken,) = inputs.find([str(tmp_path / "broken.zip")])
     with pytest.raises(UserError, match="not a readable zip"):
-        broken.read()
+        broken.open()
 
 
 @pytest.mark.parametrize("name", ["../../a.png", "/a.png", "..", "", "x//./a.dcm"])

@@ -7,8 +7,10 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from PIL import Image
+
 from hapre_jax import errors
-from hapre_jax.data import files
+from hapre_jax.data import files, images
 
 
 class Input(NamedTuple):
@@ -16,13 +18,13 @@ class Input(NamedTuple):
 
     path: str  # as a user would name it; of a zip's entry, ZIP/ENTRY
     name: str  # posix path below what was named, for files made of it
-    read: Callable[[], bytes]  # raises `UserError`
+    open: Callable[[], Image.Image]  # mode L, upright; raises `UserError`
 
 
 def find(paths: Iterable[str]) -> Iterator[Input]:
     """The films of files, folders, zips and glob patterns.
 
-    What does not exist comes as an input too, whose `read` says so: a missing film is
+    What does not exist comes as an input too, whose `open` says so: a missing film is
     no reason to leave the others.
     """
     for path in paths:
@@ -45,7 +47,7 @@ def lines(stream: Iterable[str]) -> Iterator[str]:
 def _below(path: str) -> Iterator[Input]:
     if not os.path.isdir(path) and not path.lower().endswith(".zip"):
         yield Input(
-            path, pathlib.PurePath(path).name, functools.partial(_read_file, path)
+            path, pathlib.PurePath(path).name, functools.partial(_open_file, path)
         )
         return
     try:
@@ -54,18 +56,23 @@ def _below(path: str) -> Iterator[Input]:
         yield Input(path, pathlib.PurePath(path).name, _refuse("", str(error)))
         return
     for name in tree.names():
-        yield Input(f"{path}/{name}", name, functools.partial(tree.read, name))
+        yield Input(f"{path}/{name}", name, functools.partial(_open_entry, tree, name))
 
 
-def _read_file(path: str) -> bytes:
+def _open_entry(tree: files.Tree, name: str) -> Image.Image:
+    return images.open_gray(tree.read(name), name=name)
+
+
+def _open_file(path: str) -> Image.Image:
     try:
-        return pathlib.Path(path).read_bytes()
+        content = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise errors.UserError(f"{path} cannot be read: {error.strerror}") from error
+    return images.open_gray(content, name=pathlib.PurePath(path).name)
 
 
-def _refuse(path: str, reason: str) -> Callable[[], bytes]:
-    def read():
+def _refuse(path: str, reason: str) -> Callable[[], Image.Image]:
+    def fail():
         raise errors.UserError(f"{path} {reason}".strip())
 
-    return read
+    return fail

@@ -1,0 +1,68 @@
+"""A data set in homogeneous form, read back as a data set."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hapre_jax import homogenize, predict
+from hapre_jax.data import folder
+from hapre_jax.errors import UserError
+
+
+@pytest.fixture
+def hospital(tmp_path):
+    """Six films in a folder a class, two of them of one name, and a broken one."""
+    random = np.random.default_rng(0)
+    rows = [("path", "group")]
+    for number, name in enumerate(["a/1", "a/2", "a/ward/1", "b/1", "b/2", "b/3"]):
+        path = tmp_path / "hospital" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (70, 90), np.uint8)).save(path)
+        rows.append((f"{name}.png", f"patient-{number // 2}"))
+    (tmp_path / "hospital" / "b" / "4.png").write_text("broken")
+    rows.append(("b/4.png", "patient-9"))
+    with open(tmp_path / "hospital" / "groups.csv", "w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return tmp_path / "hospital"
+
+
+def test_a_hospital_becomes_a_data_set_of_key_areas(
+    finished_run, hospital, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    flags = ["--data.name", "folder", "--data.root", str(hospital), "--out", str(out)]
+    assert homogenize.main([str(finished_run), *flags, "--size", "48"]) == 1
+    said = capsys.readouterr().out
+    assert "6 films written" in said and "1 could not be read" in said
+    names = sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
+    assert names == ["a/1-2.png", "a/1.png", "a/2.png"] + [
+        f"b/{number}.png" for number in (1, 2, 3)
+    ]
+    tree, records, classes = folder.scan_table(str(out / "films.csv"))
+    assert classes == ("a", "b")
+    groups = {record.name: record.group for record in records}
+    assert groups["a/1.png"] == groups["a/2.png"] == "patient-0"
+    assert groups["a/1-2.png"] == groups["b/1.png"] == "patient-1"
+    assert (out / "errors.csv").read_text().splitlines()[1].startswith("b/4.png,")
+
+    # The pictures are those that predict makes of the same films.
+    crops = ["--crops", "--crop-size", "48", "--out", str(tmp_path / "predicted")]
+    assert predict.main([str(finished_run), str(hospital / "b" / "2.png"), *crops]) == 0
+    with (
+        Image.open(tmp_path / "predicted" / "crops" / "2.png") as expected,
+        Image.open(out / "b" / "2.png") as found,
+    ):
+        assert found.size == (48, 48)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_what_cannot_work_is_refused_in_one_sentence(finished_run, hospital, tmp_path):
+    films = ["--data.name", "folder", "--data.root", str(hospital)]
+    with pytest.raises(UserError, match="is not empty"):
+        homogenize.main([str(finished_run), *films, "--out", str(hospital)])
+    with pytest.raises(UserError, match="--size is 0"):
+        homogenize.main([str(finished_run), *films, "--size", "0"])
+    with pytest.raises(UserError, match="homogenize takes --data flags only"):
+        homogenize.main([str(finished_run), *films, "--policy.alpha", "2"])
