@@ -261,7 +261,10 @@ def test_init_depends_on_the_seed_and_shares_no_buffer(tiny_config):
 
 
 def test_one_compilation_serves_a_whole_run(tmp_path, tiny_config):
-    """Before and after the warm-up, and after a restart; and the state is donated."""
+    """Before and after the warm-up, and after a restart.
+
+    The state is donated, and nothing but the batch goes to the device.
+    """
     policy = dataclasses.replace(tiny_config.policy, warmup_steps=1)
     config = dataclasses.replace(tiny_config, policy=policy)
     data = pipeline.load(config.data, seed=config.seed)
@@ -273,12 +276,17 @@ def test_one_compilation_serves_a_whole_run(tmp_path, tiny_config):
     now = state.init(method, optimizer, config)
     checkpoints = checkpoint.Checkpoints(tmp_path)
     for _ in range(3):
-        before = now
-        now, _ = step(now, next(batches))
+        before, batch = now, jax.device_put(next(batches))
+        with jax.transfer_guard("disallow"):
+            now, _ = step(now, batch)
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
     checkpoints.save("last", now, {})
     now, _ = checkpoints.restore("last", now)
     checkpoints.close()
-    now, _ = step(now, next(batches))
+    now, _ = step(now, jax.device_put(next(batches)))
     assert now.step == 4
     assert step._cache_size() == 1
+    # What the guard would have said.
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        with jax.transfer_guard("disallow"):
+            step(now, next(batches))
