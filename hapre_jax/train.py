@@ -272,19 +272,33 @@ def fit(
         metrics_log = log.MetricsLog(workdir, step=first, tensorboard=train.tensorboard)
         stack.callback(metrics_log.close)
         pending: list[dict] = []  # metrics still on the device, one dict a step
+        due: tuple[int, list[dict]] | None = None  # a record to write, and its step
         update = stack.enter_context(
             log.progress_bar(console, config.method, start=first)
         )
+
+        def record(step, metrics):
+            logged = _mean_metrics(metrics, step, checkpoints)
+            metrics_log.write("train", step, logged)
+            update(step, train.steps, _describe(logged))
+
         for step in range(first + 1, end + 1):
             now, step_metrics = step_fn(now, next(upcoming))
+            if step == first + 1:
+                jax.block_until_ready(step_metrics)
+                took = time.perf_counter() - started
+                log.say(console, f"{config.method}: first step done after {took:.1f} s")
+            if due:  # fetched while the step that was just dispatched runs
+                record(*due)
+                due = None
             pending.append(step_metrics)
             evaluates = step % train.eval_every == 0 or step == train.steps
             saves = step % train.checkpoint_every == 0 or step == end
             if step % train.log_every == 0 or evaluates or saves:
-                logged = _mean_metrics(pending, step, checkpoints)
-                pending = []
-                metrics_log.write("train", step, logged)
-                update(step, train.steps, _describe(logged))
+                due, pending = (step, pending), []
+            if due and (evaluates or saves):
+                record(*due)
+                due = None
             if evaluates:
                 scores = _validate(
                     config, predict, now, data.validation, mean_box, metrics_log

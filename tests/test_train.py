@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -98,7 +99,8 @@ def test_progress_of_a_run_in_a_log_file(tmp_path, plain_config):
     lines = console.file.getvalue().splitlines()
     images = [line for line in lines if line.startswith("phantom images ")]
     assert len(images) == 10 and images[-1] == "phantom images 48/48"
-    steps = [line for line in lines if line not in images]
+    first, *steps = [line for line in lines if line not in images]
+    assert re.fullmatch(r"plain: first step done after \d+\.\d s", first)
     assert [line.split("  ")[0] for line in steps] == [
         f"plain {n}/6" for n in range(1, 7)
     ]
