@@ -108,6 +108,10 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     # them a form of its own, and a stream that breaks into the progress bar.
     handlers = filter(None, [logging.lastResort])
     logging.basicConfig(format="%(message)s", handlers=handlers)
+    if "jax" in sys.modules:  # a program that compiles
+        from hapre_jax import compilation_cache
+
+        compilation_cache.use()
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:

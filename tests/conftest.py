@@ -13,7 +13,10 @@ def pytest_configure(config):
     # Most of the time of these tests is compilation; half of that, XLA's optimizations.
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     cache = getattr(config, "cache", None)  # absent under `-p no:cacheprovider`
-    if cache is not None:
+    if cache is None:
+        # Programs would keep what they compile in the user's folder.
+        os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+    else:
         # The second run of the tests, and their child processes, reuse the rest.
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.mkdir("jax")))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
