@@ -205,6 +205,11 @@ class PolicyConfig:
     grid: int = option(16, "Cells of a side of the key area map.", at_least=2)
     width: int = option(32, "Channels of the pyramid on the trunk.", at_least=1)
     norm: str = option("group", "Normalization layers.", choices=NORMS)
+    dtype: str = option(
+        "float32",
+        "Type of the computation; parameters and logits are float32.",
+        choices=("float32", "bfloat16"),
+    )
     pretrained: str = option(
         "", "File of torchvision weights that the trunk starts from."
     )

@@ -9,10 +9,12 @@ from hapre_jax.operations import KeyArea
 def make(config: Config, num_classes: int) -> framework.Method:
     """The method of Yuan et al. 2022, section 3, with the config's learning rule."""
     settings = config.policy
-    trunk = nets.NETS[settings.net](num_classes=0, norm=settings.norm)
+    trunk = nets.NETS[settings.net](
+        num_classes=0, norm=settings.norm, dtype=settings.dtype
+    )
     return framework.make(
         plain.classification(config, num_classes),
-        nets.PolicyNet(trunk, grid=settings.grid, width=settings.width),
+        nets.PolicyNet(trunk, settings.grid, settings.width, settings.dtype),
         KeyArea(
             settings.alpha,
             settings.min_side,

@@ -1,0 +1,477 @@
+"""Times the whole HAPre-KRS step against the same step in PyTorch.
+
+    python benchmarks/step.py            # what this machine can do in ten minutes
+    python benchmarks/step.py --cases resnet18:1:640:float32 --compile
+
+A case is NETWORK:BATCH:SIDE:TYPE. Each library has a process of its own, and the same
+weights, images and boxes; what both say of the first step is compared before anything
+is timed. On a CPU their runs alternate, so that what else the machine does meets both
+alike; ratios are PyTorch's median time over ours, above 1 where we are faster. Needs
+JAX, Flax, Optax, chex, NumPy and PyTorch, no package of data or pictures.
+
+float32 is TF32 on a GPU in both libraries. The bound of a step is the larger of what
+its operations take at the speed of a large matrix product and what its bytes, as XLA
+counts them, take at the speed of a large copy, both measured here.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+# Both libraries need room on one device.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+CLASSES, GRID, WIDTH = 3, 16, 64
+RATES = (1e-5, 1e-6)  # of the paper, section 4.2
+# The paper's setting first, then a batch; a run ends when its time is over.
+GPU_CASES = (
+    "resnet18:1:640:float32",
+    "resnet18:1:640:bfloat16",
+    "resnet18:32:224:float32",
+    "resnet18:32:224:bfloat16",
+    "resnet50:32:224:bfloat16",
+    "resnet50:1:640:float32",
+    "resnet18:32:640:bfloat16",
+    "resnet50:32:640:bfloat16",
+    "resnet18:32:640:float32",
+    "resnet50:1:640:bfloat16",
+    "resnet50:32:224:float32",
+    "resnet50:32:640:float32",
+)
+CPU_CASES = ("resnet18:1:224:float32", "resnet18:4:224:float32")
+# Relative to the larger value; TF32 has 10 bits, bfloat16 7, over 18 or 50 layers.
+TOLERANCE = {"cpu": {"float32": 1e-3}, "cuda": {"float32": 3e-2}}
+ROUGH = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is timed."""
+
+    net: str
+    batch: int
+    side: int
+    dtype: str
+
+    @classmethod
+    def read(cls, text):
+        """The case of NETWORK:BATCH:SIDE:TYPE."""
+        net, batch, side, dtype = text.split(":")
+        return cls(net, int(batch), int(side), dtype)
+
+    @property
+    def trains_statistics(self):
+        """Those of one image are noise: the paper's setting keeps the stored ones."""
+        return self.batch > 1
+
+
+def inputs(case):
+    """Images `u8[B, H, W]` that are no noise to a ResNet, and labels `i64[B]`."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (case.batch, 16, 16), np.uint8)
+    factor = -(-case.side // 16)
+    image = np.kron(coarse, np.ones((factor, factor), np.uint8))
+    return image[:, : case.side, : case.side], np.arange(case.batch) % CLASSES
+
+
+# Contenders: each gives `run(steps)`, which returns what the last step said, and what
+# else there is to tell.
+
+
+def ours(case):
+    """The step of `hapre_jax`."""
+    import jax
+    import numpy as np
+
+    from hapre_jax import config as config_lib
+    from hapre_jax import state
+    from hapre_jax.methods import hapre
+
+    norm = "batch" if case.trains_statistics else "frozen"
+    shared = {"net": case.net, "image_size": case.side, "norm": norm}
+    shared["dtype"] = case.dtype
+    config = config_lib.Config(
+        data=config_lib.DataConfig(image_size=case.side),
+        task=config_lib.TaskConfig(normalize="fixed", **shared),
+        policy=config_lib.PolicyConfig(
+            estimator="paper",
+            explore=False,
+            random_share=0.0,
+            warmup_steps=0,
+            grid=GRID,
+            width=WIDTH,
+            **shared,
+        ),
+        train=config_lib.TrainConfig(
+            batch_size=case.batch,
+            task_learning_rate=RATES[0],
+            policy_learning_rate=RATES[1],
+            schedule="constant",
+            lr_warmup_steps=0,
+            clip_norm=0.0,
+            average_decay=0.0,
+            policy_adam_b2=0.999,
+        ),
+    )
+    method, optimizer = hapre.make(config, CLASSES), state.make_optimizer(config)
+    like = state.blank(method, config)
+    params, model_state = as_ours(case.net, like.params, like.model_state)
+    now = state.TrainState(
+        np.zeros((), np.int32),
+        params,
+        model_state,
+        optimizer.init(params),
+        (params, model_state),
+    )
+    now = jax.device_put(now, jax.devices()[0], may_alias=False)
+    image, label = inputs(case)
+    batch = jax.device_put(
+        {
+            "image": image[..., None],
+            "label": label.astype(np.int32),
+            "index": np.arange(case.batch, dtype=np.int32),
+        }
+    )
+    step = state.make_step(method, optimizer, config).lower(now, batch).compile()
+    cost, memory = step.cost_analysis(), step.memory_analysis()
+    peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+    told = {
+        "flops": cost["flops"],
+        "bytes": cost["bytes accessed"],
+        "peak": peak + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "device": jax.devices()[0].device_kind,
+    }
+
+    def run(steps):
+        nonlocal now
+        for _ in range(steps):
+            now, metrics = step(now, batch)
+        return {name: float(value) for name, value in metrics.items()}
+
+    return run, lambda: told
+
+
+def as_ours(net, params, model_state):
+    """Both networks' variables with the weights of PyTorch's."""
+    import torch_step
+
+    from hapre_jax import pretrained
+
+    task, policy = torch_step.networks(net, grid=GRID, width=WIDTH, classes=CLASSES)
+
+    def convert(model, params, model_state):
+        tensors = {name: x.numpy() for name, x in model.state_dict().items()}
+        loaded = pretrained.convert(tensors, net, params, model_state)
+        return loaded.params, loaded.model_state
+
+    def layer(conv):
+        kernel = conv.weight.detach().numpy().transpose(2, 3, 1, 0)
+        return {"kernel": kernel, "bias": conv.bias.detach().numpy()}
+
+    new, new_state = {}, {}
+    new["task"], new_state["task"] = convert(task, params["task"], model_state["task"])
+    statistics = {key: tree["trunk"] for key, tree in model_state["policy"].items()}
+    trunk, statistics = convert(policy.trunk, params["policy"]["trunk"], statistics)
+    new["policy"] = {"trunk": trunk}
+    new_state["policy"] = {key: {"trunk": tree} for key, tree in statistics.items()}
+    for name in params["policy"]:
+        if name.startswith("lateral_stage"):
+            new["policy"][name] = layer(policy.lateral[int(name[-1]) - 1])
+    new["policy"] |= {"mix": layer(policy.mix), "logits": layer(policy.logits)}
+    return new, new_state
+
+
+def theirs(case, mode=None):
+    """The step of `torch_step`, compiled in a mode if one is given."""
+    import torch
+    import torch_step
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    task, policy = (
+        net.to(device)
+        for net in torch_step.networks(
+            case.net, grid=GRID, width=WIDTH, classes=CLASSES
+        )
+    )
+    image, label = (torch.from_numpy(array).to(device) for array in inputs(case))
+    step = torch_step.Step(
+        task,
+        policy,
+        image,
+        label,
+        size=case.side,
+        train=case.trains_statistics,
+        bfloat16=case.dtype == "bfloat16",
+        rates=RATES,
+    )
+    if mode is not None:
+        step.compile(mode)
+
+    def norm(net):
+        gradients = [p.grad for p in net.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+    said = {}
+
+    def run(steps):
+        for _ in range(steps):
+            metrics = step()
+        if not said:  # the first step, which is compared
+            metrics = metrics | {"grad_norm/task": norm(task)}
+            metrics["grad_norm/policy"] = norm(policy)
+        said.update({name: float(value) for name, value in metrics.items()})
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return dict(said)
+
+    def tell():
+        peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
+        return {"peak": peak, "threads": torch.get_num_threads()}
+
+    return run, tell
+
+
+CONTENDERS = {
+    "hapre_jax": ours,
+    "eager": theirs,
+    "compiled": lambda case: theirs(case, "default"),
+    # CUDA graphs: what helps where a step is so short that its launches cost most.
+    "reduce-overhead": lambda case: theirs(case, "reduce-overhead"),
+}
+
+
+def ceilings(dtype):
+    """Operations a second of a large product, bytes a second of a large copy."""
+    import jax
+    import jax.numpy as jnp
+
+    is_cpu = jax.default_backend() == "cpu"
+    side, length = (2048, 1 << 25) if is_cpu else (8192, 1 << 28)
+    a = jnp.ones((side, side), dtype)
+    x = jnp.ones(length, jnp.float32)
+
+    def best(function, value, repeat):
+        function = jax.jit(function)
+        function(value).block_until_ready()
+        times = []
+        for _ in range(repeat):
+            start = time.perf_counter()
+            function(value).block_until_ready()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    product = best(lambda a: a @ a, a, 10)
+    copy = best(lambda x: x + 1, x, 10)
+    return {"flops": 2 * side**3 / product, "bytes": 2 * x.nbytes / copy}
+
+
+def serve(name, case):
+    """The process of one contender: for each number of steps read, the seconds."""
+    start = time.perf_counter()
+    if name == "ceilings":
+        say(ceilings(case.dtype))
+        return
+    run, tell = CONTENDERS[name](case)
+    first = run(1)
+    say({"first": first, "start": time.perf_counter() - start})
+    run(2)  # warms up
+    for line in sys.stdin:
+        start = time.perf_counter()
+        run(int(line))
+        say({"seconds": (time.perf_counter() - start) / int(line), **tell()})
+
+
+def say(values):
+    """A line of JSON for the parent process."""
+    print(json.dumps(values), flush=True)
+
+
+class Contender:
+    """A process of one library with one case."""
+
+    def __init__(self, name, text):
+        self.name, self.times, self.told = name, [], {}
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--serve", name, text],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def read(self):
+        """What it says next; None where it failed, as for want of memory."""
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else None
+
+    def time(self, steps):
+        """Adds one run to the times."""
+        try:
+            self.process.stdin.write(f"{steps}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            return
+        if said := self.read():
+            self.told = said
+            self.times.append(said["seconds"])
+
+    def close(self):
+        """Ends the process."""
+        try:
+            self.process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def check(case, device, first, reference):
+    """Largest relative difference of two first steps; stops if it is large."""
+    differences = {
+        name: abs(first[name] - value) / max(abs(value), abs(first[name]), 1e-3)
+        for name, value in reference.items()
+    }
+    limit = TOLERANCE[device].get(case.dtype, ROUGH)
+    worst = max(differences, key=differences.get)
+    if differences[worst] > limit:
+        sys.exit(
+            f"{worst} of the first step is {first[worst]} here and {reference[worst]} "
+            f"in PyTorch: no use in timing them"
+        )
+    return differences[worst]
+
+
+def compare(text, names, *, rounds, steps, device):
+    """All contenders on one case: name to medians and what was told."""
+    case, results, firsts = Case.read(text), {}, {}
+    top = Contender("ceilings", text)
+    limits = top.read()
+    top.close()
+
+    def start(name):
+        contender = Contender(name, text)
+        said = contender.read()
+        if said is not None:
+            firsts[name] = said["first"]
+            contender.start = said["start"]
+        return contender
+
+    def finish(contender):
+        contender.close()
+        if contender.times:
+            results[contender.name] = {
+                **contender.told,
+                "seconds": statistics.median(contender.times),
+                "start": contender.start,
+                "runs": contender.times,
+            }
+
+    if device == "cpu":
+        contenders = [start(name) for name in names]
+        for _ in range(rounds):
+            for contender in contenders:
+                contender.time(steps)
+        for contender in contenders:
+            finish(contender)
+    else:  # one after the other: together they do not fit
+        for name in names:
+            contender = start(name)
+            for _ in range(rounds):
+                contender.time(steps)
+            finish(contender)
+    if "hapre_jax" in firsts and "eager" in firsts:
+        results["difference"] = check(
+            case, device, firsts["hapre_jax"], firsts["eager"]
+        )
+    return {"case": text, "ceilings": limits, **results}
+
+
+def show(result):
+    """Lines about one case."""
+    case, mine = Case.read(result["case"]), result.get("hapre_jax")
+    print(f"\n{case.net}, batch {case.batch}, {case.side} x {case.side}, {case.dtype}")
+    if mine is None:
+        print("  hapre_jax failed; see above")
+        return
+    limits, seconds = result["ceilings"], mine["seconds"]
+    arithmetic, traffic = (
+        mine["flops"] / limits["flops"],
+        mine["bytes"] / limits["bytes"],
+    )
+    bound = max(arithmetic, traffic)
+    print(
+        f"  {mine['device']}: {limits['flops'] / 1e12:.2f} TFLOP/s in a product, "
+        f"{limits['bytes'] / 1e9:.0f} GB/s in a copy; a step has "
+        f"{mine['flops'] / 1e9:.1f} GFLOP and {mine['bytes'] / 1e9:.2f} GB"
+    )
+    if "difference" in result:
+        print(f"  first steps differ by at most {result['difference']:.1e}")
+    for name in CONTENDERS:
+        if name not in result:
+            continue
+        it = result[name]
+        peak = "" if it["peak"] is None else f", {it['peak'] / 2**30:.2f} GiB"
+        print(
+            f"  {name:16}{1e3 * it['seconds']:9.1f} ms, "
+            f"{case.batch / it['seconds']:8.1f} images/s, "
+            f"{mine['flops'] / it['seconds'] / 1e12:7.2f} TFLOP/s, "
+            f"ratio {it['seconds'] / seconds:5.2f}, "
+            f"start {it['start']:.0f} s{peak}"
+        )
+    print(
+        f"  hapre_jax reaches {arithmetic / seconds:.0%} of the product's speed, "
+        f"{traffic / seconds:.0%} of the copy's, {bound / seconds:.0%} of the bound"
+    )
+
+
+def main():
+    """The program."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cases", nargs="+", help="as resnet18:32:224:bfloat16")
+    parser.add_argument("--compile", action="store_true", help="on a CPU too")
+    parser.add_argument("--rounds", type=int, default=5, help="runs (default 5)")
+    parser.add_argument("--steps", type=int, help="a run (default 1, 20 on a GPU)")
+    parser.add_argument(
+        "--minutes", type=float, default=9, help="start no case later (default 9)"
+    )
+    parser.add_argument("--out", help="file for the results as JSON lines")
+    parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(arguments.serve[0], Case.read(arguments.serve[1]))
+        return
+    began = time.perf_counter()
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    names = ["hapre_jax", "eager"]
+    if device == "cuda" or arguments.compile:
+        names += ["compiled"]
+    cases = arguments.cases or (CPU_CASES if device == "cpu" else GPU_CASES)
+    for text in cases:
+        if time.perf_counter() - began > 60 * arguments.minutes:
+            print(f"\nout of time before {text}; --cases {text} runs it")
+            continue
+        extra = ["reduce-overhead"] if device == "cuda" and ":1:" in text else []
+        result = compare(
+            text,
+            names + extra,
+            rounds=arguments.rounds,
+            steps=arguments.steps or (1 if device == "cpu" else 20),
+            device=device,
+        )
+        show(result)
+        if arguments.out:
+            with open(arguments.out, "a") as file:
+                file.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()
