@@ -3,11 +3,13 @@
 A finished one is skipped, an interrupted one goes on, a failed one is not fatal.
 """
 
+import argparse
+import json
 import pathlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import rich.console
@@ -119,6 +121,57 @@ def run_program(command: Sequence[str], output: pathlib.Path) -> bool:
             [sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT
         )
     return code == 0
+
+
+def add_slurm_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds what `submit` needs to know."""
+    parser.add_argument("--slurm", type=int, default=0, help="jobs to submit")
+    parser.add_argument(
+        "--slurm-args", type=_json, default={}, metavar="JSON", help="of submitit"
+    )
+    parser.add_argument(
+        "--cluster", default="slurm", help="of submitit; local starts processes here"
+    )
+
+
+def _json(text):
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+    return value
+
+
+def submit(
+    function: Callable,
+    inputs: Sequence,
+    flags: argparse.Namespace,
+    folder: pathlib.Path,
+    console: rich.console.Console,
+) -> list:
+    """Has Slurm call a function for each input, and waits; gives what came back.
+
+    Args:
+      function: of one argument.
+      inputs: the arguments, a job each.
+      flags: of `add_slurm_flags`.
+      folder: for what jobs say.
+      console: says their numbers.
+
+    Raises:
+      UserError: submitit is not installed.
+    """
+    try:
+        import submitit
+    except ModuleNotFoundError as error:
+        raise UserError("--slurm needs submitit: pip install -e '.[sweep]'") from error
+    executor = submitit.AutoExecutor(folder=folder, cluster=flags.cluster)
+    executor.update_parameters(name="hapre_jax", **flags.slurm_args)
+    jobs = [executor.submit(function, one) for one in inputs]
+    log.say(console, f"Submitted {', '.join(job.job_id for job in jobs)}")
+    return [job.result() for job in jobs]
 
 
 def say_failures(failures: Sequence[Failure], console: rich.console.Console) -> None:

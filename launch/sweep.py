@@ -17,7 +17,6 @@ pip install -e '.[sweep]'.
 import argparse
 import contextlib
 import fcntl
-import json
 import pathlib
 import runpy
 import subprocess
@@ -27,7 +26,7 @@ import time
 import rich.console
 import rich.table
 
-from hapre_jax import checkpoint, cli, log
+from hapre_jax import checkpoint, cli, experiments, log
 from hapre_jax import config as config_lib
 from hapre_jax.errors import UserError
 from hapre_jax.experiments import Experiment, Failure
@@ -296,22 +295,6 @@ def _name(arguments):
     return pathlib.Path(arguments.config.partition(".py")[0]).name
 
 
-def submit(arguments: argparse.Namespace, console: rich.console.Console) -> None:
-    """Starts workers through Slurm and waits for them."""
-    try:
-        import submitit
-    except ModuleNotFoundError as error:
-        raise UserError("--slurm needs submitit: pip install -e '.[sweep]'") from error
-    executor = submitit.AutoExecutor(
-        folder=arguments.workdir / "slurm", cluster=arguments.cluster
-    )
-    executor.update_parameters(name="hapre_jax", **arguments.slurm_args)
-    jobs = [executor.submit(work, arguments) for _ in range(arguments.slurm)]
-    log.say(console, f"Submitted {', '.join(job.job_id for job in jobs)}")
-    for job in jobs:
-        job.result()
-
-
 def main(argv: list[str]) -> int:
     """The program."""
     parser = cli.Parser(
@@ -332,13 +315,7 @@ def main(argv: list[str]) -> int:
         "journal in the workdir)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of trainings and search")
-    parser.add_argument("--slurm", type=int, default=0, help="workers to submit")
-    parser.add_argument(
-        "--slurm-args", type=_json, default={}, metavar="JSON", help="of submitit"
-    )
-    parser.add_argument(
-        "--cluster", default="slurm", help="of submitit; local starts processes here"
-    )
+    experiments.add_slurm_flags(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="print what is searched, and stop"
     )
@@ -353,21 +330,14 @@ def main(argv: list[str]) -> int:
         return 0
     load_space(arguments.config)  # a mistake must not wait for a queue
     if arguments.slurm:
-        submit(arguments, console)
+        workers = [arguments] * arguments.slurm
+        experiments.submit(
+            work, workers, arguments, arguments.workdir / "slurm", console
+        )
     else:
         work(arguments)
     finish(arguments, console)
     return 0
-
-
-def _json(text):
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
-    return value
 
 
 if __name__ == "__main__":

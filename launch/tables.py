@@ -3,6 +3,7 @@
 python launch/tables.py --table 2 --workdir runs/table2
 python launch/tables.py --table 2 --data-root DIR --workdir runs/table2 --seeds 5
 python launch/tables.py --table 3 --workdir runs/table2 --shard 1/4    # of 4 machines
+python launch/tables.py --table 3 --workdir runs/table2 --slurm 4      # through Slurm
 
   1  the data sets: films, patients and sizes; nothing is trained
   2  the paper's methods on each source
@@ -423,6 +424,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 of each")
     parser.add_argument("--preset", default="cpu", choices=("cpu", "gpu", "paper"))
     parser.add_argument("--shard", default="1/1", help="i/n: every n-th run")
+    experiments.add_slurm_flags(parser)
     parser.add_argument(
         "--finished", action="store_true", help="train nothing, show what there is"
     )
@@ -462,8 +464,16 @@ def main(argv: list[str]) -> int:
     if arguments.dry_run:
         experiments.print_commands(mine)
         return 0
-    failures = []
-    if not arguments.finished:
+    failures: list[experiments.Failure] = []
+    statuses: list[int] = []
+    if arguments.slurm and not arguments.finished:
+        shards = [f"{i + 1}/{arguments.slurm}" for i in range(arguments.slurm)]
+        jobs = [[*argv, "--slurm", "0", "--shard", shard] for shard in shards]
+        statuses = experiments.submit(main, jobs, arguments, workdir / "slurm", console)
+        if any(statuses):
+            where = f"see {workdir / 'slurm'}"
+            log.say(console, f"{sum(statuses)} jobs had runs that failed: {where}")
+    elif not arguments.finished:
         failures += experiments.run_all(mine, console)
         if table == "3":
             failures += evaluate_elsewhere(groups, mine, root, console)
@@ -484,7 +494,7 @@ def main(argv: list[str]) -> int:
     log.say(
         console, f"Written to {workdir}/table{table}.html, .md, .tex, .csv and .json."
     )
-    return 1 if failures else 0
+    return 1 if failures or any(statuses) else 0
 
 
 def _chosen(text, allowed, default, what) -> tuple[str, ...]:

@@ -195,6 +195,28 @@ def test_films_are_trained_on_beside_phantoms_where_there_are_some():
     )
 
 
+# Submitit's debug executor does not close its log files.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_jobs_of_slurm_share_the_runs(tmp_path, monkeypatch, write_run):
+    """Submitit's debug executor runs here what Slurm would run elsewhere."""
+    shares = []
+
+    def train(runs, console):
+        shares.append([run.folder for run in runs])
+        for run in runs:
+            write_run(run.folder, 0.5)
+        return []
+
+    monkeypatch.setattr(tables.experiments, "run_all", train)
+    flags = ["--table", "2", "--seeds", "1", "--rows", "resnet,mixup,hapre_krs"]
+    flags += ["--workdir", str(tmp_path), "--sources", "phantom_low"]
+    assert tables.main([*flags, "--slurm", "2", "--cluster", "debug"]) == 0
+    first, second = shares
+    assert len(first) == 2 and len(second) == 1 and not {*first} & {*second}
+    assert "3 of 3 runs" in (tmp_path / "table2.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
