@@ -63,10 +63,13 @@ class Checkpoints:
         if step is None:
             return None
         where = f"the checkpoint {self.find(name)}"
-        # Asked for by name: the run may have been on a device that is not here.
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        # Asked for by name: the run may have been on devices that are not here.
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         arrays = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=getattr(x, "sharding", None) or device
+            ),
+            like,
         )
         arguments = ocp.args.Composite(
             state=ocp.args.StandardRestore(arrays), progress=ocp.args.JsonRestore()

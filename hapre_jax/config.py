@@ -24,7 +24,14 @@ TRUNKS = (*_RESNETS, "densenet121", "densenet169", "vgg16", "vgg19")
 NETS = (*TRUNKS, *(f"{net}+{a}" for net in _RESNETS for a in ("cbam", "danet")))
 NORMS = ("batch", "frozen", "group")
 # Where and how images are read: a run may go on with others.
-MACHINE = ("data.root", "data.memory_gib", "data.threads", "data.processes")
+MACHINE = (
+    "data.root",
+    "data.memory_gib",
+    "data.threads",
+    "data.processes",
+    "train.devices",
+    "train.model_devices",
+)
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 
 
@@ -472,6 +479,17 @@ class TrainConfig:
         "Decay of the moving average of all weights, which gives rewards and answers.",
         at_least=0,
         at_most=0.9999,
+    )
+    devices: int = option(
+        1,
+        "Devices that share each batch; 0 takes all. Several round sums otherwise.",
+        at_least=0,
+    )
+    model_devices: int = option(
+        1,
+        "Of these, devices that share the channels of each image, for networks that do "
+        "not fit on one.",
+        at_least=1,
     )
     tensorboard: bool = option(False, "Write TensorBoard files too.")
     log_every: int = option(20, "Steps between two lines of metrics.", at_least=1)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.console
+from jax.sharding import Mesh
 
 from hapre_jax import (
     boxes,
@@ -22,6 +23,7 @@ from hapre_jax import (
     predictions,
     probabilities,
     report,
+    sharding,
 )
 from hapre_jax import config as config_lib
 from hapre_jax.config import Config, DataConfig
@@ -42,12 +44,16 @@ class Evaluation(NamedTuple):
     table: Predictions  # in the classes of the scores
 
 
-def make_predict(method: Method) -> Callable:
-    """The jitted `(params, model_state, batch of u8 pixels) -> Prediction`."""
+def make_predict(method: Method, mesh: Mesh | None = None) -> Callable:
+    """The jitted `(params, model_state, batch of u8 pixels) -> Prediction`.
+
+    With a mesh, each of its devices has the whole answer.
+    """
 
     @jax.jit
     def predict(params, model_state, batch):
-        return method.predict(params, model_state, to_float(batch))
+        predicted = method.predict(params, model_state, to_float(batch))
+        return sharding.everywhere(predicted, mesh)
 
     return predict
 
@@ -75,6 +81,7 @@ def evaluate(
     classes: Sequence[str] | None = None,
     mean_box: np.ndarray | None = None,
     temperature: float | None = None,
+    mesh: Mesh | None = None,
 ) -> Evaluation:
     """Predicts a whole split and scores it from one confusion matrix.
 
@@ -88,6 +95,7 @@ def evaluate(
       mean_box: `f32[4]`, mean lung box of the training split, a trivial key area.
       temperature: of the run, see `probabilities.fit_temperature`; if it is known, the
         calibration error that is left with it is a score.
+      mesh: of the state and of `predict`, whose devices share each batch.
 
     Raises:
       UserError: the two have no label space in common.
@@ -99,18 +107,23 @@ def evaluate(
     # Four times the images of a training step, which also keeps all activations and
     # tries several key areas of each, are sure to fit into memory.
     batch_size = min(4 * config.train.batch_size, len(source))
+    if mesh is not None:
+        batch_size = -(-batch_size // mesh.shape["data"]) * mesh.shape["data"]
     for batch in feed.eval_batches(
         source,
         batch_size,
         threads=config.data.threads,
         processes=config.data.processes,
+        shard=(0, 1) if mesh is None else sharding.share(),
     ):
-        prediction = predict(*state.average, without_answers(batch))
-        kept = batch["mask"]
-        chunks.append(
-            jax.tree.map(lambda x, kept=kept: np.asarray(x)[kept], prediction)
-        )
-    predicted = jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
+        seen = without_answers(batch)
+        if mesh is not None:
+            seen = sharding.put_batch(seen, mesh)
+        chunks.append(jax.device_get(predict(*state.average, seen)))
+    # What fills the last batch comes last.
+    predicted = jax.tree.map(
+        lambda *parts: np.concatenate(parts)[: len(source)], *chunks
+    )
     table = Predictions(
         names=source.names,
         groups=source.groups,

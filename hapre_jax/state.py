@@ -6,8 +6,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
-from hapre_jax import pretrained
+from hapre_jax import pretrained, sharding
 from hapre_jax.config import Config, TrainConfig
 from hapre_jax.framework import Method
 
@@ -105,7 +106,7 @@ def init(
     # Copies, since the step donates its state, and no buffer may be donated twice; put
     # on a device explicitly, as restored states are, or all would compile twice.
     return jax.device_put(
-        make(jax.random.key(config.seed)), jax.devices()[0], may_alias=False
+        make(jax.random.key(config.seed)), jax.local_devices()[0], may_alias=False
     )
 
 
@@ -158,7 +159,7 @@ def start_from(state: TrainState, params: dict, model_state: dict) -> TrainState
     """The state before the first step with other variables, their average too."""
     # Two copies: the step donates its state.
     (params, model_state), average = (
-        jax.device_put((params, model_state), jax.devices()[0], may_alias=False)
+        jax.device_put((params, model_state), jax.local_devices()[0], may_alias=False)
         for _ in range(2)
     )
     return state._replace(params=params, model_state=model_state, average=average)
@@ -214,12 +215,16 @@ def flip(batch: dict, key: jax.Array, *, axis: str, probability: float) -> dict:
 
 
 def make_step(
-    method: Method, optimizer: optax.GradientTransformation, config: Config
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    config: Config,
+    mesh: Mesh | None = None,
 ) -> Callable:
     """The jitted `(state, batch) -> (state, metrics)`; the state is donated.
 
     `metrics` has the loss's own, and the norms of each network's gradient and of its
-    new weights and statistics: where all are finite, so is the new state.
+    new weights and statistics: where all are finite, so is the new state. Over the
+    devices of a mesh, state and batch lie as `sharding` puts them.
     """
     root = jax.random.key(config.seed)
     axis, probability = config.data.flip, config.data.flip_probability
@@ -252,6 +257,7 @@ def make_step(
             decay=config.train.average_decay,
         )
         state = TrainState(state.step + 1, params, aux.model_state, opt_state, average)
-        return state, aux.metrics | norms
+        metrics = sharding.everywhere(aux.metrics | norms, mesh)
+        return sharding.keep_state(state, mesh), metrics
 
     return jax.jit(step, donate_argnums=0)

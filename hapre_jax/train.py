@@ -6,6 +6,7 @@ given again; interrupted or not, it ends in the same bits.
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import pathlib
 import tempfile
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import rich.console
+from jax.sharding import Mesh
 
 from hapre_jax import (
     appearance,
@@ -30,6 +32,7 @@ from hapre_jax import (
     predictions,
     probabilities,
     report,
+    sharding,
     state,
 )
 from hapre_jax import config as config_lib
@@ -99,6 +102,7 @@ def _prepare(config, workdir, console) -> datasets.Splits:
     """
     if config.train.tensorboard:
         log.import_tensorboard()
+    sharding.make_mesh(config.train)
     saved = workdir / "splits.csv"
     with (
         tempfile.TemporaryDirectory() as scratch,
@@ -138,6 +142,7 @@ def _iterate(config, data, *, start, partners=False) -> feed.TrainIterator:
         start=start,
         threads=config.data.threads,
         processes=config.data.processes,
+        shard=sharding.share(),
         partners=partners,
     )
 
@@ -148,14 +153,24 @@ def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
     if results_file.exists():
         return checkpoint.read_json(results_file)
     method = METHODS[config.method](config, len(data.train.classes))
-    predict = evaluation.make_predict(method)
+    mesh = sharding.make_mesh(config.train)
+    predict = evaluation.make_predict(method, mesh)
     fitted = fit(
-        config, method, predict, workdir, data, console=console, stop_after=stop_after
+        config,
+        method,
+        predict,
+        mesh,
+        workdir,
+        data,
+        console=console,
+        stop_after=stop_after,
     )
     if fitted is None:
         return None
     best = fitted.best
-    validated = evaluation.evaluate(predict, best, data.validation, config=config).table
+    validated = evaluation.evaluate(
+        predict, best, data.validation, config=config, mesh=mesh
+    ).table
     temperature = probabilities.fit_temperature(
         validated.probabilities, validated.labels
     )
@@ -166,6 +181,7 @@ def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
         config=config,
         mean_box=evaluation.mean_lung_box(data.train),
         temperature=temperature,
+        mesh=mesh,
     )
     results = {
         "method": config.method,
@@ -198,7 +214,9 @@ def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
         records = log.read(workdir / "metrics.jsonl")
         history = area_history.draw(data.validation, records)
         figures.save(history, workdir / "key_areas_over_time.png")
-        measured = landscape.measure_and_draw(method, best, data.validation, workdir)
+        measured = landscape.measure_and_draw(
+            method, sharding.gather(best, mesh), data.validation, workdir
+        )
         results["landscape"] = _best_scale(
             measured, tested.predictions.action, data.test.lung_boxes
         )
@@ -227,6 +245,7 @@ def fit(
     config: Config,
     method: Method,
     predict: Callable,
+    mesh: Mesh,
     workdir: pathlib.Path,
     data: datasets.Splits,
     *,
@@ -256,6 +275,7 @@ def fit(
                 log.say(console, f"{config.method}: {note}")
             if method.prepare:
                 now = _learn_before(config, method, now, workdir, data, console)
+        now = sharding.put_state(now, mesh)
         first = int(now.step)
         # A step takes one batch, so its number is the position in the data.
         partners = method.needs_partner and train.batch_size == 1
@@ -265,10 +285,10 @@ def fit(
             batches.check(progress["data"])
         # The step is dispatched, not awaited: the next batch is read and copied to the
         # device while it runs.
-        upcoming = map(jax.device_put, batches)
+        upcoming = map(functools.partial(sharding.put_batch, mesh=mesh), batches)
         end = train.steps if stop_after is None else min(train.steps, stop_after)
 
-        step_fn = state.make_step(method, optimizer, config)
+        step_fn = state.make_step(method, optimizer, config, mesh)
         metrics_log = log.MetricsLog(workdir, step=first, tensorboard=train.tensorboard)
         stack.callback(metrics_log.close)
         pending: list[dict] = []  # metrics still on the device, one dict a step
@@ -301,7 +321,7 @@ def fit(
                 due = None
             if evaluates:
                 scores = _validate(
-                    config, predict, now, data.validation, mean_box, metrics_log
+                    config, predict, now, data.validation, mean_box, mesh, metrics_log
                 )
                 learning_curves.draw_run(
                     workdir,
@@ -367,10 +387,10 @@ def _mean_metrics(pending, step, checkpoints) -> dict[str, float]:
     }
 
 
-def _validate(config, predict, now, source, mean_box, metrics_log) -> dict:
+def _validate(config, predict, now, source, mean_box, mesh, metrics_log) -> dict:
     """Scores of a split, after they and some key areas are logged."""
     scores, found, _ = evaluation.evaluate(
-        predict, now, source, config=config, mean_box=mean_box
+        predict, now, source, config=config, mean_box=mean_box, mesh=mesh
     )
     step = int(now.step)
     metrics_log.write("validation", step, _flat_scores(scores))

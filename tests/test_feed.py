@@ -75,9 +75,17 @@ def test_shards_share_the_batches_of_one(count):
     for _ in range(6):  # over the end of an epoch, which is inside of a batch
         parts = [next(shard)["index"] for shard in shards]
         assert {len(part) for part in parts} == {4 // count}
-        # In rows of the batch, shards take turns.
-        together = np.stack(parts, axis=1).ravel()
-        np.testing.assert_array_equal(together, next(alone)["index"])
+        np.testing.assert_array_equal(np.concatenate(parts), next(alone)["index"])
+
+
+def test_shards_share_what_is_scored():
+    source = numbered(10)
+    parts = [list(feed.eval_batches(source, 8, shard=(n, 2))) for n in range(2)]
+    # Of 16 rows the last 6 are copies of row 0.
+    rows = [[batch["index"].tolist() for batch in part] for part in parts]
+    assert rows == [[[0, 1, 2, 3], [8, 9, 0, 0]], [[4, 5, 6, 7], [0, 0, 0, 0]]]
+    assert parts[0][1]["mask"].tolist() == [True, True, False, False]
+    assert not parts[1][1]["mask"].any()
 
 
 def test_a_batch_that_shards_cannot_share():

@@ -158,7 +158,7 @@ def test_stop_after_leaves_a_checkpoint_and_no_result(tmp_path, plain_config):
 def test_best_checkpoint_has_the_highest_validation_f1(
     tmp_path, monkeypatch, plain_config, scores, best
 ):
-    def make_step(method, optimizer, config):
+    def make_step(method, optimizer, config, mesh):
         def step(now, batch):
             return now._replace(step=np.int32(now.step + 1)), {"loss": np.float32(1)}
 
@@ -167,7 +167,7 @@ def test_best_checkpoint_has_the_highest_validation_f1(
     tested = []
     table = Predictions((), (), (), (), np.zeros(0, int), np.zeros((0, 1)))
 
-    def evaluate(predict, now, source, *, config, mean_box=None):
+    def evaluate(predict, now, source, *, config, mesh, mean_box=None):
         steps = {2: 0, 4: 1, 6: 2}
         tested.append((int(now.step), len(source)))
         found = {"macro_f1": scores[steps[int(now.step)]], "key_area": None}
@@ -226,7 +226,7 @@ def test_the_step_is_named_though_metrics_are_read_rarely(
 ):
     """Five steps wait on the device when the bad one is found among them."""
 
-    def make_step(method, optimizer, config):
+    def make_step(method, optimizer, config, mesh):
         def step(now, batch):
             count = int(now.step) + 1
             metrics = {"a": np.float32(1), name: np.float32(value if count > 1 else 0)}

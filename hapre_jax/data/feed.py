@@ -51,12 +51,12 @@ class TrainIterator:
             )
         self.identity = {"batch_size": batch_size, "seed": seed, "images": len(source)}
 
-        # What is shuffled is rows. Each process takes every count-th, so that together
-        # they have the batches that a single one would have.
+        # What is shuffled is rows. Each process takes its part of each batch, so that
+        # together they have the batches that a single one would have.
         def shuffled(seed):
             rows = grain.MapDataset.source(np.arange(len(source))).seed(seed).shuffle()
-            rows = rows.repeat(_EPOCHS)[index::count]
-            return rows.batch(batch_size // count)[start:]
+            batches = rows.repeat(_EPOCHS).batch(batch_size)[start:]
+            return batches.map(functools.partial(_part, index, count))
 
         rows = shuffled(seed)
         if partners:
@@ -144,23 +144,29 @@ def train_iterator(
 
 
 def eval_batches(
-    source: dataset.Dataset, batch_size: int, *, threads: int = 0, processes: int = 0
+    source: dataset.Dataset,
+    batch_size: int,
+    *,
+    threads: int = 0,
+    processes: int = 0,
+    shard: tuple[int, int] = (0, 1),
 ) -> Iterator[dict[str, np.ndarray]]:
     """All images once, in order, in batches of one shape.
 
     Args:
       source: N images.
       batch_size: B.
-      threads, processes: as in `train_iterator`.
+      threads, processes, shard: as in `train_iterator`.
 
     Yields:
-      What `train_iterator` yields, and `mask bool[B]`, False for the copies of image 0
+      What `train_iterator` yields, and `mask bool[b]`, False for the copies of image 0
       that fill the last batch.
     """
     import grain
 
     count = -(-len(source) // batch_size) * batch_size
     rows = grain.MapDataset.source(np.arange(count)).batch(batch_size)
+    rows = rows.map(functools.partial(_part, *shard))
     batches = rows.map(functools.partial(_padded_batch, source))
     delivered = _deliver(batches, source, threads, processes)
     try:
@@ -206,6 +212,11 @@ def _mark_flags_as_parsed():
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+def _part(index: int, count: int, rows: np.ndarray) -> np.ndarray:
+    """The rows of a batch that shard `index` of `count` reads."""
+    return rows.reshape(count, -1)[index]
 
 
 def _batch(source: dataset.Dataset, index: np.ndarray) -> dict[str, np.ndarray]:

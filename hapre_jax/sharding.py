@@ -1,0 +1,106 @@
+"""Many devices: the mesh of a run, and what of it lies where.
+
+Batches are split over the axis "data", and everything that is learned has a copy on
+each device; or, over the axis "model", a part of the channels. XLA does the rest: the
+step is the same program, its statistics of a batch are those of the whole batch.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from hapre_jax.config import TrainConfig
+from hapre_jax.errors import UserError
+
+
+def make_mesh(train: TrainConfig) -> Mesh:
+    """The devices of a run as a grid, (data, model).
+
+    Raises:
+      UserError: there are fewer devices than asked for, or they cannot share a batch.
+    """
+    found = jax.devices()
+    count = train.devices or len(found)
+    if count > len(found):
+        raise UserError(
+            f"train.devices is {count}, but there are {len(found)} devices here"
+        )
+    if jax.process_count() > 1 and count < len(found):
+        raise UserError(
+            f"train.devices is {count}, but processes that share a run use all of "
+            f"their {len(found)} devices: give 0"
+        )
+    if count % train.model_devices:
+        raise UserError(
+            f"train.model_devices is {train.model_devices}, but must divide the "
+            f"{count} devices of the run"
+        )
+    shares = count // train.model_devices
+    if train.batch_size % shares:
+        raise UserError(
+            f"train.batch_size is {train.batch_size}, but must be a multiple of the "
+            f"{shares} devices that share it"
+        )
+    return jax.make_mesh(
+        (shares, train.model_devices),
+        ("data", "model"),
+        # Not Explicit, JAX's default, which Flax's layers do not know.
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=found[:count],
+    )
+
+
+def of_state(leaf: Any, mesh: Mesh) -> NamedSharding:
+    """Where an array of a state lies: whole everywhere, or its last axis in parts."""
+    parts, shape = mesh.shape["model"], np.shape(leaf)
+    if parts > 1 and len(shape) > 1 and shape[-1] % parts == 0:
+        spec = PartitionSpec(*(None,) * (len(shape) - 1), "model")
+        return NamedSharding(mesh, spec)
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put_state(tree: Any, mesh: Mesh) -> Any:
+    """A state, the same in every process, on the devices of a mesh."""
+    shardings = jax.tree.map(functools.partial(of_state, mesh=mesh), tree)
+    return jax.device_put(tree, shardings)
+
+
+def gather(tree: Any, mesh: Mesh) -> Any:
+    """A state of a mesh, whole, on one device of this process."""
+    if mesh.size == 1:
+        return tree
+    whole = jax.jit(functools.partial(everywhere, mesh=mesh))(tree)
+    return jax.device_put(jax.device_get(whole), jax.local_devices()[0])
+
+
+def keep_state(tree: Any, mesh: Mesh | None) -> Any:
+    """Inside of a jitted function: has the result lie as `put_state` puts it."""
+    if mesh is None or mesh.size == 1:
+        return tree
+    shardings = jax.tree.map(functools.partial(of_state, mesh=mesh), tree)
+    return jax.lax.with_sharding_constraint(tree, shardings)
+
+
+def everywhere(tree: Any, mesh: Mesh | None) -> Any:
+    """Inside of a jitted function: has each device know the whole result."""
+    if mesh is None or mesh.size == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def put_batch(batch: dict, mesh: Mesh) -> dict:
+    """This process's part of a batch, as a part of the batch of all processes."""
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(
+        functools.partial(jax.make_array_from_process_local_data, sharding), batch
+    )
+
+
+def share() -> tuple[int, int]:
+    """Which part of each batch this process reads, and of how many."""
+    return jax.process_index(), jax.process_count()

@@ -1,0 +1,117 @@
+"""Many devices give what one gives: eight simulated ones, in a process of their own."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from hapre_jax import config as config_lib
+from hapre_jax import sharding
+from hapre_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+# Twenty steps of HAPre-KRS on meshes (data, model); prints what they led to.
+STEPS = """
+import dataclasses, json, sys
+import jax, numpy as np
+from hapre_jax import config as config_lib
+from hapre_jax import evaluate, sharding, state
+from hapre_jax.data import feed, pipeline
+from hapre_jax.methods import METHODS
+
+config = config_lib.tiny(config_lib.load("configs/phantom.py"))
+method, optimizer = METHODS["hapre"](config, 3), state.make_optimizer(config)
+data = pipeline.load(config.data, seed=0)
+found = []
+
+def flat(tree):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]).tolist()
+
+for devices, model in json.loads(sys.argv[1]):
+    train = dataclasses.replace(
+        config.train,
+        batch_size=8,
+        devices=devices,
+        model_devices=model,
+    )
+    mesh = sharding.make_mesh(train)
+    now = sharding.put_state(state.init(method, optimizer, config), mesh)
+    step = state.make_step(method, optimizer, config, mesh)
+    batches = feed.train_iterator(data.train, batch_size=8, seed=0)
+    losses = []
+    for _ in range(20):
+        now, metrics = step(now, sharding.put_batch(next(batches), mesh))
+        losses.append(float(metrics["task_loss"]))
+    kernel = now.params["task"]["stage3_block1"]["conv2"]["kernel"]
+    predict = evaluate.make_predict(method, mesh)
+    scored = evaluate.evaluate(predict, now, data.test, config=config, mesh=mesh)
+    found.append({
+        "params": flat(now.params),
+        "statistics": flat(now.model_state),
+        "losses": losses,
+        "answers": scored.table.probabilities.ravel().tolist(),
+        "devices": len(now.params["task"]["head"]["bias"].sharding.device_set),
+        "channels": kernel.addressable_shards[0].data.shape[-1],
+        "compilations": step._cache_size(),
+    })
+print(json.dumps(found))
+"""
+
+
+def _eight(code, *arguments):
+    flags = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_eight_devices_equal_one_over_twenty_steps():
+    """Batches over four, channels over two; the statistics are of the whole batch."""
+    one, many = _eight(STEPS, "[[1, 1], [8, 2]]")
+    assert many["devices"] == 8 and many["channels"] == 32
+    assert one["devices"] == 1 and one["channels"] == 64
+    for name in ("losses", "answers", "statistics"):
+        assert many[name] == pytest.approx(one[name], abs=1e-5), name
+    # Where a gradient is 0, Adam makes steps of the learning rate of its rounding: of
+    # single weights only the distance of all of them is bounded.
+    distance = np.linalg.norm(np.subtract(many["params"], one["params"]))
+    assert distance <= 1e-5 * np.linalg.norm(one["params"])
+    assert np.ptp(one["losses"]) > 0.1
+    assert one["compilations"] == many["compilations"] == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"devices": 99}, "train.devices is 99, but there are "),
+        ({"model_devices": 3}, "train.model_devices is 3, but must divide the 1 dev"),
+    ],
+)
+def test_devices_that_are_not_there(settings, said):
+    with pytest.raises(UserError, match=said):
+        sharding.make_mesh(config_lib.TrainConfig(**settings))
+
+
+def test_a_batch_that_devices_cannot_share():
+    code = """
+import json
+from hapre_jax import config, errors, sharding
+try:
+    sharding.make_mesh(config.TrainConfig(devices=0, batch_size=20, model_devices=2))
+    sharding.make_mesh(config.TrainConfig(devices=0, batch_size=20))
+except errors.UserError as error:
+    print(json.dumps(str(error)))
+"""
+    assert _eight(code) == (
+        "train.batch_size is 20, but must be a multiple of the 8 devices that share it"
+    )
