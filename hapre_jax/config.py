@@ -31,6 +31,7 @@ MACHINE = (
     "data.processes",
     "train.devices",
     "train.model_devices",
+    "train.distributed",
 )
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 
@@ -304,6 +305,17 @@ class PolicyConfig:
         at_least=0,
         at_most=0.9,
     )
+    probe_size: int = option(
+        0,
+        "Pixels of a side of the crops that are only tried, not trained on; 0 is "
+        "task.image_size.",
+        at_least=0,
+    )
+    probe_dtype: str = option(
+        "same",
+        "Type in which they are tried; same is task.dtype.",
+        choices=("same", "float32", "bfloat16"),
+    )
     train_on_original: bool = option(
         False, "Train the task network on the whole image too."
     )
@@ -315,6 +327,10 @@ class PolicyConfig:
             raise UserError(
                 f"policy.image_size is {self.image_size}, but must be a multiple of "
                 f"policy.grid, which is {self.grid}"
+            )
+        if 0 < self.probe_size < 8:
+            raise UserError(
+                f"policy.probe_size is {self.probe_size}, but must be 0 or at least 8"
             )
         if self.samples % 2:
             raise UserError(f"policy.samples is {self.samples}, but must be even")
@@ -491,6 +507,11 @@ class TrainConfig:
         "not fit on one.",
         at_least=1,
     )
+    distributed: bool = option(
+        False,
+        "This command was started in several processes, by Slurm, Open MPI or "
+        "Kubernetes, whose devices all share one run.",
+    )
     tensorboard: bool = option(False, "Write TensorBoard files too.")
     log_every: int = option(20, "Steps between two lines of metrics.", at_least=1)
     eval_every: int = option(250, "Steps between two validations.", at_least=1)
@@ -544,6 +565,11 @@ class Config:
         check(self)
         net = self.task.net
         base, _, attention = net.partition("+")
+        if 0 < self.policy.probe_size < 32 and net.startswith(("densenet", "vgg")):
+            raise UserError(
+                f"policy.probe_size is {self.policy.probe_size}, but {net} halves it "
+                "five times and must have at least 32"
+            )
         if self.method in ("mag_sd", "dre_net", "dre_net_official") and (
             base not in _RESNETS or attention == "danet"
         ):
@@ -690,6 +716,7 @@ def tiny(config: Config) -> Config:
         samples=2,
         train_crops=min(config.policy.train_crops, 2),
         warmup_steps=min(config.policy.warmup_steps, 1),
+        probe_size=min(config.policy.probe_size, 8),
     )
     train = dataclasses.replace(
         config.train,

@@ -206,6 +206,7 @@ def make(
     *,
     policy_image_size: int,
     policy_normalize: str,
+    prober: Task | None = None,
 ) -> Method:
     """The DRL-HAPre `Method` of a task, a policy network and an operation.
 
@@ -216,14 +217,17 @@ def make(
       learning: the learning rule.
       policy_image_size: pixels of a side of the downscaled image the policy sees.
       policy_normalize: see `tasks.normalize`.
+      prober: the task as it is when actions are only tried: the same parameters, on
+        smaller images or in another type. By default it is the task itself.
     """
+    prober = prober or task
     estimator = ESTIMATORS[learning.estimator]
 
     def thumbnail(image):
         return normalize(resize(image, policy_image_size), policy_normalize)
 
-    def see(image, action):
-        return operation.apply(image, action, task.image_size)
+    def see(image, action, size=task.image_size):
+        return operation.apply(image, action, size)
 
     def init(key, image):
         task_key, policy_key = jax.random.split(key)
@@ -237,23 +241,25 @@ def make(
         variables = {"params": params["policy"], **model_state["policy"]}
         return apply_network(policy_network, variables, thumbnail(image), train=train)
 
-    def probe(params, model_state, crops, labels):
+    def probe(by, params, model_state, crops, labels):
         """Task losses with all statistics fixed: they differ by the crop alone."""
         variables = {"params": params["task"], **model_state["task"]}
-        outputs, _ = task.apply(variables, crops, train=False)
-        return task.loss(outputs, labels)
+        outputs, _ = by.apply(variables, crops, train=False)
+        return by.loss(outputs, labels)
 
     def task_losses(params, model_state, batch, actions):
         crops = jax.vmap(see)(batch["image"], actions)
-        return probe(params, model_state, crops, batch["label"])
+        return probe(task, params, model_state, crops, batch["label"])
 
     def try_actions(params, model_state, batch, logits, key, sigma, cost):
         def try_one(image, label, logits, key):
             def evaluate(actions):
-                crops = jax.vmap(lambda action: see(image, action))(actions)
+                crops = jax.vmap(lambda action: see(image, action, prober.image_size))(
+                    actions
+                )
                 labels = jnp.broadcast_to(label, (len(actions), *label.shape))
                 costs = cost * jax.vmap(operation.cost)(actions)
-                return probe(params, model_state, crops, labels) + costs
+                return probe(prober, params, model_state, crops, labels) + costs
 
             return estimator(operation, learning, evaluate, logits, key, sigma)
 

@@ -40,11 +40,13 @@ def _forward(net, side):
 def _needed(config, *, tried, trained):
     """Operations for an image: probes forward, training three times as much."""
     task, policy = config.task, config.policy
+    net = nets.NETS[task.net](num_classes=CLASSES)
+    of_probe = _forward(net, policy.probe_size or task.image_size)
     trunk = nets.NETS[policy.net](num_classes=0, norm=policy.norm)
     policy_net = nets.PolicyNet(trunk, grid=policy.grid, width=policy.width)
-    of_task = _forward(nets.NETS[task.net](num_classes=CLASSES), task.image_size)
+    of_task = _forward(net, task.image_size)
     of_policy = _forward(policy_net, policy.image_size)
-    return (tried + 3 * trained) * of_task + 3 * of_policy
+    return tried * of_probe + 3 * trained * of_task + 3 * of_policy
 
 
 def _config(net, side, batch, **policy):
@@ -67,17 +69,26 @@ def test_the_compiled_step_computes_nothing_that_algorithm_1_does_not_need():
 
 
 @pytest.mark.parametrize(
-    ("net", "side", "batch", "estimator", "tried", "trained"),
+    ("net", "side", "batch", "policy", "tried", "trained"),
     [
         # The published setting.
-        ("resnet18", 640, 1, "paper", 4, 1),
+        ("resnet18", 640, 1, {"estimator": "paper"}, 4, 1),
         # Whole image, mean and four samples; the samples are trained on.
-        ("resnet8", 64, 4, "reinforce", 6, 4),
+        ("resnet8", 64, 4, {"estimator": "reinforce", "probe_size": 32}, 6, 4),
     ],
 )
-def test_a_step_asks_for_nothing_more(net, side, batch, estimator, tried, trained):
+def test_a_step_asks_for_nothing_more(net, side, batch, policy, tried, trained):
     """Before XLA removes what is computed twice; resampling and Adam included."""
-    config = _config(net, side, batch, estimator=estimator)
+    config = _config(net, side, batch, **policy)
     found = _lower(config).cost_analysis()["flops"]
     needed = batch * _needed(config, tried=tried, trained=trained)
     assert 0.95 * needed < found < 1.05 * needed
+
+
+def test_probes_in_bfloat16_leave_training_in_float32():
+    config = _config("resnet8", 32, 2, estimator="paper", probe_dtype="bfloat16")
+    lines = _lower(config).as_text().splitlines()
+    convolutions = [line for line in lines if "stablehlo.convolution" in line]
+    in_bfloat16 = [line for line in convolutions if "bf16" in line]
+    # A forward pass of ResNet-8: the stem and two in each of three blocks, beside 1x1.
+    assert len(in_bfloat16) == 7 < len(convolutions)

@@ -1,5 +1,7 @@
 """HAPre-KRS: DRL-HAPre with a classifier as task and the key area as operation."""
 
+import dataclasses
+
 from hapre_jax import framework, nets
 from hapre_jax.config import Config
 from hapre_jax.methods import plain
@@ -43,4 +45,15 @@ def make(config: Config, num_classes: int) -> framework.Method:
         ),
         policy_image_size=settings.image_size,
         policy_normalize=config.task.normalize,
+        prober=_prober(config, num_classes),
     )
+
+
+def _prober(config, num_classes):
+    settings = config.policy
+    changed = {"image_size": settings.probe_size or config.task.image_size}
+    changed["dtype"] = settings.probe_dtype
+    if settings.probe_dtype == "same":
+        changed["dtype"] = config.task.dtype
+    task = dataclasses.replace(config.task, **changed)
+    return plain.classification(dataclasses.replace(config, task=task), num_classes)
