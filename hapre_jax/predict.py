@@ -7,8 +7,10 @@ import argparse
 import collections
 import concurrent.futures
 import csv
+import hashlib
 import itertools
 import json
+import os
 import pathlib
 import sys
 import time
@@ -258,6 +260,12 @@ def picture_path(folder: pathlib.Path, name: str) -> pathlib.Path:
       name: posix path of the film.
     """
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    # A folder must not be called as the picture of a film beside it may be.
+    parts[:-1] = [f"{p}_" if p.endswith(".png") else p for p in parts[:-1]]
+    lengths = [len(os.fsencode(part)) for part in parts]
+    # What all file systems take, and an ending; a zip may have longer names.
+    if sum(lengths) > 1000 or max(lengths, default=0) > 200:
+        parts = [hashlib.sha256(os.fsencode(name)).hexdigest()]
     film = folder.joinpath(*parts or ["film"])
     path = film.with_suffix(".png")
     for number in itertools.count(2):

@@ -10,6 +10,7 @@ import io
 import re
 import struct
 import textwrap
+import zlib
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,12 @@ from hapre_jax import errors
 
 EXTENSIONS = (".dcm", ".dicom")
 
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
 _PREFIX = b"DICM"  # from byte 128 on
 
+# Of one file. Four times what 16 bits of 5,000 x 6,000 pixels take; a small file that
+# unpacks to more is made to fill the memory.
+MAX_BYTES = 1 << 28
 # Of a film without a window. Not the extremes: burned-in letters are brighter than
 # any tissue, and a few dead pixels are darker.
 _PERCENTILES = (0.5, 99.5)
@@ -53,6 +58,7 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
     if data[128:132] != _PREFIX:
         raise errors.UserError(f"{name} is not a DICOM file: it lacks the prefix DICM")
     try:
+        _check_deflated(data)
         film = pydicom.dcmread(io.BytesIO(data))
     except Exception as error:  # many kinds, as with Pillow: see images.open_gray
         raise errors.UserError(
@@ -110,6 +116,18 @@ def window(
             f"VOI LUT function {function!r} is none of LINEAR, LINEAR_EXACT, SIGMOID"
         )
     return np.clip((values - center) / width + 0.5, 0, 1)
+
+
+def _check_deflated(data: bytes) -> None:
+    """Raises `ValueError` where the deflated transfer syntax hides too many bytes."""
+    length = int.from_bytes(data[140:144], "little")  # of the header that follows
+    start = 144 + length
+    if _DEFLATED in data[144:start]:
+        unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(
+            data[start:], MAX_BYTES + 1
+        )
+        if len(unpacked) > MAX_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_BYTES >> 20} MiB")
 
 
 def _check(film: Any, name: str) -> None:

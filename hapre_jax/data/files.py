@@ -9,6 +9,7 @@ import pathlib
 import threading
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import IO
 
 from hapre_jax import errors
 from hapre_jax.data import dicom
@@ -59,10 +60,13 @@ class Tree:
         """The bytes of a file.
 
         Raises:
-          UserError: it cannot be read: permissions, a damaged or encrypted zip.
+          UserError: it cannot be read: permissions, a damaged or encrypted zip; or it
+            is larger than `dicom.MAX_BYTES`.
         """
         try:
             return self._read(name)
+        except errors.UserError:
+            raise
         # zipfile has no common base class: RuntimeError asks for a password,
         # NotImplementedError is an unknown compression, zlib.error a damaged stream.
         except Exception as error:
@@ -113,6 +117,37 @@ def open_tree(root: str, *, zip_names: Sequence[str] = ()) -> Tree:
     )
 
 
+def read_file(path: pathlib.Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+      UserError: it is not there, no regular file, larger than `dicom.MAX_BYTES`, or not
+        readable.
+    """
+    try:
+        # Opening a pipe would wait for one who writes.
+        if path.exists() and not path.is_file():
+            raise errors.UserError(f"{path} cannot be read: it is no regular file")
+        with path.open("rb") as file:
+            return _read_all(file, str(path), 1 << 20)
+    except OSError as error:
+        raise errors.UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_all(file: IO[bytes], name: str, step: int, *, size: int = 0) -> bytes:
+    """All of a file in steps of some bytes; `size` is what it claims to have."""
+    parts, got = [], 0
+    while size <= dicom.MAX_BYTES and (part := file.read(step)):
+        parts.append(part)
+        got += len(part)
+        size = max(size, got)
+    if size > dicom.MAX_BYTES:
+        raise errors.UserError(
+            f"{name} cannot be read: it has more than {dicom.MAX_BYTES >> 20} MiB"
+        )
+    return b"".join(parts)
+
+
 def read_beside(tree: Tree, base_name: str) -> bytes | None:
     """What comes with the images: a file beside their zip, else anywhere in the tree.
 
@@ -124,7 +159,7 @@ def read_beside(tree: Tree, base_name: str) -> bytes | None:
     """
     beside = tree.root.parent / base_name
     if tree.root.is_file() and beside.is_file():
-        return beside.read_bytes()
+        return read_file(beside)
     found = tree.find(base_name)
     if len(found) > 1:
         raise errors.UserError(
@@ -251,7 +286,8 @@ def _open_folder(root: pathlib.Path) -> Tree:
 def _open_zip(path: pathlib.Path) -> Tree:
     try:
         archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
+    # zipfile has no common base class here either.
+    except Exception as error:
         raise errors.UserError(f"{path} is not a readable zip: {error}") from error
     entries = archive.namelist()
     found = [name for name in entries if not name.endswith("/")]
@@ -267,7 +303,7 @@ def _open_zip(path: pathlib.Path) -> Tree:
 
 
 def _read_below(root: pathlib.Path, name: str) -> bytes:
-    return (root / name).read_bytes()
+    return read_file(root / name)
 
 
 class _ZipReader:
@@ -279,8 +315,13 @@ class _ZipReader:
         self._archive, self._lock = archive or zipfile.ZipFile(path), threading.Lock()
 
     def __call__(self, name: str) -> bytes:
-        with self._lock:
-            return self._archive.read(name)
+        with self._lock, self._archive.open(name) as entry:
+            kind = self._archive.getinfo(name).compress_type
+            is_bounded = kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+            # Of other kinds zipfile unpacks all that it has read, at least 4 KiB.
+            step = 1 << 20 if is_bounded else 1 << 12
+            size = self._archive.getinfo(name).file_size  # as it says
+            return _read_all(entry, f"{name} in {self._path}", step, size=size)
 
     def __reduce__(self):
         return _ZipReader, (self._path,)

@@ -54,7 +54,7 @@ def scan_table(
     if not table.is_file():
         raise errors.UserError(f"{table} does not exist: give a folder, a zip or a CSV")
     rows = files.parse_csv(
-        table.read_bytes(),
+        files.read_file(table),
         ("path", "label"),
         optional=("group", "view", "split"),
         name=str(table),

@@ -64,11 +64,8 @@ def _open_entry(tree: files.Tree, name: str) -> Image.Image:
 
 
 def _open_file(path: str) -> Image.Image:
-    try:
-        content = pathlib.Path(path).read_bytes()
-    except OSError as error:
-        raise errors.UserError(f"{path} cannot be read: {error.strerror}") from error
-    return images.open_gray(content, name=pathlib.PurePath(path).name)
+    file = pathlib.Path(path)
+    return images.open_gray(files.read_file(file), name=file.name)
 
 
 def _refuse(path: str, reason: str) -> Callable[[], Image.Image]:
