@@ -1,14 +1,25 @@
 """Checkpoints of a run: the last state, to go on, and the best one, to use."""
 
 import contextlib
+import errno
+import fcntl
+import hashlib
+import io
 import json
+import logging
 import os
 import pathlib
+import re
+import shutil
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
+from hapre_jax import atomic
 from hapre_jax import config as config_lib
 from hapre_jax import state as state_lib
 from hapre_jax.config import Config
@@ -16,21 +27,38 @@ from hapre_jax.errors import UserError
 from hapre_jax.framework import Method
 from hapre_jax.state import TrainState
 
+_log = logging.getLogger(__name__)
+
+_DIGESTS = "sha256.json"  # in the folder of a checkpoint
+
+
+class Damaged(UserError):
+    """A checkpoint that cannot be read, or not with the bits that were written."""
+
 
 class Checkpoints:
     """`checkpoints/last` and `checkpoints/best` of a run's folder.
 
     Orbax writes each checkpoint beside the one before and renames it when complete, so
-    a process killed at any moment leaves a whole one.
+    a process killed at any moment leaves a whole one. Of `last` the one before is kept
+    too, to go back to where a disk has damaged the newest.
     """
 
-    def __init__(self, workdir: pathlib.Path):
-        def manager(name):
+    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
+        # Not Orbax's own, which are made for the cloud.
+        self._folder = (workdir / "checkpoints").absolute()
+
+        def manager(name, keep):
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=1, enable_async_checkpointing=False
+                max_to_keep=None if read_only else keep,
+                create=not read_only,
+                read_only=read_only,
+                # Of a process that was killed. The reader's may be in use by a writer.
+                cleanup_tmp_directories=not read_only,
+                enable_async_checkpointing=False,
             )
             return ocp.CheckpointManager(
-                (workdir / "checkpoints" / name).absolute(),
+                self._folder / name,
                 options=options,
                 item_handlers={
                     "state": ocp.StandardCheckpointHandler(),
@@ -38,31 +66,90 @@ class Checkpoints:
                 },
             )
 
-        self._managers = {name: manager(name) for name in ("last", "best")}
+        self._managers = {"last": manager("last", 2), "best": manager("best", 1)}
 
     def save(self, name: str, state: TrainState, progress: dict[str, Any]) -> None:
-        """Writes `state` and the JSON `progress` (data position, metrics)."""
-        arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
-        )
+        """Writes `state` and the JSON `progress` (data position, metrics).
+
+        Raises:
+          UserError: the disk is full or fails; older checkpoints stay as they are.
+        """
         manager = self._managers[name]
         step = int(state.step)
         if manager.latest_step() == step:  # reached again after a restart
             return
-        manager.save(step, args=arguments)
-        manager.wait_until_finished()
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+        )
+        try:
+            _check_room(self._folder, state)
+            with _quietly():
+                manager.save(step, args=arguments)
+                manager.wait_until_finished()
+            folder = self._folder / name / str(step)
+            if jax.process_index() == 0:
+                write_json(folder / _DIGESTS, _digests(folder))
+        except Exception as error:  # Orbax has no class of its own
+            for partial in (self._folder / name).glob(f"{step}.*"):
+                shutil.rmtree(partial, ignore_errors=True)
+            raise UserError(
+                f"the checkpoint {self._folder}/{name}/{step} cannot be written: "
+                f"{_reason(error)}; {self.last_good()}; make room, and give the same "
+                "command again"
+            ) from error
 
     def restore(self, name: str, like: TrainState) -> tuple[TrainState, dict] | None:
-        """State and progress of a checkpoint, or None where there is none yet.
+        """State and progress of the newest checkpoint; None where there is none yet.
 
         Raises:
-          UserError: the checkpoint is of other networks than `like`, or damaged.
+          UserError: it is of other networks than `like`, or damaged.
         """
+        step = self._managers[name].latest_step()
+        return None if step is None else self._load(name, step, like)
+
+    def resume(self, like: TrainState) -> tuple[TrainState, dict, list[str]] | None:
+        """What to go on from, and sentences on damaged checkpoints that were left out.
+
+        It is the newest intact `last`; where `best` is damaged, one from before it, so
+        that `best` is written again. What is left out is moved to
+        `checkpoints/damaged`.
+
+        Returns:
+          State, progress and the sentences; None where no `last` is written yet.
+
+        Raises:
+          UserError: there are some, but none of use.
+        """
+        last, best = self._managers["last"], self._managers["best"]
+        steps = sorted(last.all_steps(), reverse=True)
+        faults: list[UserError] = []
+        left_out = []
+        usable = steps
+        try:
+            self.restore("best", like)
+        except UserError as error:
+            faults.append(error)
+            bad = best.latest_step()
+            usable = [step for step in steps if step < bad]
+            left_out = [("best", bad), *(("last", s) for s in steps if s >= bad)]
+        found = None
+        for step in usable:
+            try:
+                found = self._load("last", step, like)
+                break
+            except UserError as error:
+                faults.append(error)
+                left_out.append(("last", step))
+        if steps and found is None:
+            raise UserError(f"{faults[0]}; delete {self._folder} to train anew")
+        for name, step in left_out:
+            self._set_aside(name, step)
+        return found and (*found, [str(fault) for fault in faults])
+
+    def _load(self, name, step, like) -> tuple[TrainState, dict]:
         manager = self._managers[name]
-        step = manager.latest_step()
-        if step is None:
-            return None
-        where = f"the checkpoint {self.find(name)}"
+        folder = self._folder / name / str(step)
+        where = f"the checkpoint {folder}"
         # Asked for by name: the run may have been on devices that are not here.
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         arrays = jax.tree.map(
@@ -75,25 +162,40 @@ class Checkpoints:
             state=ocp.args.StandardRestore(arrays), progress=ocp.args.JsonRestore()
         )
         try:
-            saved = jax.tree.leaves(manager.item_metadata(step)["state"].tree)
-            fits = _shapes(like) == {array.name: array.shape for array in saved}
-            # Looked at first, as Orbax finds out only when it has half of the arrays.
-            restored = manager.restore(step, args=arguments) if fits else None
+            _check_files(folder)
+            with _quietly():
+                saved = jax.tree.leaves(manager.item_metadata(step)["state"].tree)
+                fits = _shapes(like) == {array.name: array.shape for array in saved}
+                # First, as Orbax finds out only when it has half of the arrays.
+                restored = manager.restore(step, args=arguments) if fits else None
         except Exception as error:  # Orbax has no class of its own
-            raise UserError(
-                f"{where} is damaged; delete {manager.directory.parent} to train anew"
-            ) from error
+            raise Damaged(f"{where} is damaged") from error
         if restored is None:
             raise UserError(
                 f"{where} was written by another architecture than this config's"
             )
         return restored["state"], restored["progress"]
 
+    def _set_aside(self, name, step):
+        folder = self._folder / "damaged" / f"{name}-{step}"
+        if jax.process_index() == 0:
+            folder.parent.mkdir(exist_ok=True)
+            if folder.exists():
+                shutil.rmtree(folder)
+            (self._folder / name / str(step)).rename(folder)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"{name}-{step} is set aside")
+        self._managers[name].reload()
+
     def find(self, name: str) -> str:
         """Where a checkpoint lies; empty where there is none yet."""
-        manager = self._managers[name]
-        step = manager.latest_step()
-        return "" if step is None else f"{manager.directory}/{step}"
+        step = self._managers[name].latest_step()
+        return "" if step is None else f"{self._folder}/{name}/{step}"
+
+    def last_good(self) -> str:
+        """The end of a sentence on what went wrong: where to go on from."""
+        good = self.find("last")
+        return f"the last good checkpoint is {good}" if good else "no checkpoint yet"
 
     def close(self) -> None:
         """Releases Orbax's threads."""
@@ -101,23 +203,117 @@ class Checkpoints:
             manager.close()
 
 
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+    """SHA-256 of the files below a folder."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != _DIGESTS:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.relative_to(folder).as_posix()] = digest
+    return found
+
+
+def _check_files(folder: pathlib.Path) -> None:
+    """Raises `ValueError` where files are not those that were written.
+
+    Orbax would notice some of it, and say so in the tracebacks of its threads.
+    """
+    path = folder / _DIGESTS
+    # Of an older version, or killed before it was written.
+    if path.exists() and json.loads(path.read_bytes()) != _digests(folder):
+        raise ValueError(f"{folder} has other files than were written")
+
+
 def _shapes(state):
     """Shape of each array of a state, under the name that Orbax gives it."""
     named = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): array.shape
-        for path, array in named
-    }
+    return {_name(path): array.shape for path, array in named}
+
+
+def _check_room(folder: pathlib.Path, state: TrainState) -> None:
+    """Raises `OSError` where a disk has no room for a state and what describes it."""
+    needed = 1.2 * sum(array.nbytes for array in jax.tree.leaves(state)) + 2**18
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        reason = os.strerror(errno.ENOSPC)
+        counts = f"{free / 2**20:.1f} MiB free, {needed / 2**20:.1f} needed"
+        raise OSError(errno.ENOSPC, f"{reason} ({counts})")
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps from the user what Orbax says of a failure that becomes one sentence.
+
+    Its threads print tracebacks of their own.
+    """
+    said = io.StringIO()
+    absl = logging.getLogger("absl")
+    before = absl.level
+    absl.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except BaseException:
+        said.truncate(0)
+        raise
+    finally:
+        absl.setLevel(before)
+        sys.stderr.write(said.getvalue())
+
+
+def _reason(error: Exception) -> str:
+    """What the system says, which Orbax wraps in much of its own."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if number := re.search(r"os_error_code='(\d+)'", str(cause)):
+        return os.strerror(int(number[1]))
+    return getattr(cause, "strerror", None) or str(cause).partition("\n")[0]
+
+
+def _name(path):
+    return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
 def restore_best(workdir: pathlib.Path, config: Config, method: Method) -> TrainState:
     """The state that a finished or interrupted run would be used with."""
     like = state_lib.blank(method, config)
-    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        restored = checkpoints.restore("best", like)
+    try:
+        reader = Checkpoints(workdir, read_only=True)
+        with contextlib.closing(reader) as checkpoints:
+            restored = checkpoints.restore("best", like)
+    except Damaged as error:
+        raise UserError(
+            f"{error}; delete results.json beside it, if it is there, and give the "
+            "command of its training again, which writes it anew"
+        ) from error
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet: its training has only begun")
     return restored[0]
+
+
+@contextlib.contextmanager
+def claim(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps a run's folder for this process; the system frees it however that ends.
+
+    Raises:
+      UserError: another process is at work there.
+    """
+    with (workdir / ".lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another process is at work in {workdir}; wait until it has ended, or "
+                "choose another --workdir"
+            ) from error
+        except OSError as error:
+            _log.warning(
+                f"{workdir} cannot be locked ({error.strerror}): see to it that no "
+                "other process works there"
+            )
+        yield
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -126,22 +322,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     Raises:
       UserError: the folder is missing or cannot be written to.
     """
-    write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a reader never sees half of it.
-
-    Raises:
-      UserError: the folder is missing or cannot be written to.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        # Names of files need not be UTF-8: they stay what they are.
-        partial.write_text(text, encoding="utf-8", errors="surrogateescape")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    atomic.write_text(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -176,12 +357,16 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
         before, now = (
             config_lib.options(c) for c in (config_lib.load(str(path)), config)
         )
-        for name, field in now.items():
-            if name not in config_lib.MACHINE and before[name].value != field.value:
-                raise UserError(
-                    f"{workdir} holds a run with {name} = {before[name].value}, not "
-                    f"{field.value}; choose another --workdir, or delete that folder"
-                )
+        changed = [
+            f"{name} = {before[name].value}, not {field.value}"
+            for name, field in now.items()
+            if name not in config_lib.MACHINE and before[name].value != field.value
+        ]
+        if changed:
+            raise UserError(
+                f"{workdir} holds a run with {', '.join(changed)}; choose another "
+                "--workdir, or delete that folder"
+            )
     existing = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
     if not existing.is_dir():
         raise UserError(f"{existing} is a file; choose another --workdir")

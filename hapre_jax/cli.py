@@ -1,9 +1,11 @@
 """The command line of all programs: a config, and a flag for each of its fields."""
 
 import argparse
+import errno
 import logging
 import os
 import pathlib
+import signal
 import sys
 import types
 import typing
@@ -19,6 +21,16 @@ _EXAMPLES: Sequence[str] = (
     "--train.steps 300 --task.net resnet18 --workdir runs/resnet18",
     "--config configs/ped_pneumonia.py --data.root DIR",
     "--config configs/ped_pneumonia.py --help",
+)
+# Of disks and permissions, wherever a program meets them: no fault of ours.
+_MACHINE_ERRORS = (
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ENOSPC,
+    errno.EPERM,
+    errno.EROFS,
 )
 _RUN_EXAMPLES: Sequence[str] = ("runs/phantom", "runs/phantom --data.quality high")
 
@@ -102,8 +114,11 @@ def parse(
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """Runs a program's `main(argv)` and exits, with a sentence for what users mend.
 
-    The exit status is what `main` returns, 2 for a `UserError`, 130 for an interrupt.
+    The exit status is what `main` returns, 2 for a `UserError` or a disk that is full
+    or fails, 130 for an interrupt, 143 where a cluster takes the machine back.
     """
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     # Warnings as Python shows them at first. TFDS logs through absl, which would give
     # them a form of its own, and a stream that breaks into the progress bar.
     handlers = filter(None, [logging.lastResort])
@@ -117,9 +132,20 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in _MACHINE_ERRORS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _terminate(number, frame):
+    print("terminated", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 class Parser(argparse.ArgumentParser):

@@ -512,6 +512,12 @@ class TrainConfig:
         "This command was started in several processes, by Slurm, Open MPI or "
         "Kubernetes, whose devices all share one run.",
     )
+    on_nonfinite: str = option(
+        "stop",
+        "What a step does whose loss, gradients or weights are not finite: it stops "
+        "the run, or is skipped.",
+        choices=("stop", "skip"),
+    )
     tensorboard: bool = option(False, "Write TensorBoard files too.")
     log_every: int = option(20, "Steps between two lines of metrics.", at_least=1)
     eval_every: int = option(250, "Steps between two validations.", at_least=1)
@@ -639,7 +645,23 @@ def from_dict(values: Mapping[str, Any]) -> Config:
       UserError: an unknown field, named with the nearest ones, or a value that is not
         accepted.
     """
+    known = options(Config())
+    unknown = [
+        path
+        for path in _leaves(values)
+        if not any(f"{name}.".startswith(f"{path}.") for name in known)
+    ]
+    if len(unknown) > 1:  # most probably of another version
+        raise UserError(f"config has no fields {', '.join(unknown)}; --help lists all")
     return _from_dict(Config, values, "")
+
+
+def _leaves(values, prefix=""):
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def _from_dict(kind, values, prefix):

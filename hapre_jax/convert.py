@@ -8,7 +8,7 @@ import pathlib
 
 import safetensors.numpy
 
-from hapre_jax import cli, pretrained
+from hapre_jax import atomic, cli, pretrained
 from hapre_jax.errors import UserError
 
 
@@ -24,15 +24,11 @@ def convert(source: pathlib.Path, target: pathlib.Path) -> int:
     if target.suffix != ".safetensors":
         raise UserError(f"{str(target)!r} must end in .safetensors")
     tensors = pretrained.read(source)
-    partial = target.with_name(target.name + ".partial")
-    try:
+    with atomic.replacing(target) as partial:
         # A transposed tensor would be written in the order of its memory.
         safetensors.numpy.save_file(
             {name: value.copy(order="C") for name, value in tensors.items()}, partial
         )
-        partial.replace(target)
-    except OSError as error:
-        raise UserError(f"{target} cannot be written: {error.strerror}") from error
     return len(tensors)
 
 

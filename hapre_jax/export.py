@@ -17,7 +17,7 @@ import rich.console
 import safetensors.numpy
 from jax import export
 
-from hapre_jax import checkpoint, cli, inference, log, model_card, standalone
+from hapre_jax import atomic, checkpoint, cli, inference, log, model_card, standalone
 from hapre_jax import config as config_lib
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
@@ -101,7 +101,7 @@ def write_bundle(
             )
             shutil.copyfile(standalone.__file__, folder / PROGRAM)
             card = model_card.write(results, config, about, with_onnx=with_onnx)
-            checkpoint.write_text(folder / inference.CARD, card)
+            atomic.write_text(folder / inference.CARD, card)
             folder.rename(out)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}") from error

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from hapre_jax import boxes
+from hapre_jax import atomic, boxes
 from hapre_jax.data.dataset import Dataset
 
 if TYPE_CHECKING:
@@ -445,6 +445,5 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 def save(picture: Image.Image, path: pathlib.Path) -> None:
     """Writes a PNG at once: an interrupted program leaves the old one or the new."""
-    partial = path.with_name(f"{path.name}.partial")
-    picture.save(partial, format="PNG")
-    partial.replace(path)
+    with atomic.replacing(path) as partial:
+        picture.save(partial, format="PNG")

@@ -10,6 +10,7 @@ import pathlib
 import numpy as np
 
 from hapre_jax import (
+    atomic,
     bootstrap,
     checkpoint,
     cli,
@@ -241,7 +242,7 @@ def of_table(title: str, tables: list, notes: str) -> str:
 def write(workdir: pathlib.Path, results: dict) -> pathlib.Path:
     """Writes `report.html` of a run, see `of_run`; returns where."""
     file = workdir / "report.html"
-    checkpoint.write_text(file, of_run(workdir, results))
+    atomic.write_text(file, of_run(workdir, results))
     return file
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import rich.console
 import rich.progress
 
+from hapre_jax import atomic
 from hapre_jax.errors import UserError
 
 
@@ -23,18 +24,26 @@ class MetricsLog:
         self._path = workdir / "metrics.jsonl"
         self._writer = _tensorboard(workdir, step) if tensorboard else None
         kept = [r for r in read(self._path) if r["step"] <= step] if step else []
-        partial = self._path.with_name("metrics.jsonl.partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        partial.replace(self._path)
+        lines = [json.dumps(record) + "\n" for record in kept]
+        atomic.write_text(self._path, "".join(lines))
         self._file = self._path.open("a")
 
     def write(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
         """Adds a record of a kind ("train", "validation") and flushes it to disk.
 
         Values are what JSON knows; TensorBoard gets the floats among them.
+
+        Raises:
+          UserError: the disk is full or fails.
         """
-        self._file.write(json.dumps({"kind": kind, "step": step, **metrics}) + "\n")
-        self._file.flush()
+        line = json.dumps({"kind": kind, "step": step, **metrics}) + "\n"
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self._path} cannot be written: {error.strerror}"
+            ) from error
         if self._writer:
             for name, value in metrics.items():
                 if isinstance(value, float):
@@ -42,7 +51,9 @@ class MetricsLog:
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
+        # Each record was flushed, or its writing failed already.
+        with contextlib.suppress(OSError):
+            self._file.close()
         if self._writer:
             self._writer.close()
 

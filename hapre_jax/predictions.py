@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hapre_jax import checkpoint
+from hapre_jax import atomic
 from hapre_jax.errors import UserError
 
 _PROBABILITY = "p_"  # before the name of a class
@@ -49,7 +49,7 @@ def write(file: pathlib.Path, predictions: Predictions) -> None:
         if predictions.key_areas is not None:
             line += [f"{edge:.9g}" for edge in predictions.key_areas[row]]
         writer.writerow(line)
-    checkpoint.write_text(file, text.getvalue())
+    atomic.write_text(file, text.getvalue())
 
 
 def read(file: pathlib.Path) -> Predictions:

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hapre_jax import checkpoint
+from hapre_jax import atomic, checkpoint
 
 _BEST, _SECOND = 1, 2
 
@@ -140,9 +140,9 @@ def write(
     writer = csv.DictWriter(csv_text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
-    checkpoint.write_text(stem.with_suffix(".md"), text)
-    checkpoint.write_text(stem.with_suffix(".tex"), "\n".join(map(latex, tables)))
-    checkpoint.write_text(stem.with_suffix(".csv"), csv_text.getvalue())
+    atomic.write_text(stem.with_suffix(".md"), text)
+    atomic.write_text(stem.with_suffix(".tex"), "\n".join(map(latex, tables)))
+    atomic.write_text(stem.with_suffix(".csv"), csv_text.getvalue())
     checkpoint.write_json(
         stem.with_suffix(".json"), {"notes": notes, "records": records}
     )

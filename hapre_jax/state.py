@@ -223,8 +223,9 @@ def make_step(
     """The jitted `(state, batch) -> (state, metrics)`; the state is donated.
 
     `metrics` has the loss's own, and the norms of each network's gradient and of its
-    new weights and statistics: where all are finite, so is the new state. Over the
-    devices of a mesh, state and batch lie as `sharding` puts them.
+    new weights and statistics: where all are finite, so is the new state. With
+    `train.on_nonfinite` at skip, the state keeps all but its step where one is not.
+    Over the devices of a mesh, state and batch lie as `sharding` puts them.
     """
     root = jax.random.key(config.seed)
     axis, probability = config.data.flip, config.data.flip_probability
@@ -256,8 +257,14 @@ def make_step(
             state.step,
             decay=config.train.average_decay,
         )
-        state = TrainState(state.step + 1, params, aux.model_state, opt_state, average)
         metrics = sharding.everywhere(aux.metrics | norms, mesh)
-        return sharding.keep_state(state, mesh), metrics
+        new = TrainState(state.step + 1, params, aux.model_state, opt_state, average)
+        if config.train.on_nonfinite == "skip":
+            is_finite = jnp.isfinite(jnp.stack(list(metrics.values()))).all()
+            kept = jax.tree.map(
+                lambda old, new: jnp.where(is_finite, new, old), state, new
+            )
+            new = kept._replace(step=state.step + 1)
+        return sharding.keep_state(new, mesh), metrics
 
     return jax.jit(step, donate_argnums=0)

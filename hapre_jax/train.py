@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import importlib.metadata
 import pathlib
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from hapre_jax import (
     cli,
     figures,
     html_report,
+    interrupts,
     landscape,
     learning_curves,
     log,
@@ -40,7 +40,7 @@ from hapre_jax import evaluate as evaluation
 from hapre_jax.config import Config
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import feed, pipeline, splits
-from hapre_jax.errors import UserError
+from hapre_jax.errors import UserError, listing
 from hapre_jax.framework import Method
 from hapre_jax.methods import METHODS
 
@@ -78,16 +78,19 @@ def train_and_evaluate(
     checkpoint.check_workdir(workdir, config)
     if (workdir / "results.json").exists():
         return checkpoint.read_json(workdir / "results.json")
-    data = _prepare(config, workdir, console)
-    plain = None
-    needs_plain = METHODS[config.method](config, len(data.train.classes)).prepare
-    if config.method != "plain" and (config.compare_plain or needs_plain):
-        plain_config = _plain(config)
-        checkpoint.write_config(workdir / "plain", plain_config)
-        plain = _run(plain_config, workdir / "plain", data, console, stop_after)
-        if plain is None:
-            return None
-    return _run(config, workdir, data, console, stop_after, plain=plain)
+    with contextlib.ExitStack() as claims:
+        data = _prepare(config, workdir, console, claims)
+        plain = None
+        needs_plain = METHODS[config.method](config, len(data.train.classes)).prepare
+        if config.method != "plain" and (config.compare_plain or needs_plain):
+            plain_config, folder = _plain(config), workdir / "plain"
+            folder.mkdir(exist_ok=True)
+            claims.enter_context(checkpoint.claim(folder))
+            checkpoint.write_config(folder, plain_config)
+            plain = _run(plain_config, folder, data, console, stop_after)
+            if plain is None:
+                return None
+        return _run(config, workdir, data, console, stop_after, plain=plain)
 
 
 def _plain(config: Config) -> Config:
@@ -95,7 +98,7 @@ def _plain(config: Config) -> Config:
     return dataclasses.replace(config, method="plain", compare_plain=False)
 
 
-def _prepare(config, workdir, console) -> datasets.Splits:
+def _prepare(config, workdir, console, claims) -> datasets.Splits:
     """Loads the data and makes the run's folder, or leaves nothing where that fails.
 
     A command that cannot work must not claim the folder of the corrected one.
@@ -103,29 +106,30 @@ def _prepare(config, workdir, console) -> datasets.Splits:
     if config.train.tensorboard:
         log.import_tensorboard()
     sharding.make_mesh(config.train)
+    is_new = not (workdir / "config.json").exists()
+    if not is_new:
+        claims.enter_context(checkpoint.claim(workdir))
     saved = workdir / "splits.csv"
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        log.progress_bar(console, f"{config.data.name} images") as update,
-    ):
-        splits_file = saved if saved.exists() else pathlib.Path(scratch) / saved.name
+    with log.progress_bar(console, f"{config.data.name} images") as update:
         unreadable: list[pipeline.Unreadable] = []
         data = pipeline.load(
             config.data,
             seed=config.seed,
-            splits_file=splits_file,
+            splits_file=saved if saved.exists() else None,
             progress=update,
             on_unreadable=unreadable.extend,
         )
         _iterate(config, data, start=0)
-        if not (workdir / "config.json").exists():
+        if is_new:
             method = METHODS[config.method](config, len(data.train.classes))
             for split in (data.train, data.validation, data.test):
                 evaluation.check_lungs(method, split)
             state.start_from_files(state.blank(method, config), config)
+            workdir.mkdir(parents=True, exist_ok=True)
+            claims.enter_context(checkpoint.claim(workdir))
         checkpoint.write_config(workdir, config)
-        if splits_file != saved:
-            splits.write(saved, splits.read(splits_file))
+        if not saved.exists():
+            splits.write(saved, pipeline.division(data))
         typical = workdir / appearance.FILE
         if not typical.exists():
             checkpoint.write_json(typical, appearance.describe(data.train.images))
@@ -254,7 +258,7 @@ def fit(
 ) -> Fitted | None:
     """Trains to the last step, or to `stop_after`: then it returns None.
 
-    Either way it leaves a checkpoint to go on from.
+    Either way it leaves a checkpoint to go on from, also where it is interrupted.
     """
     started = time.perf_counter()
     train = config.train
@@ -265,9 +269,11 @@ def fit(
     with contextlib.ExitStack() as stack:
         checkpoints = checkpoint.Checkpoints(workdir)
         stack.callback(checkpoints.close)
-        if restored := checkpoints.restore("last", now):
-            now, progress = restored
+        if restored := checkpoints.resume(now):
+            now, progress, faults = restored
             best_f1, seconds_before = progress["best_f1"], progress["seconds"]
+            for fault in faults:
+                log.say(console, f"{fault}: moved to {workdir}/checkpoints/damaged")
             log.say(console, f"{config.method}: going on from step {int(now.step)}")
         else:
             now, notes = state.start_from_files(now, config)
@@ -291,17 +297,37 @@ def fit(
         step_fn = state.make_step(method, optimizer, config, mesh)
         metrics_log = log.MetricsLog(workdir, step=first, tensorboard=train.tensorboard)
         stack.callback(metrics_log.close)
-        pending: list[dict] = []  # metrics still on the device, one dict a step
-        due: tuple[int, list[dict]] | None = None  # a record to write, and its step
+        # Of each step since the last record, on the device at first.
+        pending: list[tuple[int, dict]] = []
+        if restored:
+            pending = [
+                (number, {name: np.float32(value) for name, value in values.items()})
+                for number, values in progress.get("pending", ())
+            ]
+        due: tuple[int, list] | None = None  # a record to write, and its step
+        settle = functools.partial(
+            _settle,
+            config=config,
+            data=data,
+            checkpoints=checkpoints,
+            metrics_log=metrics_log,
+            console=console,
+        )
         update = stack.enter_context(
             log.progress_bar(console, config.method, start=first)
         )
 
         def record(step, metrics):
-            logged = _mean_metrics(metrics, step, checkpoints)
+            logged = _mean_metrics(settle(metrics), step)
             metrics_log.write("train", step, logged)
             update(step, train.steps, _describe(logged))
 
+        interrupt = stack.enter_context(
+            # Processes would not agree on a step to leave after.
+            interrupts.held_back()
+            if jax.process_count() == 1
+            else contextlib.nullcontext(interrupts.Interrupt())
+        )
         for step in range(first + 1, end + 1):
             now, step_metrics = step_fn(now, next(upcoming))
             if step == first + 1:
@@ -311,12 +337,13 @@ def fit(
             if due:  # fetched while the step that was just dispatched runs
                 record(*due)
                 due = None
-            pending.append(step_metrics)
+            pending.append((step, step_metrics))
+            leaves = step == end or interrupt
             evaluates = step % train.eval_every == 0 or step == train.steps
-            saves = step % train.checkpoint_every == 0 or step == end
+            saves = step % train.checkpoint_every == 0 or step == train.steps
             if step % train.log_every == 0 or evaluates or saves:
                 due, pending = (step, pending), []
-            if due and (evaluates or saves):
+            if due and (evaluates or saves or leaves):
                 record(*due)
                 due = None
             if evaluates:
@@ -332,13 +359,27 @@ def fit(
                 if scores["macro_f1"] >= best_f1:
                     best_f1 = scores["macro_f1"]
                     checkpoints.save("best", now, {"macro_f1": best_f1})
-            if saves:
+            if saves or leaves:
+                # A record comes when it is due, whenever the run is interrupted.
+                pending = settle(pending)
                 progress = {
                     "data": batches.identity,
                     "best_f1": best_f1,
                     "seconds": seconds_before + time.perf_counter() - started,
+                    "pending": [
+                        (number, {name: float(value) for name, value in values.items()})
+                        for number, values in pending
+                    ],
                 }
                 checkpoints.save("last", now, progress)
+            if leaves:
+                break
+        if interrupt:
+            log.say(
+                console,
+                f"{config.method}: {interrupt.name} at step {int(now.step)}, "
+                "which is saved; the same command goes on from there",
+            )
         if int(now.step) < train.steps:
             return None
         best = checkpoints.restore("best", now)
@@ -362,28 +403,53 @@ def _learn_before(config, method, now, workdir, data, console) -> state.TrainSta
     return state.start_from(now, now.params, now.model_state | learned)
 
 
-def _mean_metrics(pending, step, checkpoints) -> dict[str, float]:
-    """Means over the steps since the last record; stops where one is not finite.
+def _settle(
+    pending, *, config, data, checkpoints, metrics_log, console
+) -> list[tuple[int, dict]]:
+    """Metrics of steps, fetched; a step where one is not finite stops or is left out.
 
-    The metrics of a step are checked before a checkpoint of it is written.
+    Called before a checkpoint of these steps is written.
     """
-    fetched = jax.device_get(pending)
-    for offset, values in enumerate(fetched):
+    finite = []
+    for step, values in jax.device_get(pending):
         wrong = [name for name, value in values.items() if not np.isfinite(value)]
-        if wrong:
-            good = checkpoints.find("last")
+        if not wrong:
+            finite.append((step, values))
+            continue
+        films = _films_of(step, config, data)
+        metrics_log.write("not_finite", step, {"metrics": wrong, "films": films})
+        fault = f"{wrong[0]} is not finite at step {step} (films {listing(films)})"
+        if config.train.on_nonfinite == "stop":
             raise UserError(
-                f"{wrong[0]} is not finite at step {step - len(fetched) + 1 + offset}; "
-                + (
-                    f"the last good checkpoint is {good}"
-                    if good
-                    else "no checkpoint yet"
-                )
-                + "; lower train.task_learning_rate or train.policy_learning_rate"
+                f"{fault}; {checkpoints.last_good()}; lower train.task_learning_rate "
+                "or train.policy_learning_rate, or set train.on_nonfinite to skip"
             )
+        log.say(console, f"{config.method}: {fault}; it is skipped")
+    return finite
+
+
+def _films_of(step, config, data) -> list[str]:
+    """Names of the films in the batch of a step."""
+    batches = feed.train_iterator(
+        data.train,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start=step - 1,
+    )
+    with contextlib.closing(batches):
+        return [data.train.names[row] for row in next(batches)["index"]]
+
+
+def _mean_metrics(pending, step) -> dict[str, float]:
+    """Means over the steps since the last record that were not skipped."""
+    if not pending:
+        raise UserError(
+            f"all steps of the last record, until step {step}, were skipped as not "
+            "finite: lower train.task_learning_rate or train.policy_learning_rate"
+        )
     return {
-        name: float(np.mean([values[name] for values in fetched]))
-        for name in fetched[0]
+        name: float(np.mean([values[name] for _, values in pending]))
+        for name in pending[0][1]
     }
 
 

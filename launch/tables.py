@@ -29,6 +29,7 @@ import rich.console
 import rich.markdown
 
 from hapre_jax import (
+    atomic,
     checkpoint,
     cli,
     experiments,
@@ -489,7 +490,7 @@ def main(argv: list[str]) -> int:
     notes = notes_on(arguments, groups)
     text = result_table.write(stem, tables, records, notes=notes)
     page = html_report.of_table(f"Table {table}", tables, notes)
-    checkpoint.write_text(stem.with_suffix(".html"), page)
+    atomic.write_text(stem.with_suffix(".html"), page)
     console.print(rich.markdown.Markdown(text))
     log.say(
         console, f"Written to {workdir}/table{table}.html, .md, .tex, .csv and .json."

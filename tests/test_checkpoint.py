@@ -1,5 +1,8 @@
 import dataclasses
+import errno
 import json
+import resource
+import shutil
 
 import chex
 import jax
@@ -56,12 +59,13 @@ def test_there_is_none_at_first(tmp_path, checkpoints):
     assert checkpoints.find("last") == ""
 
 
-def test_the_newest_is_kept_and_the_others_are_not(tmp_path, checkpoints):
+def test_the_newest_and_the_one_before_are_kept(tmp_path, checkpoints):
     for step in (2, 4, 6):
         checkpoints.save("last", _state(step, value=step / 10), {"n": step})
-    checkpoints.save("best", _state(4), {})
+    for step in (2, 4):
+        checkpoints.save("best", _state(step), {})
     folder = tmp_path / "checkpoints"
-    assert [p.name for p in (folder / "last").iterdir()] == ["6"]
+    assert sorted(p.name for p in (folder / "last").iterdir()) == ["4", "6"]
     assert [p.name for p in (folder / "best").iterdir()] == ["4"]
     assert checkpoints.find("last") == f"{folder}/last/6"
     restored, progress = checkpoints.restore("last", _state(0))
@@ -100,6 +104,7 @@ def test_a_checkpoint_of_another_device_is_read(tmp_path, checkpoints):
     path = tmp_path / "checkpoints" / "last" / "4" / "state" / "_sharding"
     assert "cpu:0" in path.read_text()
     path.write_text(path.read_text().replace("cpu:0", "cuda:5"))
+    (path.parents[1] / "sha256.json").unlink()
     restored, _ = _reopened(tmp_path, "last", jax.eval_shape(lambda: _state(0)))
     chex.assert_trees_all_equal(restored, _state(4))
 
@@ -112,19 +117,196 @@ def test_a_damaged_checkpoint_is_named(tmp_path, checkpoints, file):
     with pytest.raises(UserError) as error:
         _reopened(tmp_path, "last", _state(0))
     assert str(error.value) == (
+        f"the checkpoint {tmp_path}/checkpoints/last/4 is damaged"
+    )
+    with pytest.raises(UserError) as error:
+        _resumed(tmp_path)
+    assert str(error.value) == (
         f"the checkpoint {tmp_path}/checkpoints/last/4 is damaged; delete "
         f"{tmp_path}/checkpoints to train anew"
     )
+    assert path.exists()  # that decision is the user's
 
 
 def test_a_checkpoint_cut_short_by_a_crash_is_as_if_it_were_not(tmp_path, checkpoints):
     checkpoints.save("last", _state(2), {})
     # What Orbax has written when it is killed before it renames.
-    half = tmp_path / "checkpoints" / "last" / "4.orbax-checkpoint-tmp-1"
+    half = tmp_path / "checkpoints" / "last" / "4.orbax-checkpoint-tmp"
     (half / "state").mkdir(parents=True)
     (half / "state" / "data").write_bytes(b"half")
+    # One who only looks leaves it: the run may be writing it at this moment.
+    reader = checkpoint.Checkpoints(tmp_path, read_only=True)
+    assert reader.restore("last", _state(0))[0].step == 2
+    reader.close()
+    assert half.exists()
     restored, _ = _reopened(tmp_path, "last", _state(0))
     assert restored.step == 2
+    assert [p.name for p in half.parent.iterdir()] == ["2"]
+
+
+def _resumed(tmp_path):
+    again = checkpoint.Checkpoints(tmp_path)
+    try:
+        return again.resume(_state(0))
+    finally:
+        again.close()
+
+
+def _cut(folder):
+    for path in folder.rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:-1])
+
+
+def _flip(folder):
+    for path in folder.rglob("d/*"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+
+def _other_progress(folder):
+    """What no reader of the file would notice."""
+    path = folder / "progress" / "metadata"
+    path.write_text(path.read_text().replace('"n": ', '"n": 1'))
+
+
+def _other_arrays(folder):
+    """A file system that gives back what was there before, whole."""
+    shutil.rmtree(folder / "state")
+    shutil.copytree(folder.parent / "2" / "state", folder / "state")
+
+
+def _cut_checksums(folder):
+    path = folder / "sha256.json"
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+@pytest.mark.parametrize(
+    "damage", [_cut, _flip, _other_progress, _other_arrays, _cut_checksums]
+)
+def test_the_newest_intact_checkpoint_is_gone_on_from(tmp_path, checkpoints, damage):
+    for step in (2, 4):
+        checkpoints.save("last", _state(step, value=step / 10), {"n": step})
+    folder = tmp_path / "checkpoints" / "last"
+    assert _resumed(tmp_path)[0].step == 4
+    damage(folder / "4")
+    state, progress, faults = _resumed(tmp_path)
+    chex.assert_trees_all_equal(state, _state(2, value=0.2))
+    assert progress == {"n": 2}
+    assert faults == [f"the checkpoint {folder}/4 is damaged"]
+    assert (tmp_path / "checkpoints" / "damaged" / "last-4").is_dir()
+    again = checkpoint.Checkpoints(tmp_path)
+    again.save("last", _state(4, value=0.4), {"n": 4})
+    state, progress, faults = again.resume(_state(0))
+    again.close()
+    chex.assert_trees_all_equal(state, _state(4, value=0.4))
+    assert (progress, faults) == ({"n": 4}, [])
+
+
+def test_where_the_best_is_damaged_it_is_made_again(tmp_path, checkpoints):
+    for step in (2, 4, 6):
+        checkpoints.save("last", _state(step), {"n": step})
+    checkpoints.save("best", _state(6), {"n": 6})
+    folder = tmp_path / "checkpoints"
+    _flip(folder / "best" / "6")
+    state, progress, faults = _resumed(tmp_path)
+    assert (state.step, progress) == (4, {"n": 4})  # before the best
+    assert faults == [f"the checkpoint {folder}/best/6 is damaged"]
+    assert sorted(p.name for p in (folder / "damaged").iterdir()) == [
+        "best-6",
+        "last-6",
+    ]
+    assert not list((folder / "best").iterdir())
+
+
+def test_a_damaged_best_of_before_all_others_is_the_user_s_to_delete(
+    tmp_path, checkpoints
+):
+    for step in (2, 4, 6):
+        checkpoints.save("last", _state(step), {})
+        checkpoints.save("best", _state(2), {})
+    _cut(tmp_path / "checkpoints" / "best" / "2")
+    with pytest.raises(UserError, match="best/2 is damaged; delete .* to train anew$"):
+        _resumed(tmp_path)
+    assert not (tmp_path / "checkpoints" / "damaged").exists()
+
+
+def test_a_damaged_best_of_a_run_without_a_last_one_is_nothing_lost(
+    tmp_path, checkpoints
+):
+    checkpoints.save("best", _state(2), {})
+    _cut(tmp_path / "checkpoints" / "best" / "2")
+    assert _resumed(tmp_path) is None
+    assert not list((tmp_path / "checkpoints" / "best").iterdir())
+
+
+def test_a_checkpoint_without_checksums_is_read(tmp_path, checkpoints):
+    """Of an older version, or of a process killed before it wrote them."""
+    checkpoints.save("last", _state(4), {"n": 4})
+    (tmp_path / "checkpoints" / "last" / "4" / "sha256.json").unlink()
+    assert _resumed(tmp_path)[1:] == ({"n": 4}, [])
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(
+    tmp_path, checkpoints, monkeypatch
+):
+    checkpoints.save("last", _state(2), {"n": 2})
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: usage._replace(free=2**17))
+        with pytest.raises(UserError) as error:
+            checkpoints.save("last", _state(4), {})
+    assert str(error.value) == (
+        f"the checkpoint {tmp_path}/checkpoints/last/4 cannot be written: No space "
+        "left on device (0.1 MiB free, 0.3 needed); the last good checkpoint is "
+        f"{tmp_path}/checkpoints/last/2; make room, and give the same command again"
+    )
+    checkpoints.save("last", _state(4), {"n": 4})
+    assert _resumed(tmp_path)[1:] == ({"n": 4}, [])
+
+
+def test_a_write_that_the_system_refuses_is_one_sentence(tmp_path, checkpoints, capfd):
+    """A quota is not seen in advance; a limit of the size of files is like one."""
+    checkpoints.save("last", _state(2), {"n": 2})
+    large = _state(4, width=1000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(UserError) as error:
+            checkpoints.save("last", large, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(error.value) == (
+        f"the checkpoint {tmp_path}/checkpoints/last/4 cannot be written: File too "
+        f"large; the last good checkpoint is {tmp_path}/checkpoints/last/2; make "
+        "room, and give the same command again"
+    )
+    assert capfd.readouterr().err == ""
+    assert [p.name for p in (tmp_path / "checkpoints" / "last").iterdir()] == ["2"]
+    assert _resumed(tmp_path)[1:] == ({"n": 2}, [])
+
+
+def test_a_folder_belongs_to_one_process(tmp_path):
+    said = f"another process is at work in {tmp_path}; wait until it has ended, or "
+    with checkpoint.claim(tmp_path):
+        with pytest.raises(UserError, match=f"^{said}choose another --workdir$"):
+            with checkpoint.claim(tmp_path):
+                pass
+    with checkpoint.claim(tmp_path):
+        pass
+
+
+def test_a_disk_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with checkpoint.claim(tmp_path):
+        pass
+    assert caplog.messages == [
+        f"{tmp_path} cannot be locked (No locks available): see to it that no other "
+        "process works there"
+    ]
 
 
 def test_restore_best_needs_a_checkpoint(tmp_path, tiny_config):

@@ -22,7 +22,7 @@ def get_config():
 """
 # Runs the training program, which kills itself the hard way at a chosen moment.
 KILLED = """
-import os, signal, threading
+import os, pathlib, signal, threading
 from hapre_jax import checkpoint, cli, log, train
 
 def die():
@@ -58,6 +58,18 @@ def late(self, name, state, progress):
 
 checkpoint.Checkpoints.save = late
 """
+# The report of a finished training, half of which is on the disk.
+IN_THE_REPORT = """
+write_text = pathlib.Path.write_text
+
+def half(self, text, **options):
+    if self.name == "report.html.partial":
+        write_text(self, text[: len(text) // 2], **options)
+        die()
+    return write_text(self, text, **options)
+
+pathlib.Path.write_text = half
+"""
 
 
 def _command(tmp_path, workdir, *start):
@@ -83,8 +95,9 @@ def _kill(tmp_path, workdir, patch):
 
 
 def _arrays(workdir, name):
-    """All arrays of a checkpoint, and the rest of what it says."""
-    (folder,) = (workdir / "checkpoints" / name).iterdir()
+    """All arrays of the newest checkpoint, and the rest of what it says."""
+    found = (workdir / "checkpoints" / name).iterdir()
+    folder = max(found, key=lambda path: int(path.name))
     handler = ocp.CompositeCheckpointHandler(
         state=ocp.StandardCheckpointHandler(), progress=ocp.JsonCheckpointHandler()
     )
@@ -144,16 +157,23 @@ def test_six_steps_are_three_and_three_in_a_new_process(
     _assert_same_run(finished_run, workdir)
 
 
-def test_kill_9_in_both_phases_changes_nothing(tmp_path, finished_run):
+def test_kill_9_in_all_phases_changes_nothing(tmp_path, finished_run):
     workdir = tmp_path / "run"
     _kill(tmp_path, workdir, IN_A_RECORD)
     assert (workdir / "plain" / "metrics.jsonl").read_text().endswith('{"kind": "tra')
     assert not (workdir / "metrics.jsonl").exists()
     _kill(tmp_path, workdir, IN_A_CHECKPOINT)
     assert (workdir / "plain" / "results.json").exists()
+    _kill(tmp_path, workdir, IN_THE_REPORT)
+    assert (workdir / "report.html.partial").exists()
     said = _train(tmp_path, workdir)
-    assert "hapre: going on from step" in said
+    assert "hapre: going on from step 6" in said
     _assert_same_run(finished_run, workdir)
+    names = [
+        {path.relative_to(run) for path in run.rglob("*") if path.parent.name != "d"}
+        for run in (finished_run, workdir)
+    ]
+    assert names[0] == names[1]
 
 
 def test_a_finished_run_started_again_does_nothing_and_prints_its_table(

@@ -7,6 +7,7 @@ will need them. The order depends on the seed alone, and starts at any position.
 import functools
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -19,6 +20,8 @@ from hapre_jax.data import dataset, frames
 _EPOCHS = 1 << 30
 # Between the seeds of a batch's order and of its partner's: far from seeds in use.
 _OTHER_SEED = 1 << 31
+# For a program to save what it has; what Slurm gives by default (KillWait).
+_GRACE_SECONDS = 30
 
 
 class TrainIterator:
@@ -195,7 +198,18 @@ def _deliver(batches, source: dataset.Dataset, threads: int, processes: int):
 
 
 def _end_with_parent(index: int, count: int) -> None:
-    """Ends a worker whose program was killed: it would wait for it forever."""
+    """Ends a worker whose program has ended, and not before.
+
+    Of a program that was killed it would wait for the next request forever. Ctrl-C and
+    a cluster tell all processes of a program to stop at once: the program itself ends
+    its workers, after it has saved what it has.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def leave(number, frame):
+        threading.Timer(_GRACE_SECONDS, os._exit, (1,)).start()
+
+    signal.signal(signal.SIGTERM, leave)
 
     def wait():
         parent = multiprocessing.parent_process()

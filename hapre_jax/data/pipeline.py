@@ -6,6 +6,7 @@ are kept in memory, if they fit; if not, each batch reads its films again (`feed
 
 import concurrent.futures
 import csv
+import io
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hapre_jax import errors
+from hapre_jax import atomic, errors
 from hapre_jax.config import DataConfig
 from hapre_jax.data import dataset, frames, sources, splits
 
@@ -95,12 +96,22 @@ def load(
     return divided
 
 
+def division(divided: dataset.Splits) -> list[splits.Row]:
+    """What a split file says of a source that `load` has divided."""
+    return [
+        splits.Row(name, digest, part.classes[label], group, split)
+        for split, part in zip(splits.SPLITS, divided, strict=True)
+        for name, digest, label, group in zip(
+            part.names, part.hashes, part.labels, part.groups, strict=True
+        )
+    ]
+
+
 def write_unreadable(path: pathlib.Path, films: Sequence[Unreadable]) -> None:
     """Lists films that were left out, and why, as CSV with the columns path,reason."""
-    with open(
-        path, "w", newline="", encoding="utf-8", errors="surrogateescape"
-    ) as file:
-        csv.writer(file).writerows([("path", "reason"), *films])
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([("path", "reason"), *films])
+    atomic.write_text(path, text.getvalue())
 
 
 def _examples(

@@ -1,14 +1,14 @@
 """Which image is trained on, chosen by or tested on; and the file that remembers it."""
 
 import csv
-import os
+import io
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from hapre_jax import errors
+from hapre_jax import atomic, errors
 
 SPLITS = ("train", "validation", "test")
 LEVELS = ("group", "image")
@@ -149,15 +149,9 @@ def refuse_leaks(rows: Iterable[Row], *, groups: bool = True) -> None:
 def write(path: pathlib.Path, rows: Iterable[Row]) -> None:
     """Writes a split file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    # surrogateescape: file names need not be UTF-8.
-    with open(
-        temporary, "w", newline="", encoding="utf-8", errors="surrogateescape"
-    ) as file:
-        writer = csv.writer(file)
-        writer.writerow(Row._fields)
-        writer.writerows(rows)
-    os.replace(temporary, path)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([Row._fields, *rows])
+    atomic.write_text(path, text.getvalue())
 
 
 def read(path: pathlib.Path) -> list[Row]:

@@ -1,0 +1,55 @@
+"""Ctrl-C, and the signal with which a cluster takes a machine back."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+
+class Interrupt:
+    """Whether a signal was held back: true or false, and its name."""
+
+    number: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.number is not None
+
+    @property
+    def name(self) -> str:
+        """As "SIGTERM"; empty where there was none."""
+        return signal.Signals(self.number).name if self.number else ""
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[Interrupt]:
+    """Holds SIGINT and SIGTERM back while there is work to save; they act at the end.
+
+    A second one acts at once. Signals that the program ignores, as under `nohup`, stay
+    ignored, and outside of the main thread nothing is held back.
+    """
+    interrupt = Interrupt()
+    handlers: dict[int, Any] = {}
+
+    def restore():
+        while handlers:
+            signal.signal(*handlers.popitem())
+
+    def hold(number, frame):
+        if interrupt:
+            restore()
+            signal.raise_signal(number)
+        interrupt.number = number
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handler = signal.getsignal(number)
+            if handler not in (signal.SIG_IGN, None):
+                handlers[number] = handler
+                signal.signal(number, hold)
+    try:
+        yield interrupt
+    finally:
+        restore()
+    if interrupt.number is not None:
+        signal.raise_signal(interrupt.number)
