@@ -382,6 +382,27 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     assert (tmp_path / "config.json").read_bytes() == before
 
 
+def test_all_that_differs_is_listed(tmp_path):
+    checkpoint.write_config(tmp_path, Config(seed=3, train=TrainConfig(steps=7)))
+    with pytest.raises(UserError) as error:
+        checkpoint.check_workdir(tmp_path, Config(train=TrainConfig(batch_size=8)))
+    assert str(error.value) == (
+        f"{tmp_path} holds a run with seed = 3, not 0, train.steps = 7, not 700, "
+        "train.batch_size = 32, not 8; choose another --workdir, or delete that folder"
+    )
+
+
+def test_a_config_of_another_version_is_refused_with_all_its_fields(tmp_path):
+    values = config.to_dict(Config()) | {"task": {"wings": 2}, "flies": True, "x": {}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError) as error:
+        checkpoint.check_workdir(tmp_path, Config())
+    assert str(error.value) == (
+        f"config file {tmp_path}/config.json: config has no fields task.wings, flies, "
+        "x; --help lists all"
+    )
+
+
 def test_a_damaged_config_is_named(tmp_path):
     text = json.dumps(config.to_dict(Config()))
     (tmp_path / "config.json").write_text(text[: len(text) // 2])

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -207,3 +209,44 @@ def test_run_lets_bugs_through(monkeypatch):
     monkeypatch.setattr("sys.argv", ["program"])
     with pytest.raises(ZeroDivisionError):
         cli.run(main)
+
+
+ENDS = """
+import errno, os, signal, sys
+from hapre_jax import cli
+
+def main(argv):
+    {line}
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143, "terminated\n"),
+        ("os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted\n"),
+        (
+            "open('/dev/full', 'w').write('x' * 99999)",
+            2,
+            "error: No space left on device\n",
+        ),
+        (
+            "raise OSError(errno.EROFS, 'Read-only file system', '/data/x')",
+            2,
+            "error: /data/x: Read-only file system\n",
+        ),
+    ],
+)
+def test_how_programs_end(line, code, said):
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS.format(line=line)], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_an_error_of_ours_keeps_its_traceback():
+    program = ENDS.format(line="open('/nowhere/x')")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True)
+    assert done.returncode == 1 and b"FileNotFoundError" in done.stderr

@@ -316,7 +316,9 @@ def test_zip_bombs(tmp_path, monkeypatch, kind, is_honest):
         tree.read("bomb.png")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 40 << 20
+    # Of LZMA, zipfile unpacks 4 KiB at least, which may be most of this small bomb.
+    if kind == zipfile.ZIP_DEFLATED or is_honest:
+        assert peak < 10 << 20
     assert tree.read("b.png") == b"fine"
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,6 +192,34 @@ def test_each_network_has_its_own_learning_rate_and_start():
     # Adam moves by the learning rate against a constant gradient, whatever its size.
     np.testing.assert_allclose(tasks, [4.9, 4.8, 4.7], rtol=1e-4)
     np.testing.assert_allclose(policies, [5.0, 5.0, 4.8], rtol=1e-4)
+
+
+@pytest.mark.parametrize("bad", ["loss", "task", "policy", "statistics"])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(bad):
+    def loss(params, model_state, average, batch, key, step):
+        is_bad = step == 1
+        scale = {n: jnp.where(is_bad & (bad == n), jnp.inf, 1.0) for n in params}
+        value = sum(scale[name] * jnp.sum(params[name]) for name in params)
+        count = model_state["task"]["n"] + jnp.where(
+            is_bad & (bad == "statistics"), jnp.nan, 1.0
+        )
+        said = jnp.where(is_bad & (bad == "loss"), jnp.nan, 0.0)
+        return value, Aux({"task": {"n": count}, "policy": {}}, {"loss": said})
+
+    config = _config(on_nonfinite="skip", average_decay=0.5, clip_norm=0.0)
+    method, optimizer = _quadratic()._replace(loss=loss), state.make_optimizer(config)
+    step = state.make_step(method, optimizer, config)
+    states = [state.init(method, optimizer, config)]
+    for _ in range(3):
+        new, metrics = step(jax.tree.map(jnp.copy, states[-1]), _batch())
+        states.append(new)
+        is_finite = [bool(np.isfinite(value)) for value in metrics.values()]
+        assert all(is_finite) == (len(states) != 3)
+    assert [int(now.step) for now in states] == [0, 1, 2, 3]
+    chex.assert_trees_all_equal(states[1]._replace(step=states[2].step), states[2])
+    assert states[3].model_state["task"]["n"] == 2
+    assert (states[3].params["task"] < states[2].params["task"]).all()
+    chex.assert_tree_all_finite(states[3])
 
 
 def test_gradients_are_clipped_before_adam():

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -10,13 +11,15 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
 from PIL import Image
 
-from hapre_jax import checkpoint, cli, config, state, train
+from hapre_jax import checkpoint, cli, config, errors, log, state, train
 from hapre_jax import evaluate as evaluation
+from hapre_jax.data import pipeline, splits
 from hapre_jax.errors import UserError
 from hapre_jax.framework import Prediction
 from hapre_jax.methods import METHODS
@@ -207,10 +210,17 @@ def test_a_huge_learning_rate_stops_with_the_last_good_checkpoint(
     workdir = tmp_path / "run"
     said = fails("--config", experiment, "--workdir", workdir, *flags)
     # The rate rises from 0 in the first step, so the second one destroys the weights.
+    record = log.read(workdir / "metrics.jsonl")[-1]
+    films = record.pop("films")
+    assert record == {"kind": "not_finite", "step": 2, "metrics": ["weight_norm/task"]}
+    rows = splits.read(workdir / "splits.csv")
+    trained = {row.path for row in rows if row.split == "train"}
+    assert len(set(films)) == 4 and set(films) <= trained
     assert said == (
-        f"weight_norm/task is not finite at step 2; the last good checkpoint is "
+        f"weight_norm/task is not finite at step 2 (films {films[0]}, {films[1]}, "
+        f"{films[2]} and 1 more); the last good checkpoint is "
         f"{workdir}/checkpoints/last/1; lower train.task_learning_rate or "
-        "train.policy_learning_rate"
+        "train.policy_learning_rate, or set train.on_nonfinite to skip"
     )
     settings = config.override_all(plain_config, changes)
     assert _assert_finite(workdir, settings) == 1
@@ -225,10 +235,12 @@ def test_the_step_is_named_though_metrics_are_read_rarely(
     tmp_path, monkeypatch, plain_config, name, value
 ):
     """Five steps wait on the device when the bad one is found among them."""
+    seen = {}
 
     def make_step(method, optimizer, config, mesh):
         def step(now, batch):
             count = int(now.step) + 1
+            seen[count] = [int(row) for row in batch["index"]]
             metrics = {"a": np.float32(1), name: np.float32(value if count > 1 else 0)}
             return now._replace(step=np.int32(count)), metrics
 
@@ -240,11 +252,181 @@ def test_the_step_is_named_though_metrics_are_read_rarely(
     settings = dataclasses.replace(plain_config, train=rarely)
     with pytest.raises(UserError) as error:
         train.train_and_evaluate(settings, tmp_path)
+    trained = pipeline.load(settings.data, seed=settings.seed).train.names
+    films = [trained[row] for row in seen[2]]
     assert str(error.value) == (
-        f"{name} is not finite at step 2; no checkpoint yet; lower "
+        f"{name} is not finite at step 2 (films {films[0]}, {films[1]}, {films[2]} and "
+        "1 more); no checkpoint yet; lower train.task_learning_rate or "
+        "train.policy_learning_rate, or set train.on_nonfinite to skip"
+    )
+    assert log.read(tmp_path / "metrics.jsonl")[-1]["films"] == films
+    assert not list((tmp_path / "checkpoints" / "last").iterdir())
+
+
+def _with_nan(monkeypatch, *steps):
+    """Films of some steps that are not finite when they come to the network."""
+    make = METHODS["plain"]
+
+    def broken(settings, classes):
+        method = make(settings, classes)
+
+        def loss(params, model_state, average, batch, key, step):
+            is_bad = jnp.isin(step, jnp.array(steps))
+            image = jnp.where(is_bad, jnp.nan, batch["image"])
+            batch = batch | {"image": image}
+            return method.loss(params, model_state, average, batch, key, step)
+
+        return method._replace(loss=loss)
+
+    monkeypatch.setitem(METHODS, "plain", broken)
+
+
+def test_steps_that_are_not_finite_are_skipped_on_request(
+    tmp_path, monkeypatch, plain_config
+):
+    # The third of six; steps count from 0 inside.
+    _with_nan(monkeypatch, 2)
+    changes = {"on_nonfinite": "skip", "log_every": 2}
+    settings = dataclasses.replace(
+        plain_config, train=dataclasses.replace(plain_config.train, **changes)
+    )
+    said = io.StringIO()
+    console = rich.console.Console(file=said)
+    train.train_and_evaluate(settings, tmp_path / "run", console=console)
+    records = log.read(tmp_path / "run" / "metrics.jsonl")
+    (bad,) = [record for record in records if record["kind"] == "not_finite"]
+    assert bad["step"] == 3 and "grad_norm/task" in bad["metrics"]
+    films = errors.listing(bad["films"])
+    first = bad["metrics"][0]
+    sentence = f"plain: {first} is not finite at step 3 (films {films}); it is skipped"
+    assert sentence in said.getvalue().splitlines()
+    means = [record for record in records if record["kind"] == "train"]
+    assert [record["step"] for record in means] == [2, 4, 6]
+    assert all(np.isfinite(record["grad_norm/task"]) for record in means)
+    assert _assert_finite(tmp_path / "run", settings) == 6
+
+
+def test_a_run_that_only_skips_ends(tmp_path, monkeypatch, plain_config):
+    _with_nan(monkeypatch, 2, 3)
+    changes = {"on_nonfinite": "skip", "log_every": 2}
+    settings = dataclasses.replace(
+        plain_config, train=dataclasses.replace(plain_config.train, **changes)
+    )
+    with pytest.raises(UserError) as error:
+        train.train_and_evaluate(settings, tmp_path)
+    assert str(error.value) == (
+        "all steps of the last record, until step 4, were skipped as not finite: lower "
         "train.task_learning_rate or train.policy_learning_rate"
     )
-    assert not list((tmp_path / "checkpoints" / "last").iterdir())
+    assert _assert_finite(tmp_path, settings) == 2
+
+
+# Interrupted.
+
+# Runs the training program, and tells it to stop while its third step is computed.
+SIGNALLED = """
+import os, signal, sys
+from hapre_jax import cli, state, train
+make_step = state.make_step
+
+def signalled(*arguments):
+    step = make_step(*arguments)
+
+    def stepped(now, batch):
+        if int(now.step) == 2:
+            os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
+        return step(now, batch)
+
+    return stepped
+
+state.make_step = signalled
+cli.run(train.main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.slow)],
+)
+def test_a_run_that_is_told_to_stop_saves_and_ends_in_the_same_bits(
+    tmp_path, plain_config, undisturbed, name, code
+):
+    settings, expected = undisturbed
+    config_file, workdir = tmp_path / "experiment.json", tmp_path / "run"
+    config_file.write_text(json.dumps(config.to_dict(settings)))
+    command = [sys.executable, "-c", SIGNALLED, "--config", config_file]
+    done = subprocess.run(
+        [*command, "--workdir", workdir],
+        cwd=ROOT,
+        env=os.environ | {"SIGNAL": name},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code
+    word = {"SIGTERM": "terminated", "SIGINT": "interrupted"}[name]
+    assert done.stderr == f"{word}\n"
+    said = (
+        f"plain: {name} at step 3, which is saved; the same command goes on from there"
+    )
+    assert done.stdout.splitlines()[-1] == said
+    assert (workdir / "checkpoints" / "last" / "3").is_dir()
+    # The record of steps 1 to 4 is not due yet.
+    assert (workdir / "metrics.jsonl").read_bytes() == b""
+    train.train_and_evaluate(settings, workdir)
+    for file in ("metrics.jsonl", "predictions.csv", "learning.png"):
+        assert (workdir / file).read_bytes() == (expected / file).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, tiny_config):
+    """A config whose records and checkpoints are far apart, and its run."""
+    rare = {"log_every": 4, "checkpoint_every": 4, "eval_every": 6}
+    settings = dataclasses.replace(
+        tiny_config,
+        method="plain",
+        compare_plain=False,
+        train=dataclasses.replace(tiny_config.train, **rare),
+    )
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    train.train_and_evaluate(settings, workdir)
+    return settings, workdir
+
+
+def test_two_processes_in_one_folder(tmp_path, experiment, plain_config, fails):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    checkpoint.write_config(workdir, plain_config)
+    with checkpoint.claim(workdir):
+        said = fails("--config", experiment, "--workdir", workdir)
+    assert said == (
+        f"another process is at work in {workdir}; wait until it has ended, or choose "
+        "another --workdir"
+    )
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_after_room_is_made(
+    tmp_path, experiment, monkeypatch, undisturbed, fails
+):
+    settings, expected = undisturbed
+    experiment.write_text(json.dumps(config.to_dict(settings)))
+    workdir = tmp_path / "run"
+    write = log.MetricsLog.write
+
+    def fill(self, kind, step, metrics):
+        if step == 6:  # a device that is always full
+            self._file.close()
+            self._file = open("/dev/full", "a")
+        write(self, kind, step, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log.MetricsLog, "write", fill)
+        said = fails("--config", experiment, "--workdir", workdir)
+    assert said == (
+        f"{workdir}/metrics.jsonl cannot be written: No space left on device"
+    )
+    train.train_and_evaluate(settings, workdir)
+    for file in ("metrics.jsonl", "predictions.csv"):
+        assert (workdir / file).read_bytes() == (expected / file).read_bytes()
 
 
 # Bad input. A command that cannot work leaves nothing behind, so that the corrected one

@@ -1,0 +1,64 @@
+import signal
+import threading
+
+import pytest
+
+from hapre_jax import interrupts
+
+
+def test_an_interrupt_waits_until_the_work_is_saved():
+    saved = False
+    with pytest.raises(KeyboardInterrupt):
+        with interrupts.held_back() as interrupt:
+            assert not interrupt and interrupt.name == ""
+            signal.raise_signal(signal.SIGINT)
+            assert interrupt and interrupt.name == "SIGINT"
+            saved = True
+    assert saved
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_interrupt_does_not_wait():
+    with pytest.raises(KeyboardInterrupt):
+        with interrupts.held_back():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("it waited")
+
+
+def test_an_error_is_not_hidden_by_an_interrupt():
+    with pytest.raises(ZeroDivisionError):
+        with interrupts.held_back():
+            signal.raise_signal(signal.SIGINT)
+            raise ZeroDivisionError
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_without_a_signal_handlers_are_as_before():
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    with interrupts.held_back():
+        pass
+    assert before == [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_ignored_signals_stay_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interrupts.held_back() as interrupt:
+            signal.raise_signal(signal.SIGINT)
+            assert not interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_other_threads_hold_nothing_back():
+    held = []
+
+    def work():
+        with interrupts.held_back() as interrupt:
+            held.append(bool(interrupt))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert held == [False]
