@@ -30,7 +30,8 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
                 partial.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+        reason = error.strerror or error
+        raise UserError(f"{path} cannot be written: {reason}") from error
 
 
 def write_text(path: pathlib.Path, text: str) -> None:

@@ -6,6 +6,7 @@ from PIL import Image, ImageDraw
 
 from hapre_jax import figures
 from hapre_jax.data.dataset import Dataset
+from hapre_jax.errors import UserError
 from hapre_jax.framework import Prediction
 from hapre_jax.landscape import Landscape
 
@@ -86,9 +87,10 @@ def test_a_picture_is_replaced_at_once(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match=f"^{path} cannot be written: no space left$"):
         figures.save(Image.new("RGB", (4, 4)), path)
     assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_box_of_the_whole_image_is_visible_on_all_sides():

@@ -65,8 +65,6 @@ class Tree:
         """
         try:
             return self._read(name)
-        except errors.UserError:
-            raise
         # zipfile has no common base class: RuntimeError asks for a password,
         # NotImplementedError is an unknown compression, zlib.error a damaged stream.
         except Exception as error:
@@ -125,16 +123,23 @@ def read_file(path: pathlib.Path) -> bytes:
         readable.
     """
     try:
-        # Opening a pipe would wait for one who writes.
-        if path.exists() and not path.is_file():
-            raise errors.UserError(f"{path} cannot be read: it is no regular file")
-        with path.open("rb") as file:
-            return _read_all(file, str(path), 1 << 20)
+        return _read_regular(path)
     except OSError as error:
-        raise errors.UserError(f"{path} cannot be read: {error.strerror}") from error
+        reason: str | None = error.strerror
+    except ValueError as error:
+        reason = str(error)
+    raise errors.UserError(f"{path} cannot be read: {reason}")
 
 
-def _read_all(file: IO[bytes], name: str, step: int, *, size: int = 0) -> bytes:
+def _read_regular(path: pathlib.Path) -> bytes:
+    # Opening a pipe would wait for one who writes.
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
+    with path.open("rb") as file:
+        return _read_all(file, 1 << 20)
+
+
+def _read_all(file: IO[bytes], step: int, *, size: int = 0) -> bytes:
     """All of a file in steps of some bytes; `size` is what it claims to have."""
     parts, got = [], 0
     while size <= dicom.MAX_BYTES and (part := file.read(step)):
@@ -142,9 +147,7 @@ def _read_all(file: IO[bytes], name: str, step: int, *, size: int = 0) -> bytes:
         got += len(part)
         size = max(size, got)
     if size > dicom.MAX_BYTES:
-        raise errors.UserError(
-            f"{name} cannot be read: it has more than {dicom.MAX_BYTES >> 20} MiB"
-        )
+        raise ValueError(f"it has more than {dicom.MAX_BYTES >> 20} MiB")
     return b"".join(parts)
 
 
@@ -303,7 +306,7 @@ def _open_zip(path: pathlib.Path) -> Tree:
 
 
 def _read_below(root: pathlib.Path, name: str) -> bytes:
-    return read_file(root / name)
+    return _read_regular(root / name)
 
 
 class _ZipReader:
@@ -321,7 +324,7 @@ class _ZipReader:
             # Of other kinds zipfile unpacks all that it has read, at least 4 KiB.
             step = 1 << 20 if is_bounded else 1 << 12
             size = self._archive.getinfo(name).file_size  # as it says
-            return _read_all(entry, f"{name} in {self._path}", step, size=size)
+            return _read_all(entry, step, size=size)
 
     def __reduce__(self):
         return _ZipReader, (self._path,)
