@@ -305,7 +305,7 @@ def test_steps_that_are_not_finite_are_skipped_on_request(
 
 
 def test_a_run_that_only_skips_ends(tmp_path, monkeypatch, plain_config):
-    def make_step(method, optimizer, config):
+    def make_step(method, optimizer, config, mesh):
         def step(now, batch):
             count = int(now.step) + 1
             metrics = {"loss": np.float32(np.nan if count in (3, 4) else 1)}
