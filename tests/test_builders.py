@@ -1,7 +1,9 @@
 """Small real trees, stored by TFDS and read back."""
 
+import fcntl
 import hashlib
 import io
+import os
 import pathlib
 import shutil
 import subprocess
@@ -749,6 +751,24 @@ def test_where_nothing_can_be_written(tmp_path):
         prepare("folder", "--root", root, "--out", out)
     said = f"{out}/folder/1.0.0 cannot be prepared: [Errno 20] Not a directory: "
     assert str(caught.value).startswith(said)
+
+
+def test_what_a_killed_process_has_left_is_removed(tmp_path):
+    root, out = root_of("folder", tmp_path / "raw"), tmp_path / "out"
+    left = out / "folder" / "incomplete.06SW8V_1.0.0"
+    left.mkdir(parents=True)
+    (left / "folder-train.array_record-00000-of-00001").write_bytes(b"half")
+    descriptor = os.open(left.parent, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(errors.UserError) as caught:
+        prepare("folder", "--root", root, "--out", out)
+    assert str(caught.value) == (
+        f"another process prepares {out}/folder/1.0.0; wait until it has ended"
+    )
+    assert left.exists()
+    os.close(descriptor)
+    prepare("folder", "--root", root, "--out", out)
+    assert [path.name for path in (out / "folder").iterdir()] == ["1.0.0"]
 
 
 def test_a_folder_without_its_index_is_not_taken_for_finished(tmp_path):

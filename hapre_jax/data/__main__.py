@@ -3,10 +3,13 @@
 import argparse
 import collections
 import contextlib
+import fcntl
 import io
 import json
+import os
 import pathlib
 import shlex
+import shutil
 import sys
 import tempfile
 import textwrap
@@ -99,6 +102,7 @@ def prepare(
     tfds.disable_progress_bar()
     with (
         _naming(folder),
+        _alone(folder),
         log.progress_bar(console, f"{name} films") as update,
         tempfile.TemporaryDirectory() as downloads,  # nothing is downloaded
         contextlib.redirect_stdout(io.StringIO()),  # TFDS has its own words
@@ -110,6 +114,32 @@ def prepare(
         pipeline.write_unreadable(folder / "unreadable.csv", failed)
         _say_what_is_left_out(console, failed)
     return folder
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """Keeps other processes out, and removes what one that was killed has left.
+
+    Raises:
+      UserError: another process prepares the same data set in the same place.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for left in folder.parent.glob(f"{prepared.INCOMPLETE}*_{folder.name}"):
+            shutil.rmtree(left)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise UserError(
+            f"another process prepares {folder}; wait until it has ended"
+        ) from error
+    except OSError:
+        pass  # a disk without locks: what is left there may be of a process at work
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from hapre_jax import errors
 from hapre_jax.data import dataset
 
 INDEX = "films.jsonl"
-_INCOMPLETE = "incomplete."  # how TFDS calls a folder until it is finished
+INCOMPLETE = "incomplete."  # how TFDS calls a folder until it is finished
 
 
 class Header(NamedTuple):
@@ -77,7 +77,7 @@ def _folders(top: pathlib.Path) -> list[pathlib.Path]:
     found: dict[pathlib.Path, pathlib.Path] = {}
     for depth in ("", "*/", "*/*/", "*/*/*/"):
         for path in sorted(top.glob(depth + INDEX)):
-            if not path.parent.name.startswith(_INCOMPLETE):
+            if not path.parent.name.startswith(INCOMPLETE):
                 found.setdefault(path.resolve(), path.parent)
     return list(found.values())
 
