@@ -119,8 +119,10 @@ def test_rewards_are_bounded(losses, balance):
     original, detected, *others = map(float, arrays)
     assert 0 <= found.choice <= len(others)
     assert (found.choice == 0) == (detected < original)
-    # A weight: at most 1 where the area helps, else at most what it costs.
-    assert 0 <= found.reward <= max(1, detected - original)
+    # A weight: at most 1 where something helps, else between what the area costs and
+    # what the best neighbor costs.
+    cost = max(detected - original, min(others) - detected)
+    assert 0 <= found.reward <= max(1, cost * (1 + 1e-6))
     if found.choice > 0:
         assert others[int(found.choice) - 1] == min(others)
     if detected < original:
