@@ -230,6 +230,24 @@ def random_image(height, width, channels=1):
     return rng.uniform(size=(height, width, channels)).astype(np.float32)
 
 
+@pytest.mark.parametrize(
+    ("places", "box"),
+    [
+        ([(0, 0)], (0, 0, 1 / 4, 1 / 5)),
+        ([(3, 4)], (3 / 4, 4 / 5, 1, 1)),
+        ([(1, 1), (2, 3)], (1 / 4, 1 / 5, 3 / 4, 4 / 5)),
+        ([(0, 3), (3, 1)], (0, 1 / 5, 1, 4 / 5)),
+        ([], (0, 0, 1, 1)),
+        (list(np.ndindex(4, 5)), (0, 0, 1, 1)),
+    ],
+)
+def test_bounding_box_of_a_mask(variant, places, box):
+    mask = np.zeros((4, 5), bool)
+    for place in places:
+        mask[place] = True
+    np.testing.assert_allclose(variant(boxes.bounding_box)(jnp.array(mask)), box)
+
+
 def test_crop_of_the_whole_image_at_its_size_is_the_image():
     image = random_image(24, 24, 3)
     crop = boxes.crop_and_resize(jnp.array(image), box(*boxes.WHOLE), size=24)

@@ -5,9 +5,8 @@ import json
 import pathlib
 
 import pytest
-import scipy.stats
 
-from hapre_jax import experiments, metrics
+from hapre_jax import experiments
 from hapre_jax.errors import UserError
 
 _FILE = pathlib.Path(__file__).parents[1] / "launch" / "grid.py"
@@ -43,16 +42,6 @@ def test_grid_is_all_combinations_with_all_seeds(tmp_path):
 def test_malformed_setting_is_refused(setting, tmp_path):
     with pytest.raises(UserError, match="PATH=VALUE"):
         grid.grid("c.py", [setting], 1, tmp_path)
-
-
-@pytest.mark.parametrize("n", [2, 3, 5, 11])
-def test_interval_is_students(n):
-    values = [0.1 * i**2 for i in range(n)]
-    low, high = scipy.stats.t.interval(
-        0.95, n - 1, scipy.stats.tmean(values), scipy.stats.sem(values)
-    )
-    assert metrics.interval(values) == pytest.approx((high - low) / 2, rel=2e-4)
-    assert metrics.interval([1.0]) is None
 
 
 def test_finished_grid_is_summarized(tmp_path, capsys):

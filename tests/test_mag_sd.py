@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from hapre_jax import boxes, config, framework, nets, pretrained, tasks
+from hapre_jax import config, framework, nets, pretrained, tasks
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS, mag_sd
 from hapre_jax.nets import mag_sd as net_lib
@@ -185,24 +185,6 @@ def test_attended_places_by_hand(variant):
     found = variant(mag_sd.attended)(attention, jnp.array(0.4))
     np.testing.assert_array_equal(found, expected)
     assert not variant(mag_sd.attended)(jnp.zeros((2, 3)), jnp.array(0.4)).any()
-
-
-@pytest.mark.parametrize(
-    ("places", "box"),
-    [
-        ([(0, 0)], (0, 0, 1 / 4, 1 / 5)),
-        ([(3, 4)], (3 / 4, 4 / 5, 1, 1)),
-        ([(1, 1), (2, 3)], (1 / 4, 1 / 5, 3 / 4, 4 / 5)),
-        ([(0, 3), (3, 1)], (0, 1 / 5, 1, 4 / 5)),
-        ([], (0, 0, 1, 1)),
-        (list(np.ndindex(4, 5)), (0, 0, 1, 1)),
-    ],
-)
-def test_bounding_box_of_a_mask(variant, places, box):
-    mask = np.zeros((4, 5), bool)
-    for place in places:
-        mask[place] = True
-    np.testing.assert_allclose(variant(boxes.bounding_box)(jnp.array(mask)), box)
 
 
 def test_boxes_are_padded_by_a_tenth_of_the_image_and_cut():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 import sklearn.metrics
 
 from hapre_jax import metrics
@@ -85,3 +86,13 @@ def test_empty_split_scores_0():
 def test_labels_and_predictions_need_equal_length():
     with pytest.raises(AssertionError):
         metrics.confusion_matrix(jnp.array([0, 1]), jnp.array([0]), num_classes=2)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 11])
+def test_interval_is_students(n):
+    values = [0.1 * i**2 for i in range(n)]
+    low, high = scipy.stats.t.interval(
+        0.95, n - 1, scipy.stats.tmean(values), scipy.stats.sem(values)
+    )
+    assert metrics.interval(values) == pytest.approx((high - low) / 2, rel=2e-4)
+    assert metrics.interval([1.0]) is None
