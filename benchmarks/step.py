@@ -6,8 +6,10 @@
 A case is NETWORK:BATCH:SIDE:TYPE. Each library has a process of its own, and the same
 weights, images and boxes; what both say of the first step is compared before anything
 is timed. On a CPU their runs alternate, so that what else the machine does meets both
-alike; ratios are PyTorch's median time over ours, above 1 where we are faster. Needs
-JAX, Flax, Optax, chex, NumPy and PyTorch, no package of data or pictures.
+alike; ratios are PyTorch's median time over ours, above 1 where we are faster, and on
+a busy machine those of the fastest runs tell more, on one core (`taskset -c 0`) most:
+threads that wait for each other wait for what else runs. Needs JAX, Flax, Optax, chex,
+NumPy and PyTorch, no package of data or pictures.
 
 float32 is TF32 on a GPU in both libraries. The bound of a step is the larger of what
 its operations take at the speed of a large matrix product and what its bytes, as XLA
@@ -422,7 +424,8 @@ def show(result):
             f"  {name:16}{1e3 * it['seconds']:9.1f} ms, "
             f"{case.batch / it['seconds']:8.1f} images/s, "
             f"{mine['flops'] / it['seconds'] / 1e12:7.2f} TFLOP/s, "
-            f"ratio {it['seconds'] / seconds:5.2f}, "
+            f"ratio {it['seconds'] / seconds:5.2f} "
+            f"(of fastest runs {min(it['runs']) / min(mine['runs']):5.2f}), "
             f"start {it['start']:.0f} s{peak}"
         )
     print(
