@@ -46,7 +46,7 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
         # Not Orbax's own, which are made for the cloud.
-        self._folder = (workdir / "checkpoints").absolute()
+        self._folder = (workdir / "checkpoints").resolve()
 
         def manager(name, keep):
             options = ocp.CheckpointManagerOptions(

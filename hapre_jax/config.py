@@ -518,6 +518,19 @@ class TrainConfig:
         "the run, or is skipped.",
         choices=("stop", "skip"),
     )
+    steps_per_call: int = option(
+        1,
+        "Steps that a device makes without the host; more are for GPUs and small "
+        "steps, as on a CPU convolutions in a loop take several times as long. Divides "
+        "train.steps and all that counts them.",
+        at_least=1,
+    )
+    parts: int = option(
+        1,
+        "Parts of a batch that are computed one after the other, to save memory; each "
+        "has its own batch statistics. Slow on a CPU, for the same reason.",
+        at_least=1,
+    )
     tensorboard: bool = option(False, "Write TensorBoard files too.")
     log_every: int = option(20, "Steps between two lines of metrics.", at_least=1)
     eval_every: int = option(250, "Steps between two validations.", at_least=1)
@@ -525,6 +538,17 @@ class TrainConfig:
 
     def __post_init__(self):
         check(self, "train.")
+        for name in ("steps", "log_every", "eval_every", "checkpoint_every"):
+            if getattr(self, name) % self.steps_per_call:
+                raise UserError(
+                    f"train.{name} is {getattr(self, name)}, but must be a multiple of "
+                    f"train.steps_per_call, which is {self.steps_per_call}"
+                )
+        if self.batch_size % self.parts:
+            raise UserError(
+                f"train.batch_size is {self.batch_size}, but must be a multiple of "
+                f"train.parts, which is {self.parts}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

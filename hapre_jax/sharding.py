@@ -5,11 +5,17 @@ each device; or, over the axis "model", a part of the channels. XLA does the res
 step is the same program, its statistics of a batch are those of the whole batch.
 """
 
+import contextlib
 import functools
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hapre_jax.config import TrainConfig
@@ -23,15 +29,10 @@ def make_mesh(train: TrainConfig) -> Mesh:
       UserError: there are fewer devices than asked for, or they cannot share a batch.
     """
     found = jax.devices()
-    count = train.devices or len(found)
+    count = len(found) if train.distributed else train.devices or len(found)
     if count > len(found):
         raise UserError(
             f"train.devices is {count}, but there are {len(found)} devices here"
-        )
-    if jax.process_count() > 1 and count < len(found):
-        raise UserError(
-            f"train.devices is {count}, but processes that share a run use all of "
-            f"their {len(found)} devices: give 0"
         )
     if count % train.model_devices:
         raise UserError(
@@ -53,6 +54,50 @@ def make_mesh(train: TrainConfig) -> Mesh:
     )
 
 
+def join(train: TrainConfig) -> None:
+    """Joins the processes of a run; nothing may have been computed before.
+
+    Raises:
+      UserError: nothing says which processes these are.
+    """
+    if not train.distributed:
+        return
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            "train.distributed is true, but the processes of the run cannot be found: "
+            f"start them with srun, mpirun or Kubernetes ({error})"
+        ) from error
+
+
+@contextlib.contextmanager
+def one_writer(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
+    """The folder that this process works in, of a run on a file system of all.
+
+    All processes do the same, but only the first one's files are the run's: the others
+    have copies, which are thrown away. Checkpoints, which they write together, are in
+    the run's folder for all.
+    """
+    if jax.process_count() == 1:
+        yield workdir
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        mine = workdir
+        if jax.process_index():
+            mine = pathlib.Path(scratch, "run")
+            if workdir.exists():
+                ignored = shutil.ignore_patterns("checkpoints")
+                shutil.copytree(workdir, mine, ignore=ignored)
+            for part in ("", "plain"):
+                (mine / part).mkdir(parents=True, exist_ok=True)
+                whole = (workdir / part / "checkpoints").absolute()
+                (mine / part / "checkpoints").symlink_to(whole)
+        multihost_utils.sync_global_devices("the run's folder is copied")
+        yield mine
+        multihost_utils.sync_global_devices("the run is done")
+
+
 def of_state(leaf: Any, mesh: Mesh) -> NamedSharding:
     """Where an array of a state lies: whole everywhere, or its last axis in parts."""
     parts, shape = mesh.shape["model"], np.shape(leaf)
@@ -60,6 +105,14 @@ def of_state(leaf: Any, mesh: Mesh) -> NamedSharding:
         spec = PartitionSpec(*(None,) * (len(shape) - 1), "model")
         return NamedSharding(mesh, spec)
     return NamedSharding(mesh, PartitionSpec())
+
+
+def shapes(state: Any, mesh: Mesh) -> Any:
+    """Shapes of a state, and where `put_state` would put it."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=of_state(x, mesh)),
+        state,
+    )
 
 
 def put_state(tree: Any, mesh: Mesh) -> Any:

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from hapre_jax import pretrained, sharding
 from hapre_jax.config import Config, TrainConfig
-from hapre_jax.framework import Method
+from hapre_jax.framework import Aux, Method
 
 
 class TrainState(NamedTuple):
@@ -222,6 +222,9 @@ def make_step(
 ) -> Callable:
     """The jitted `(state, batch) -> (state, metrics)`; the state is donated.
 
+    With `train.steps_per_call` > 1 it takes a tuple of so many batches, and each of its
+    metrics is `f32[steps]`.
+
     `metrics` has the loss's own, and the norms of each network's gradient and of its
     new weights and statistics: where all are finite, so is the new state. With
     `train.on_nonfinite` at skip, the state keeps all but its step where one is not.
@@ -241,8 +244,8 @@ def make_step(
                 axis=axis,
                 probability=probability,
             )
-        gradients, aux = jax.grad(method.loss, has_aux=True)(
-            state.params, state.model_state, state.average, batch, loss_key, state.step
+        gradients, aux = _gradients(
+            method.loss, state, batch, loss_key, parts=config.train.parts
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -267,4 +270,43 @@ def make_step(
             new = kept._replace(step=state.step + 1)
         return sharding.keep_state(new, mesh), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    def several(state, batches):
+        stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *batches)
+        return jax.lax.scan(step, state, stacked)
+
+    is_single = config.train.steps_per_call == 1
+    return jax.jit(step if is_single else several, donate_argnums=0)
+
+
+def _gradients(loss, state, batch, key, *, parts):
+    """Gradients and `Aux` of a batch: the means over its parts, one after the other."""
+    gradient = jax.grad(loss, has_aux=True)
+    if parts == 1:
+        return gradient(
+            state.params, state.model_state, state.average, batch, key, state.step
+        )
+
+    def add(carried, part):
+        total, model_state = carried
+        index, images = part
+        gradients, aux = gradient(
+            state.params,
+            model_state,
+            state.average,
+            images,
+            jax.random.fold_in(key, index),
+            state.step,
+        )
+        return (jax.tree.map(jnp.add, total, gradients), aux.model_state), aux.metrics
+
+    # Image i goes to part i % parts, so that each device has an equal share of each.
+    divided = jax.tree.map(
+        lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), batch
+    )
+    start = jax.tree.map(jnp.zeros_like, state.params), state.model_state
+    (total, model_state), metrics = jax.lax.scan(
+        add, start, (jnp.arange(parts), divided)
+    )
+    gradients = jax.tree.map(lambda x: x / parts, total)
+    metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
+    return gradients, Aux(model_state, metrics)

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
+import itertools
 import pathlib
 import time
 from collections.abc import Callable
@@ -269,7 +270,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         checkpoints = checkpoint.Checkpoints(workdir)
         stack.callback(checkpoints.close)
-        if restored := checkpoints.resume(now):
+        if restored := checkpoints.resume(sharding.shapes(now, mesh)):
             now, progress, faults = restored
             best_f1, seconds_before = progress["best_f1"], progress["seconds"]
             for fault in faults:
@@ -328,9 +329,14 @@ def fit(
             if jax.process_count() == 1
             else contextlib.nullcontext(interrupts.Interrupt())
         )
-        for step in range(first + 1, end + 1):
-            now, step_metrics = step_fn(now, next(upcoming))
-            if step == first + 1:
+        several = train.steps_per_call
+        for step in range(first + several, end + 1, several):
+            if several == 1:
+                now, step_metrics = step_fn(now, next(upcoming))
+            else:
+                taken = tuple(itertools.islice(upcoming, several))
+                now, step_metrics = step_fn(now, taken)
+            if step == first + several:
                 jax.block_until_ready(step_metrics)
                 took = time.perf_counter() - started
                 log.say(console, f"{config.method}: first step done after {took:.1f} s")
@@ -411,7 +417,7 @@ def _settle(
     Called before a checkpoint of these steps is written.
     """
     finite = []
-    for step, values in jax.device_get(pending):
+    for step, values in _each_step(jax.device_get(pending)):
         wrong = [name for name, value in values.items() if not np.isfinite(value)]
         if not wrong:
             finite.append((step, values))
@@ -426,6 +432,15 @@ def _settle(
             )
         log.say(console, f"{config.method}: {fault}; it is skipped")
     return finite
+
+
+def _each_step(fetched):
+    """Step and metrics, one by one also where one call made several steps."""
+    for last, values in fetched:
+        count = np.size(next(iter(values.values())))
+        for index in range(count):
+            step = last - count + 1 + index
+            yield step, {k: np.atleast_1d(value)[index] for k, value in values.items()}
 
 
 def _films_of(step, config, data) -> list[str]:
@@ -495,9 +510,11 @@ def main(argv: list[str]) -> int:
         "with an interrupted run.",
         default_config="configs/phantom.py",
     )
-    console = rich.console.Console()
+    sharding.join(config.train)
+    console = rich.console.Console(quiet=jax.process_index() > 0)
     workdir = pathlib.Path(arguments.workdir)
-    results = train_and_evaluate(config, workdir, console=console)
+    with sharding.one_writer(workdir) as folder:
+        results = train_and_evaluate(config, folder, console=console)
     assert results is not None  # it was not told to stop early
     console.print(report.summary_table(results))
     if warning := report.verdict(results):

@@ -139,6 +139,23 @@ def test_config_is_frozen_and_hashable():
             "policy.estimator is pathwise, but policy.readout max_sum has no gradient",
         ),
         (
+            lambda: config.TrainConfig(steps_per_call=20),
+            "train.eval_every is 250, but must be a multiple of train.steps_per_call, "
+            "which is 20",
+        ),
+        (
+            lambda: config.TrainConfig(batch_size=9, parts=2),
+            "train.batch_size is 9, but must be a multiple of train.parts, which is 2",
+        ),
+        (
+            lambda: Config(
+                task=config.TaskConfig(net="vgg16", image_size=32),
+                policy=config.PolicyConfig(probe_size=16),
+            ),
+            "policy.probe_size is 16, but vgg16 halves it five times and must have at "
+            "least 32",
+        ),
+        (
             lambda: Config(method="lungs"),
             "method is 'lungs', but must be one of hapre, plain, random_crop, "
             "true_lungs",

@@ -150,6 +150,9 @@ def test_flip_chooses_each_image_by_the_key():
     assert 0.2 < chosen(0).mean() < 0.4  # four standard deviations
 
 
+EVERY_THREE = dict.fromkeys(("log_every", "eval_every", "checkpoint_every"), 3)
+
+
 def _quadratic():
     """A method whose gradients are known: weights of both networks times 1 and 100."""
 
@@ -250,6 +253,44 @@ def test_step_says_its_norms_and_counts():
     assert now.step == 1 and now.model_state["task"]["n"] == 1
     # Without decay the average is the state itself.
     np.testing.assert_array_equal(now.average[0]["task"], now.params["task"])
+
+
+def test_three_steps_of_one_call_are_three_steps():
+    config = _config()
+    method, optimizer = _quadratic(), state.make_optimizer(config)
+    step = state.make_step(method, optimizer, config)
+    one = state.init(method, optimizer, config)
+    seen = []
+    for _ in range(3):
+        one, metrics = step(one, _batch())
+        seen.append(metrics)
+    config = _config(steps=9, steps_per_call=3, **EVERY_THREE)
+    steps = state.make_step(method, optimizer, config)
+    many, metrics = steps(state.init(method, optimizer, config), (_batch(),) * 3)
+    chex.assert_trees_all_close(many, one, rtol=1e-6)
+    assert many.step == 3
+    expected = {name: [values[name] for values in seen] for name in metrics}
+    chex.assert_trees_all_close(jax.tree.map(list, metrics), expected, rtol=1e-6)
+
+
+def test_parts_of_a_batch_have_the_gradient_of_the_whole():
+    def loss(params, model_state, average, batch, key, step):
+        value = jnp.mean(batch["image"], axis=(1, 2, 3)) @ jnp.arange(1.0, 3.0)
+        seen = {"n": model_state["task"]["n"] + len(batch["label"])}
+        value = value * jnp.sum(params["task"])
+        return value, Aux({"task": seen, "policy": {}}, {"loss": value})
+
+    batch = _batch() | {"label": np.zeros(4, np.int32)}
+    batch["image"] = np.repeat(np.uint8([0, 51, 102, 255]), 16).reshape(4, 4, 4, 1)
+    config = _config(batch_size=4, parts=2, clip_norm=0.0)
+    method = _quadratic()._replace(loss=loss)
+    optimizer = state.make_optimizer(config)
+    now = state.init(method, optimizer, config)
+    now, metrics = state.make_step(method, optimizer, config)(now, batch)
+    # Images 0, 2 and 1, 3: 0 * 1 + 0.4 * 2 and 0.2 * 1 + 1 * 2; four weights.
+    assert metrics["grad_norm/task"] == pytest.approx((0.8 + 2.2) / 2 * 2)
+    assert metrics["loss"] == pytest.approx(20 * (0.8 + 2.2) / 2)
+    assert now.model_state["task"]["n"] == 4 and now.step == 1
 
 
 def test_noise_of_a_step_depends_on_seed_and_step_alone():

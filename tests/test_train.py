@@ -170,7 +170,7 @@ def test_best_checkpoint_has_the_highest_validation_f1(
     tested = []
     table = Predictions((), (), (), (), np.zeros(0, int), np.zeros((0, 1)))
 
-    def evaluate(predict, now, source, *, config, mesh, mean_box=None):
+    def evaluate(predict, now, source, *, config, mesh, **others):
         steps = {2: 0, 4: 1, 6: 2}
         tested.append((int(now.step), len(source)))
         found = {"macro_f1": scores[steps[int(now.step)]], "key_area": None}
@@ -178,7 +178,8 @@ def test_best_checkpoint_has_the_highest_validation_f1(
 
     monkeypatch.setattr(state, "make_step", make_step)
     monkeypatch.setattr(evaluation, "evaluate", evaluate)
-    # What is drawn of answers that nobody gave.
+    # What is made of answers that nobody gave.
+    monkeypatch.setattr(train.probabilities, "fit_temperature", lambda *arguments: 1.0)
     monkeypatch.setattr(train.figures, "mistakes_sheet", lambda *arguments: None)
     monkeypatch.setattr(train.html_report, "write", lambda *arguments: None)
     counts = {"validation_images": 6, "test_images": 9}
@@ -186,7 +187,8 @@ def test_best_checkpoint_has_the_highest_validation_f1(
     settings = dataclasses.replace(plain_config, data=data)
     results = train.train_and_evaluate(settings, tmp_path)
     assert results["best_step"] == best
-    assert tested == [(2, 6), (4, 6), (6, 6), (best, 9)]
+    # The best one once more on validation films, for the temperature.
+    assert tested == [(2, 6), (4, 6), (6, 6), (best, 6), (best, 9)]
 
 
 # Not a number.
@@ -435,6 +437,34 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_after_room_is_made(
     train.train_and_evaluate(settings, workdir)
     for file in ("metrics.jsonl", "predictions.csv"):
         assert (workdir / file).read_bytes() == (expected / file).read_bytes()
+
+
+def test_steps_of_one_call_are_logged_one_by_one(tmp_path, monkeypatch, plain_config):
+    taken = []
+
+    def make_step(method, optimizer, config, mesh):
+        def steps(now, batches):
+            taken.append(len(batches))
+            count = int(now.step) + np.arange(1, 4)
+            values = np.where(count == 5, np.inf, count).astype(np.float32)
+            return now._replace(step=np.int32(count[-1])), {"loss": values}
+
+        return steps
+
+    monkeypatch.setattr(state, "make_step", make_step)
+    every = dict.fromkeys(("log_every", "checkpoint_every", "eval_every"), 3)
+    several = dataclasses.replace(
+        plain_config.train, steps_per_call=3, steps=9, **every
+    )
+    monkeypatch.setattr(train, "_validate", lambda *arguments: {"macro_f1": 0.5})
+    monkeypatch.setattr(train.learning_curves, "draw_run", lambda *a, **k: None)
+    settings = dataclasses.replace(plain_config, train=several)
+    with pytest.raises(UserError, match="loss is not finite at step 5 "):
+        train.train_and_evaluate(settings, tmp_path)
+    assert taken == [3, 3]
+    first, second = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(first) == {"kind": "train", "step": 3, "loss": 2.0}
+    assert json.loads(second)["step"] == 5
 
 
 # Bad input. A command that cannot work leaves nothing behind, so that the corrected one
