@@ -8,9 +8,9 @@ weights, images and boxes; what both say of the first step is compared. (Gradien
 through the statistics of a batch differ most: there, PyTorch's float32 is further from
 double precision than ours.) On a CPU their runs alternate, so that what else the
 machine does meets both alike. Ratios are PyTorch's median time over ours, above 1 where
-we are faster; on a busy machine those of the fastest runs tell more, and on one core
-(`taskset -c 0`) most: threads that wait for each other wait for what else runs. Needs
-JAX, Flax, Optax, chex, NumPy and PyTorch, no package of data or pictures.
+we are faster; on a busy machine those of processor time tell more, on one core
+(`taskset -c 0`), where threads do not wait for each other. On a GPU they mean nothing.
+Needs JAX, Flax, Optax, chex, NumPy and PyTorch, no package of data or pictures.
 
 float32 is TF32 on a GPU in both libraries. The bound of a step is the larger of what
 its operations take at the speed of a large matrix product and what its bytes, as XLA
@@ -294,9 +294,11 @@ def serve(name, case):
     say({"first": first, "start": time.perf_counter() - start})
     run(2)  # warms up
     for line in sys.stdin:
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         run(int(line))
-        say({"seconds": (time.perf_counter() - start) / int(line), **tell()})
+        said = {"seconds": (time.perf_counter() - start) / int(line)}
+        said["busy"] = (time.process_time() - busy) / int(line)
+        say(said | tell())
 
 
 def say(values):
@@ -308,7 +310,7 @@ class Contender:
     """A process of one library with one case."""
 
     def __init__(self, name, text):
-        self.name, self.times, self.told = name, [], {}
+        self.name, self.times, self.busy, self.told = name, [], [], {}
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--serve", name, text],
             stdin=subprocess.PIPE,
@@ -331,6 +333,7 @@ class Contender:
         if said := self.read():
             self.told = said
             self.times.append(said["seconds"])
+            self.busy.append(said["busy"])
 
     def close(self):
         """Ends the process."""
@@ -371,8 +374,8 @@ def compare(text, names, *, rounds, steps, device):
             results[contender.name] = {
                 **contender.told,
                 "seconds": statistics.median(contender.times),
+                "busy": statistics.median(contender.busy),
                 "start": contender.start,
-                "runs": contender.times,
             }
 
     if device == "cpu":
@@ -429,7 +432,7 @@ def show(result):
             f"{case.batch / it['seconds']:8.1f} images/s, "
             f"{mine['flops'] / it['seconds'] / 1e12:7.2f} TFLOP/s, "
             f"ratio {it['seconds'] / seconds:5.2f} "
-            f"(of fastest runs {min(it['runs']) / min(mine['runs']):5.2f}), "
+            f"(of processor time {it['busy'] / mine['busy']:5.2f}), "
             f"start {it['start']:.0f} s{peak}"
         )
     print(

@@ -217,6 +217,7 @@ class Step:
 
     def __call__(self):
         """Updates both networks; gives the losses, the mean reward and D1."""
+        torch.compiler.cudagraph_mark_step_begin()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         task_loss, policy_loss, reward, d1 = self.losses()
