@@ -23,6 +23,8 @@ _RESNETS = ("resnet8", "resnet10", "resnet18", "resnet34", "resnet50")
 TRUNKS = (*_RESNETS, "densenet121", "densenet169", "vgg16", "vgg19")
 NETS = (*TRUNKS, *(f"{net}+{a}" for net in _RESNETS for a in ("cbam", "danet")))
 NORMS = ("batch", "frozen", "group")
+AREAS = ("key_area", "mask", "zoom")
+_OPERATIONS = (*AREAS, "rotation", "gamma", "contrast", "window", "sharpening", "none")
 # Where and how images are read: a run may go on with others.
 MACHINE = (
     "data.root",
@@ -68,8 +70,9 @@ class DataConfig:
     )
     quality: str = option(
         "low",
-        "phantom: how well the films were pre-processed.",
-        choices=("high", "medium", "low"),
+        "phantom: how well the films were pre-processed; or what was done to them, "
+        "where the class is one that depends on it.",
+        choices=("high", "medium", "low", "rotated", "exposed", "rotated_exposed"),
     )
     degrade: str = option(
         "none",
@@ -221,6 +224,19 @@ class PolicyConfig:
     pretrained: str = option(
         "", "File of torchvision weights that the trunk starts from."
     )
+    operation: str = option(
+        "key_area",
+        "Pre-processing that it decides on; several, in order, joined by +: "
+        f"{', '.join(_OPERATIONS)}.",
+    )
+    max_angle: float = option(
+        45.0, "rotation: largest angle, degrees.", above=0, at_most=180
+    )
+    max_gamma: float = option(
+        3.0,
+        "gamma: largest power of gray levels; the smallest is its inverse.",
+        above=1,
+    )
     estimator: str = option(
         "reinforce",
         "Learning rule: as published, score function, gradient through the crop, or "
@@ -323,6 +339,7 @@ class PolicyConfig:
     def __post_init__(self):
         check(self, "policy.")
         check_net(self, "policy.")
+        self._check_operations()
         if self.image_size % self.grid:
             raise UserError(
                 f"policy.image_size is {self.image_size}, but must be a multiple of "
@@ -344,6 +361,25 @@ class PolicyConfig:
                 f"policy.min_side is {self.min_side}, but must be at most "
                 f"policy.max_side, which is {self.max_side}"
             )
+
+    def _check_operations(self):
+        names = self.operations
+        for name in names:
+            if name not in _OPERATIONS:
+                raise UserError(
+                    f"policy.operation is {self.operation}, but must be of "
+                    f"{', '.join(_OPERATIONS)}, several joined by +"
+                )
+        if len(set(names)) < len(names) or sum(name in AREAS for name in names) > 1:
+            raise UserError(
+                f"policy.operation is {self.operation}, but may have each operation "
+                f"once, and one of {', '.join(AREAS)}"
+            )
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """The names of the operations, in order."""
+        return tuple(self.operation.split("+"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -152,6 +152,10 @@ def evaluate(
         scaled = probabilities.calibration_error(
             probabilities.reliability(told_scaled @ told, table.labels)
         )
+    parameters = {
+        name: score_parameter(found, source.corrections.get(name))
+        for name, found in (predicted.parameters or {}).items()
+    }
     scores = {
         "n": len(source),
         "classes": list(space),
@@ -161,6 +165,7 @@ def evaluate(
         "confusion_matrix": np.asarray(matrix).tolist(),
         "views": _score_views(source.views, truth, table.answers, space),
         "key_area": key_area,
+        "parameters": parameters,
     }
     return Evaluation(scores, predicted, table)
 
@@ -232,6 +237,41 @@ def score_key_areas(
         "mean_box": None if mean_box is None else mean_iou(mean_box),
     }
     return result
+
+
+def score_parameter(found: np.ndarray, truth: np.ndarray | None) -> dict:
+    """How an operation's parameter was set, and how near to what undoes the harm.
+
+    A task does not say what upright is, only that films should be alike; so beside the
+    mean absolute error there is the one that is left when one constant is added to what
+    was found in all films.
+
+    Args:
+      found: `f32[N]`, see `Operation.parameters`.
+      truth: `f32[N]`, of `Dataset.corrections`; None where it is not known.
+    """
+    scored: dict[str, float | None] = {
+        "mean": float(np.mean(found)),
+        "std": float(np.std(found)),
+        "error": None,
+        "error_but_for_a_constant": None,
+        "error_untouched": None,
+        "correlation": None,
+    }
+    if truth is None:
+        return scored
+    missing = truth - found
+
+    def deviation(values):
+        return float(np.mean(np.abs(values - np.median(values))))
+
+    scored["error"] = float(np.mean(np.abs(missing)))
+    scored["error_but_for_a_constant"] = deviation(missing)
+    # Where nothing is done: what is to be beaten.
+    scored["error_untouched"] = float(np.mean(np.abs(truth)))
+    if np.std(found) > 0 and np.std(truth) > 0:
+        scored["correlation"] = float(np.corrcoef(found, truth)[0, 1])
+    return scored
 
 
 def _lesion_coverage(areas, lesion_boxes) -> float | None:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from hapre_jax import policy_gradient, rewards
-from hapre_jax.operations import Operation
+from hapre_jax.operations.operation import Operation
 from hapre_jax.tasks import Task, apply_network, normalize
 
 
@@ -28,9 +28,11 @@ class Prediction(NamedTuple):
     """What a method says of images it has never seen."""
 
     probabilities: jax.Array  # f32[B, K]
-    action: jax.Array | None = None  # valid mean action; a key area is f32[B, 4] yxyx
+    action: jax.Array | None = None  # area of the valid mean action, f32[B, 4] yxyx
     entropy: jax.Array | None = None  # of the policy at its final width, f32[B], nats
-    policy_map: jax.Array | None = None  # sigmoid of the policy's logits, f32[B, g, g]
+    policy_map: jax.Array | None = None  # sigmoid of the policy's map, f32[B, g, g]
+    # What else the mean action sets, in units that a reader knows: f32[B] each.
+    parameters: dict[str, jax.Array] | None = None
 
 
 class Method(NamedTuple):
@@ -47,7 +49,7 @@ class Method(NamedTuple):
     init: Callable  # (key, image) -> (params, model_state)
     loss: Callable  # (params, model_state, average, batch, key, step) -> (f32[], Aux)
     predict: Callable  # (params, model_state, batch) -> Prediction
-    task_losses: Callable  # (params, model_state, batch, actions [B, ...]) -> f32[B]
+    task_losses: Callable  # (params, model_state, batch, areas [B, 4]) -> f32[B]
     needs_lungs: bool = False  # only of use where the batch has "lung_box"
     needs_partner: bool = False  # mixes images; of a batch of one with its "partner"
     # What is learned before the first step, from the plain classifier's averages:
@@ -125,14 +127,13 @@ def paper(operation: Operation, learning: Learning, evaluate, logits, key, sigma
     )
     outcome = rewards.paper_reward(*evaluate(actions), balance=learning.balance)
     optimal = actions[1 + outcome.choice]
-    target = operation.as_map(optimal, logits.shape[0])
     weight = {
         "published": outcome.reward,
         "constant": jnp.ones_like(outcome.reward),
         # Bounded, so that one bad area does not outweigh a batch.
         "inverted": jnp.exp(jnp.clip(-outcome.d2, -1.0, 1.0)),
     }[learning.reward_weight]
-    loss = policy_gradient.paper_loss(logits, target, weight, gamma=learning.gamma)
+    loss = operation.imitation_loss(logits, optimal, weight, learning.gamma)
     return Trial(loss, optimal[None], outcome.reward, outcome.d1, outcome.choice)
 
 
@@ -177,10 +178,8 @@ def elite(operation: Operation, learning: Learning, evaluate, logits, key, sigma
     valid = jax.lax.stop_gradient(jax.vmap(operation.clip)(samples))
     tried = jnp.concatenate([valid, operation.neighbors(still)])
     task_losses = evaluate(jnp.stack([operation.identity(), still, *tried]))
-    targets = jax.vmap(lambda a: operation.as_map(a, logits.shape[0]))(tried)
-    loss = policy_gradient.elite_loss(
-        logits, targets, task_losses[2:], task_losses[1], gamma=learning.gamma
-    )
+    best, improvement = policy_gradient.elite(task_losses[2:], task_losses[1])
+    loss = operation.imitation_loss(logits, tried[best], improvement, learning.gamma)
     seen = _seen(learning, still, valid)
     return Trial(loss, seen, -task_losses[1], task_losses[1] - task_losses[0])
 
@@ -212,7 +211,7 @@ def make(
 
     Args:
       task: see `tasks.Task`.
-      policy_network: Linen module with `Output.logits` f32[B, g, g].
+      policy_network: Linen module whose `Output.logits` the operation reads.
       operation: see `operations.Operation`.
       learning: the learning rule.
       policy_image_size: pixels of a side of the downscaled image the policy sees.
@@ -229,6 +228,9 @@ def make(
     def see(image, action, size=task.image_size):
         return operation.apply(image, action, size)
 
+    def show_target(target, action):
+        return task.show_target(target, operation, action)
+
     def init(key, image):
         task_key, policy_key = jax.random.split(key)
         policy_variables = policy_network.init(
@@ -241,30 +243,32 @@ def make(
         variables = {"params": params["policy"], **model_state["policy"]}
         return apply_network(policy_network, variables, thumbnail(image), train=train)
 
-    def probe(by, params, model_state, crops, labels):
+    def probe(by, params, model_state, crops, targets, actions):
         """Task losses with all statistics fixed: they differ by the crop alone."""
         variables = {"params": params["task"], **model_state["task"]}
         outputs, _ = by.apply(variables, crops, train=False)
-        return by.loss(outputs, labels)
+        return by.whole_loss(outputs, targets, operation, actions)
 
-    def task_losses(params, model_state, batch, actions):
+    def task_losses(params, model_state, batch, areas):
+        actions = jax.vmap(operation.from_area)(areas)
         crops = jax.vmap(see)(batch["image"], actions)
-        return probe(task, params, model_state, crops, batch["label"])
+        return probe(task, params, model_state, crops, task.target(batch), actions)
 
     def try_actions(params, model_state, batch, logits, key, sigma, cost):
-        def try_one(image, label, logits, key):
+        def try_one(image, target, logits, key):
             def evaluate(actions):
                 crops = jax.vmap(lambda action: see(image, action, prober.image_size))(
                     actions
                 )
-                labels = jnp.broadcast_to(label, (len(actions), *label.shape))
+                targets = jnp.broadcast_to(target, (len(actions), *target.shape))
                 costs = cost * jax.vmap(operation.cost)(actions)
-                return probe(prober, params, model_state, crops, labels) + costs
+                losses = probe(prober, params, model_state, crops, targets, actions)
+                return losses + costs
 
             return estimator(operation, learning, evaluate, logits, key, sigma)
 
-        keys = jax.random.split(key, len(logits))
-        return jax.vmap(try_one)(batch["image"], batch["label"], logits, keys)
+        keys = jax.random.split(key, len(batch["image"]))
+        return jax.vmap(try_one)(batch["image"], task.target(batch), logits, keys)
 
     def learn_policy(params, model_state, average, batch, key, step):
         """Policy loss, actions to train the task network on, new state, metrics."""
@@ -309,18 +313,23 @@ def make(
         optimal = jax.lax.stop_gradient(optimal)
         inputs = jax.vmap(jax.vmap(see, (None, 0)))(batch["image"], optimal)
         inputs = inputs.reshape(-1, *inputs.shape[2:])
-        target = jnp.repeat(batch["label"], crops[1], axis=0)
+        target = task.target(batch)
+        moved = jax.vmap(jax.vmap(show_target, (None, 0)))(target, optimal)
+        moved = moved.reshape(-1, *moved.shape[2:])
         image_weights = divide(batch, learning)[1]
         weights = jnp.repeat(image_weights, crops[1])
         if learning.train_on_original:
             originals = resize(batch["image"], task.image_size)
             inputs = jnp.concatenate([inputs, originals])
-            target = jnp.concatenate([target, batch["label"]])
+            whole = jnp.broadcast_to(
+                operation.identity(), (len(originals), *optimal.shape[2:])
+            )
+            moved = jnp.concatenate([moved, jax.vmap(show_target)(target, whole)])
             weights = jnp.concatenate([weights, image_weights])
         variables = {"params": params["task"], **model_state["task"]}
         dropout_key = jax.random.fold_in(key, 1)
         outputs, task_state = task.apply(variables, inputs, train=True, key=dropout_key)
-        task_loss = weighted_mean(task.loss(outputs, target), weights)
+        task_loss = weighted_mean(task.loss(outputs, moved), weights)
         # The two losses share no parameters, so their sum has both gradients.
         return task_loss + policy_loss, Aux(
             {"task": task_state, "policy": policy_state},
@@ -334,11 +343,13 @@ def make(
         action = jax.vmap(operation.clip)(mean)
         variables = {"params": params["task"], **model_state["task"]}
         outputs, _ = task.apply(variables, jax.vmap(see)(image, action), train=False)
+        maps = [leaf for leaf in jax.tree.leaves(logits) if leaf.ndim == 3]
         return Prediction(
-            task.probabilities(outputs),
-            action,
+            task.whole_answers(outputs, operation, action),
+            jax.vmap(operation.area)(action),
             jax.vmap(lambda m: operation.entropy(m, learning.final_sigma))(mean),
-            jax.nn.sigmoid(logits),
+            jax.nn.sigmoid(maps[0]) if maps else None,
+            jax.vmap(operation.parameters)(action),
         )
 
     return Method(init, loss, predict, task_losses)

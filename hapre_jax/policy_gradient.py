@@ -1,4 +1,4 @@
-"""Three objectives for the policy network, each for one image, each to be minimized."""
+"""What a policy network learns from the losses of actions tried on one image."""
 
 import chex
 import jax
@@ -45,25 +45,18 @@ def reinforce_loss(log_probs: jax.Array, task_losses: jax.Array) -> jax.Array:
     return -jnp.mean(log_probs * advantages)
 
 
-def elite_loss(
-    logits: jax.Array,
-    targets: jax.Array,
-    task_losses: jax.Array,
-    mean_loss: jax.Array,
-    *,
-    gamma: float = 2.0,
-) -> jax.Array:
-    """Focal loss to the best candidate, weighted by how much it beats the mean box.
+def elite(task_losses: jax.Array, mean_loss: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The best candidate and how much it beats the mean action, to imitate it so much.
 
     Args:
-      logits: `f32[g, g]` of the policy network.
-      targets: `f32[n, g, g]` in [0, 1], `boxes.mask` of each candidate; no gradient.
-      task_losses: `f32[n]`, task loss of each; no gradient.
-      mean_loss: `f32[]`, task loss of the policy's mean box; a candidate that is not
+      task_losses: `f32[n]`, task loss of each candidate.
+      mean_loss: `f32[]`, task loss of the policy's mean action; a candidate that is not
         better has weight 0.
-      gamma: of the focal loss.
+
+    Returns:
+      Index `i32[]` and weight `f32[]` >= 0, without gradient.
     """
-    chex.assert_rank([logits, targets, task_losses, mean_loss], [2, 3, 1, 0])
+    chex.assert_rank([task_losses, mean_loss], [1, 0])
     best = jnp.argmin(task_losses)
     improvement = jnp.maximum(mean_loss - task_losses[best], 0.0)
-    return paper_loss(logits, targets[best], improvement, gamma=gamma)
+    return best, jax.lax.stop_gradient(improvement)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from hapre_jax import losses
+from hapre_jax.operations.operation import Operation
 
 # Mean and deviation of ImageNet's channels in [0, 1] (torchvision's checkpoints expect
 # them); a one-channel image uses their average.
@@ -34,11 +35,28 @@ class Task(Protocol):
         `key` is for dropout, where the network has some; needed in training.
         """
 
-    def loss(self, outputs: Any, target: jax.Array) -> jax.Array:
-        """Loss of each example, `f32[B]`."""
+    def target(self, batch: dict) -> jax.Array:
+        """What is to be answered, of whole images: first axis B."""
 
-    def probabilities(self, outputs: Any) -> jax.Array:
-        """What the task answers, `f32[B, K]` for a classification."""
+    def show_target(self, target: jax.Array, operation: Operation, action: jax.Array):
+        """One image's target as an action leaves it."""
+
+    def loss(self, outputs: Any, target: jax.Array) -> jax.Array:
+        """Loss of each example, `f32[B]`, to targets as they are shown."""
+
+    def whole_loss(
+        self, outputs: Any, target: jax.Array, operation: Operation, actions: jax.Array
+    ) -> jax.Array:
+        """Loss `f32[B]` of answers brought back to whole images: it judges actions.
+
+        `target` is that of the whole images. An action that leaves out what is to be
+        found must pay for it.
+        """
+
+    def whole_answers(
+        self, outputs: Any, operation: Operation, actions: jax.Array
+    ) -> jax.Array:
+        """What the task answers of the whole images: probabilities, first axis B."""
 
 
 def normalize(image: jax.Array, how: str) -> jax.Array:
@@ -111,4 +129,22 @@ class Classification:
         )
 
     def probabilities(self, outputs):
+        """`f32[B, K]`."""
         return jax.nn.softmax(outputs.logits)
+
+    # A label is of the whole image, whatever is shown of it.
+
+    def target(self, batch):
+        return batch["label"]
+
+    def show_target(self, target, operation, action):
+        del operation, action
+        return target
+
+    def whole_loss(self, outputs, target, operation, actions):
+        del operation, actions
+        return self.loss(outputs, target)
+
+    def whole_answers(self, outputs, operation, actions):
+        del operation, actions
+        return self.probabilities(outputs)

@@ -430,7 +430,16 @@ class _Task:
     def loss(self, outputs, target):
         return optax.softmax_cross_entropy_with_integer_labels(outputs.logits, target)
 
-    def probabilities(self, outputs):
+    def target(self, batch):
+        return batch["label"]
+
+    def show_target(self, target, operation, action):
+        return target
+
+    def whole_loss(self, outputs, target, operation, actions):
+        return self.loss(outputs, target)
+
+    def whole_answers(self, outputs, operation, actions):
         return jax.nn.softmax(outputs.logits)
 
 

@@ -188,42 +188,21 @@ def test_a_step_of_reinforce_moves_the_map_towards_the_better_boxes():
     assert new_top + new_bottom < top + bottom - 0.02
 
 
-TASK_LOSSES = (0.5, 0.2, 0.9)
-
-
-def elite_targets():
-    """Maps of three candidates, of which the second has the least task loss."""
-    return jnp.stack([np.ones_like(target_mask()), target_mask(), 1 - target_mask()])
-
-
-def elite_loss(logits, mean_loss, **options):
-    return policy_gradient.elite_loss(
-        logits,
-        elite_targets(),
-        jnp.array(TASK_LOSSES),
-        jnp.float32(mean_loss),
-        **options,
+def test_elite_names_the_best_candidate_and_what_it_gains(variant):
+    best, gain = variant(policy_gradient.elite)(
+        jnp.array([0.5, 0.2, 0.9]), jnp.float32(0.6)
     )
-
-
-@pytest.mark.parametrize("gamma", [0.0, 2.0])
-def test_elite_loss_imitates_the_best_candidate(gamma, variant):
-    loss = variant(functools.partial(elite_loss, mean_loss=0.6, gamma=gamma))
-    expected = (0.6 - 0.2) * focal_loss(random_logits(), target_mask(), gamma)
-    assert loss(random_logits()) == pytest.approx(expected, rel=1e-5)
+    assert best == 1 and gain == pytest.approx(0.4, rel=1e-6)
 
 
 @pytest.mark.parametrize("mean_loss", [0.2, 0.1])
-def test_elite_loss_without_improvement_teaches_nothing(mean_loss):
-    value, gradient = jax.jit(jax.value_and_grad(elite_loss))(
-        random_logits(), mean_loss
-    )
-    assert value == 0 and not jnp.any(gradient)
+def test_elite_without_improvement_teaches_nothing(mean_loss):
+    losses = jnp.array([0.5, 0.2, 0.9])
+    assert policy_gradient.elite(losses, jnp.float32(mean_loss))[1] == 0
 
 
-def test_elite_loss_passes_gradient_to_the_logits_only():
-    gradients = jax.jit(jax.grad(policy_gradient.elite_loss, argnums=(0, 1, 2, 3)))(
-        random_logits(), elite_targets(), jnp.array(TASK_LOSSES), jnp.float32(0.6)
+def test_elite_passes_no_gradient():
+    gradients = jax.grad(lambda *a: policy_gradient.elite(*a)[1], argnums=(0, 1))(
+        jnp.array([0.5, 0.2, 0.9]), jnp.float32(0.6)
     )
-    assert jnp.all(gradients[0] != 0)
-    assert not any(jnp.any(gradient) for gradient in gradients[1:])
+    assert not any(jnp.any(gradient) for gradient in gradients)

@@ -1,7 +1,7 @@
 """What data sources are made of: records and films on disk, then arrays of squares."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +33,9 @@ class Facts(NamedTuple):
     width: int
     lung_box: np.ndarray = NOWHERE  # f32[4], tight around both lungs; NaN where unknown
     lesion_boxes: np.ndarray = NO_BOXES  # f32[n, 4]
+    # What would undo what was done to the film, where that is known: parameters of
+    # operations by name, see `operations.Operation.parameters`.
+    corrections: tuple[tuple[str, float], ...] = ()
 
 
 class Film(NamedTuple):
@@ -79,6 +82,8 @@ class Dataset:
     lesion_boxes: tuple[np.ndarray, ...] | None = None
     views: tuple[str, ...] = ()  # N, or none where the source says none
     hashes: tuple[str, ...] = ()  # N, SHA-256 of the original files
+    # f32[N] of each name, where they are known; see `Facts`.
+    corrections: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,6 +101,7 @@ class Dataset:
             lesion_boxes=None if lesions is None else tuple(lesions[r] for r in rows),
             views=tuple(self.views[row] for row in rows) if self.views else (),
             hashes=tuple(self.hashes[row] for row in rows) if self.hashes else (),
+            corrections={name: of[rows] for name, of in self.corrections.items()},
         )
 
 

@@ -16,6 +16,7 @@ class Example(NamedTuple):
     sha256: str
     lung_box: np.ndarray  # f32[4] in the stored frame, or NaN
     lesion_boxes: np.ndarray  # f32[n, 4] in the stored frame
+    corrections: tuple[tuple[str, float], ...] = ()  # of a film that is not degraded
 
 
 def present(film: dataset.Film, data: DataConfig, *, seed: int) -> Example:
@@ -53,6 +54,7 @@ def framed(facts: dataset.Facts, geometry: str) -> Example:
         facts.sha256,
         lung_box[0] if len(lung_box) else dataset.NOWHERE,
         lesions,
+        facts.corrections,
     )
 
 

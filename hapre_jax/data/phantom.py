@@ -6,7 +6,10 @@ look-alikes outside. Every texture lives in body coordinates, so it gets finer a
 lungs get smaller, and a film downscaled as a whole loses it.
 
 Classes: `normal`; `bacterial`, one focal consolidation; `viral`, a fine interstitial
-texture all over both lungs.
+texture all over both lungs. In the *variants* every film has a consolidation, and the
+class is one that a film's rotation, or its exposure, makes hard to tell: the zone that
+it lies in, how dense it is, or both. What was done to each film is known, and so what
+would undo it.
 """
 
 import dataclasses
@@ -21,6 +24,18 @@ from PIL import Image
 from hapre_jax.data import dataset, images
 
 CLASSES = ("normal", "bacterial", "viral")
+_ZONES = (
+    "upper left",
+    "upper right",
+    "lower left",
+)  # as seen; the heart hides a fourth
+_DENSITIES = ("faint", "dense")
+CLASSES_OF = {
+    "disease": CLASSES,
+    "zone": _ZONES,
+    "density": _DENSITIES,
+    "both": tuple(f"{zone} {density}" for zone in _ZONES for density in _DENSITIES),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +47,7 @@ class Quality:
     centering: float  # largest displacement, share of the room that is left
     gamma: float  # exposure: gamma in [1 / (1 + g), 1 + g]
     clutter: int  # most objects of each kind outside the lungs
+    finding: str = "disease"  # what the classes tell apart, a key of `CLASSES_OF`
 
 
 QUALITIES = {
@@ -39,12 +55,24 @@ QUALITIES = {
     "medium": Quality((0.60, 0.85), 8, 0.7, 0.25, 2),
     "low": Quality((0.35, 0.60), 20, 0.9, 0.5, 4),
 }
+# Turned so far that zones change places, exposed so that the faint and the dense have
+# the same gray; framed well enough that the whole film serves.
+VARIANTS = {
+    "rotated": Quality((0.60, 0.66), 40, 0.3, 0.0, 0, "zone"),
+    "exposed": Quality((0.60, 0.66), 0, 0.3, 1.5, 0, "density"),
+    "rotated_exposed": Quality((0.60, 0.66), 40, 0.3, 1.5, 0, "both"),
+}
 
 # Chosen so that a small network fed the whole `low` film at 32 pixels finds the classes
 # hard, and fed the lungs at 32 pixels finds them easy: the interstitial texture has two
 # to three pixels a wave in the second case, about one in the first.
 _CONSOLIDATION = 0.32  # amplitude, gray levels of [0, 1]
 _CONSOLIDATION_RADIUS = (0.07, 0.10)  # in sides of the lungs
+_DENSITY = (0.16, 0.32)  # amplitudes of a faint and of a dense consolidation
+# Of the variants: middle (y, x) of each zone in body coordinates, and how far a
+# consolidation may lie from it.
+_ZONE_MIDDLES = ((-0.4, -0.5), (-0.4, 0.5), (0.4, -0.5))
+_ZONE_SPREAD = 0.15
 _INTERSTITIAL = 0.09  # amplitude, gray levels
 _INTERSTITIAL_WAVES = (11.0, 14.0)  # waves across the lungs
 _NOISE = 0.012  # deviation of a pixel, gray levels
@@ -58,6 +86,9 @@ class Phantom:
     label: int  # index into CLASSES
     lung_box: np.ndarray  # f32[4] yxyx in [0, 1], tight around both lungs
     lesion_box: np.ndarray  # f32[4] yxyx; the consolidation, or all NaN
+    rotation: float  # degrees counterclockwise that put the body upright
+    gamma: float  # power that undoes the exposure's
+    lungs: np.ndarray  # bool[H, W], the lungs
 
 
 def make(
@@ -66,19 +97,21 @@ def make(
     """The phantom of an index: the same arguments give the same pixels.
 
     Args:
-      index: >= 0; classes take turns, so any run of 3 indices is balanced.
+      index: >= 0; the K classes take turns, so any run of K indices is balanced.
       seed: another seed is another hospital's worth of films.
-      quality: a key of `QUALITIES`.
+      quality: a key of `QUALITIES` or of `VARIANTS`.
       size: pixels of a side of the (square) frame.
 
     Returns:
       A `Phantom`.
     """
-    if quality not in QUALITIES:
-        raise ValueError(f"quality {quality!r} is not one of {sorted(QUALITIES)}")
-    spec = QUALITIES[quality]
+    qualities = QUALITIES | VARIANTS
+    if quality not in qualities:
+        raise ValueError(f"quality {quality!r} is not one of {sorted(qualities)}")
+    spec = qualities[quality]
     rng = np.random.default_rng((seed, index))
-    label = index % len(CLASSES)
+    classes = CLASSES_OF[spec.finding]
+    label = index % len(classes)
 
     # Body coordinates: lungs in [-1, 1] x [-1, 1], y down.
     side = rng.uniform(*spec.lung_side)
@@ -112,15 +145,19 @@ def make(
     image = image * (1 - 0.68 * lungs) + _bones(u, v, inside, rng)
 
     lesion_box: np.ndarray = np.full(4, np.nan, np.float32)
-    if CLASSES[label] == "bacterial":
+    if spec.finding != "disease" or classes[label] == "bacterial":
         radius, sign = _radius(rng), float(rng.choice([-1, 1]))
-        # The heart hides the lower part of its side.
-        y = rng.uniform(-0.55, 0.6 if sign < 0 else -0.1)
-        x = sign * rng.uniform(0.35, 0.65)
+        amplitude = _CONSOLIDATION
+        if spec.finding == "disease":
+            # The heart hides the lower part of its side.
+            y = rng.uniform(-0.55, 0.6 if sign < 0 else -0.1)
+            x = sign * rng.uniform(0.35, 0.65)
+        else:
+            y, x, amplitude = _variant(spec.finding, label, rng)
         shape = _blob(u, v, y, x, radius, 1.0, rng) * lungs
-        image += _CONSOLIDATION * shape
+        image += amplitude * shape
         lesion_box = images.tight_box(shape > 0.5) / np.float32(size)
-    elif CLASSES[label] == "viral":
+    elif classes[label] == "viral":
         image += lungs * _INTERSTITIAL * _reticulum(u, v, rng)
 
     for _ in range(rng.integers(spec.clutter + 1)):
@@ -130,7 +167,15 @@ def make(
     image = np.clip(image, 0, 1) ** gamma * rng.uniform(0.8, 1.0)
     pixels = np.round(255 * image).astype(np.uint8)
     lung_box = images.tight_box(lungs > 0.5) / np.float32(size)
-    return Phantom(pixels, label, lung_box, lesion_box)
+    return Phantom(
+        pixels,
+        label,
+        lung_box,
+        lesion_box,
+        -math.degrees(angle),
+        1 / gamma,
+        inside > 0.5,
+    )
 
 
 def source(
@@ -144,12 +189,13 @@ def source(
     """
     names = [f"phantom-{seed}-{index}" for index in range(sum(counts))]
     splits = np.repeat(("train", "validation", "test"), counts)
+    classes = CLASSES_OF[(QUALITIES | VARIANTS)[quality].finding]
     records = [
-        dataset.Record(name, index % len(CLASSES), name, official=str(split))
+        dataset.Record(name, index % len(classes), name, official=str(split))
         for index, (name, split) in enumerate(zip(names, splits, strict=True))
     ]
     read = functools.partial(_film, seed=seed, quality=quality, size=size)
-    return dataset.Source("phantom", CLASSES, records, read, is_divided=True)
+    return dataset.Source("phantom", classes, records, read, is_divided=True)
 
 
 def _film(index: int, *, seed: int, quality: str, size: int) -> dataset.Film:
@@ -162,8 +208,23 @@ def _film(index: int, *, seed: int, quality: str, size: int) -> dataset.Film:
         size,
         drawn.lung_box,
         drawn.lesion_box[None] if known else dataset.NO_BOXES,
+        (("rotation", drawn.rotation), ("log2_gamma", math.log2(drawn.gamma))),
     )
     return dataset.Film(image, b"", facts)
+
+
+def _variant(finding, label, rng) -> tuple[float, float, float]:
+    """Place (y, x) and amplitude of the consolidation of a class of a variant."""
+    zone, density = divmod(label, len(_DENSITIES))
+    if finding == "zone":
+        zone, density = label, int(rng.integers(len(_DENSITIES)))
+    elif finding == "density":
+        zone, density = int(rng.integers(len(_ZONES))), label
+    y, x = (
+        middle + rng.uniform(-_ZONE_SPREAD, _ZONE_SPREAD)
+        for middle in _ZONE_MIDDLES[zone]
+    )
+    return y, x, _DENSITY[density]
 
 
 def _sigmoid(x):

@@ -247,6 +247,7 @@ def _dataset(classes, records, examples, indices, pixels) -> dataset.Dataset:
     boxes = np.stack([examples[index].lung_box for index in indices])
     lesions = tuple(examples[index].lesion_boxes for index in indices)
     views = tuple(records[index].view for index in indices)
+    known = [dict(examples[index].corrections) for index in indices]
     return dataset.Dataset(
         images=pixels,
         labels=np.array([records[index].label for index in indices], np.int32),
@@ -257,4 +258,8 @@ def _dataset(classes, records, examples, indices, pixels) -> dataset.Dataset:
         lesion_boxes=lesions if any(map(len, lesions)) else None,
         views=views if any(views) else (),
         hashes=tuple(examples[index].sha256 for index in indices),
+        corrections={
+            name: np.array([of[name] for of in known], np.float32)
+            for name in (known[0] if all(known) else ())
+        },
     )

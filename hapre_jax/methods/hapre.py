@@ -1,48 +1,88 @@
-"""HAPre-KRS: DRL-HAPre with a classifier as task and the key area as operation."""
+"""DRL-HAPre with a classifier as task; with the key area as operation, HAPre-KRS."""
 
 import dataclasses
+from collections.abc import Callable
 
-from hapre_jax import framework, nets
-from hapre_jax.config import Config
+from hapre_jax import framework, nets, operations
+from hapre_jax.config import Config, PolicyConfig
 from hapre_jax.methods import plain
-from hapre_jax.operations import KeyArea
+
+
+def _on_area(kind) -> Callable[[PolicyConfig], operations.Operation]:
+    return lambda settings: kind(
+        settings.alpha,
+        settings.min_side,
+        settings.max_side,
+        settings.neighbors,
+        settings.readout,
+    )
+
+
+OPERATIONS: dict[str, Callable[[PolicyConfig], operations.Operation]] = {
+    "key_area": _on_area(operations.KeyArea),
+    "mask": _on_area(operations.Mask),
+    "zoom": _on_area(operations.Zoom),
+    "rotation": lambda settings: operations.Rotation(settings.max_angle),
+    "gamma": lambda settings: operations.Gamma(settings.max_gamma),
+    "contrast": lambda settings: operations.Contrast(),
+    "window": lambda settings: operations.Window(),
+    "sharpening": lambda settings: operations.Sharpening(),
+    "none": lambda settings: operations.Numbers(),
+}
+
+
+def operation(settings: PolicyConfig) -> operations.Operation:
+    """What a config's policy decides on."""
+    parts = tuple(OPERATIONS[name](settings) for name in settings.operations)
+    return parts[0] if len(parts) == 1 else operations.Hybrid(parts)
+
+
+def policy_network(
+    settings: PolicyConfig, chosen: operations.Operation
+) -> nets.PolicyNet:
+    """The network that an operation's actions are read off."""
+    trunk = nets.NETS[settings.net](
+        num_classes=0, norm=settings.norm, dtype=settings.dtype
+    )
+    shape = chosen.logits_shape(settings.grid)
+    return nets.PolicyNet(
+        trunk, settings.grid, settings.width, settings.dtype, shape=shape
+    )
+
+
+def learning(config: Config) -> framework.Learning:
+    """The learning rule of a config."""
+    settings = config.policy
+    return framework.Learning(
+        estimator=settings.estimator,
+        samples=settings.samples,
+        explore=settings.explore,
+        sigma=settings.sigma,
+        final_sigma=settings.final_sigma,
+        balance=settings.balance,
+        gamma=settings.gamma,
+        warmup_steps=settings.warmup_steps,
+        steps=config.train.steps,
+        random_share=settings.random_share,
+        train_crops=settings.train_crops,
+        train_on=settings.train_on,
+        held_out=settings.held_out,
+        action_cost=settings.area_cost,
+        final_action_cost=settings.final_area_cost,
+        train_on_original=settings.train_on_original,
+        reward_weight=settings.reward_weight,
+    )
 
 
 def make(config: Config, num_classes: int) -> framework.Method:
     """The method of Yuan et al. 2022, section 3, with the config's learning rule."""
     settings = config.policy
-    trunk = nets.NETS[settings.net](
-        num_classes=0, norm=settings.norm, dtype=settings.dtype
-    )
+    chosen = operation(settings)
     return framework.make(
         plain.classification(config, num_classes),
-        nets.PolicyNet(trunk, settings.grid, settings.width, settings.dtype),
-        KeyArea(
-            settings.alpha,
-            settings.min_side,
-            settings.max_side,
-            settings.neighbors,
-            settings.readout,
-        ),
-        framework.Learning(
-            estimator=settings.estimator,
-            samples=settings.samples,
-            explore=settings.explore,
-            sigma=settings.sigma,
-            final_sigma=settings.final_sigma,
-            balance=settings.balance,
-            gamma=settings.gamma,
-            warmup_steps=settings.warmup_steps,
-            steps=config.train.steps,
-            random_share=settings.random_share,
-            train_crops=settings.train_crops,
-            train_on=settings.train_on,
-            held_out=settings.held_out,
-            action_cost=settings.area_cost,
-            final_action_cost=settings.final_area_cost,
-            train_on_original=settings.train_on_original,
-            reward_weight=settings.reward_weight,
-        ),
+        policy_network(settings, chosen),
+        chosen,
+        learning(config),
         policy_image_size=settings.image_size,
         policy_normalize=config.task.normalize,
         prober=_prober(config, num_classes),

@@ -1,64 +1,15 @@
-"""Pre-processing operations: what an action is, what it does, what lies next to it."""
+"""The key area: one box of the image is kept (HAPre-KRS)."""
 
 import dataclasses
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
-from hapre_jax import boxes, policy
+from hapre_jax import boxes, policy, policy_gradient
 
 # Weight of the squared distance to the bounds beside an objective of order one: a mean
 # a tenth of the image out costs 0.03, as much as a typical advantage is worth.
 _BOUND_WEIGHT = 3.0
-
-
-class Operation(Protocol):
-    """One kind of pre-processing, for one image; the caller `vmap`s.
-
-    An action is a flat `f32[...]` array of fixed shape. The *mean* action is what the
-    policy network's logits say and is never clipped; every other function takes and
-    gives actions that need not be valid, and `clip` makes them so.
-    """
-
-    def identity(self) -> jax.Array:
-        """The action that leaves the image as it is."""
-
-    def mean(self, logits: jax.Array) -> jax.Array:
-        """The policy's mean action from its logits `f32[g, g]`."""
-
-    def sample(self, key: jax.Array, mean: jax.Array, sigma: jax.Array, num: int):
-        """`num` exploratory actions around the mean, differentiable in it."""
-
-    def log_prob(self, action: jax.Array, mean: jax.Array, sigma: jax.Array):
-        """Log density of a sampled action, differentiable in the mean."""
-
-    def entropy(self, mean: jax.Array, sigma: jax.Array) -> jax.Array:
-        """Entropy of the policy, in nats."""
-
-    def clip(self, action: jax.Array) -> jax.Array:
-        """The nearest valid action."""
-
-    def random(self, key: jax.Array) -> jax.Array:
-        """A valid action that knows nothing of the image."""
-
-    def cost(self, action: jax.Array) -> jax.Array:
-        """What to save on where the task does not care: `f32[]` in [0, 1]."""
-
-    def as_map(self, action: jax.Array, grid: int) -> jax.Array:
-        """The map `f32[g, g]` in [0, 1] whose `mean` is the action."""
-
-    def bound_loss(self, mean: jax.Array) -> jax.Array:
-        """Pulls a mean that is not valid back to where actions make a difference."""
-
-    def metrics(self, actions: jax.Array, batch: dict) -> dict[str, jax.Array]:
-        """What to log of valid mean actions `f32[B, ...]`: name to `f32[]`."""
-
-    def neighbors(self, action: jax.Array) -> jax.Array:
-        """The valid actions next to an action, tried beside it: `f32[n, ...]`."""
-
-    def apply(self, image: jax.Array, action: jax.Array, size: int) -> jax.Array:
-        """What the task network sees: `f32[H, W, C]` to `f32[S, S, C]`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +32,9 @@ class KeyArea:
 
     def identity(self):
         return jnp.array(boxes.WHOLE)
+
+    def logits_shape(self, grid):
+        return (grid, grid)
 
     def mean(self, logits):
         if self.readout == "max_sum":
@@ -110,7 +64,12 @@ class KeyArea:
         return boxes.area(action)
 
     def as_map(self, action, grid):
+        """The map `f32[g, g]` in [0, 1] whose `mean` is the action."""
         return boxes.mask(action, grid)
+
+    def imitation_loss(self, logits, action, weight, gamma):
+        target = self.as_map(action, logits.shape[0])
+        return policy_gradient.paper_loss(logits, target, weight, gamma=gamma)
 
     def bound_loss(self, mean):
         # A mean past the bounds draws actions that are all clipped to the same box:
@@ -140,3 +99,18 @@ class KeyArea:
 
     def apply(self, image, action, size):
         return boxes.crop_and_resize(image, action, size=size)
+
+    def to_source(self, points, action):
+        return action[:2] + points * (action[2:] - action[:2])
+
+    def from_source(self, points, action):
+        return (points - action[:2]) / (action[2:] - action[:2])
+
+    def area(self, action):
+        return action
+
+    def from_area(self, box):
+        return box
+
+    def parameters(self, action):
+        return {}

@@ -1,0 +1,77 @@
+"""Gray levels: gamma, contrast and window."""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+
+from hapre_jax.operations.numbers import Numbers
+
+# Gray levels of [0, 1] below which the gradient of a power is not followed: that of
+# black to a power below 1 is infinite. Half a level of 8 bits.
+_DARKEST = 0.5 / 255
+
+
+@dataclasses.dataclass(frozen=True)
+class Gamma(Numbers):
+    """Gray levels to a power: below 1 it brightens an under-exposed film.
+
+    Attributes:
+      max_gamma: the largest power; the smallest is 1 / max_gamma.
+    """
+
+    max_gamma: float = 3.0
+    count = 1
+
+    def parameters(self, action):
+        return {"log2_gamma": math.log2(self.max_gamma) * action[0]}
+
+    def change(self, image, numbers):
+        power = jnp.exp(math.log(self.max_gamma) * numbers[0])
+        return jnp.clip(image, _DARKEST, 1.0) ** power
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast(Numbers):
+    """Differences to the mean gray times a factor.
+
+    Attributes:
+      max_contrast: the largest factor; the smallest is 1 / max_contrast.
+    """
+
+    max_contrast: float = 3.0
+    count = 1
+
+    def parameters(self, action):
+        return {"log2_contrast": math.log2(self.max_contrast) * action[0]}
+
+    def change(self, image, numbers):
+        factor = jnp.exp(math.log(self.max_contrast) * numbers[0])
+        mean = jnp.mean(image)
+        return jnp.clip(mean + factor * (image - mean), 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Window(Numbers):
+    """Level and width, as a radiologist sets them: grays of the window fill [0, 1].
+
+    Attributes:
+      max_shift: the farthest that the window's middle moves from middle gray.
+      max_width: the widest window, in widths of all grays; the narrowest is
+        1 / max_width.
+    """
+
+    max_shift: float = 0.4
+    max_width: float = 3.0
+    count = 2
+
+    def parameters(self, action):
+        return {
+            "window_level": 0.5 + self.max_shift * action[0],
+            "window_width": jnp.exp(math.log(self.max_width) * action[1]),
+        }
+
+    def change(self, image, numbers):
+        window = self.parameters(numbers)
+        inside = (image - window["window_level"]) / window["window_width"] + 0.5
+        return jnp.clip(inside, 0.0, 1.0)

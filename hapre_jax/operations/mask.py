@@ -1,0 +1,28 @@
+"""Mask: what lies outside of the area is hidden, and nothing moves."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from hapre_jax import boxes
+from hapre_jax.operations.key_area import KeyArea
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask(KeyArea):
+    """Keeps one box of the image in its place; the rest is black."""
+
+    def apply(self, image, action, size):
+        shape = (size, size, image.shape[-1])
+        if image.shape != shape:
+            image = jax.image.resize(image, shape, "linear")
+        return image * boxes.mask(action, size)[:, :, None]
+
+    def to_source(self, points, action):
+        del action
+        return points
+
+    def from_source(self, points, action):
+        is_inside = jnp.all((points >= action[:2]) & (points < action[2:]), axis=1)
+        return jnp.where(is_inside[:, None], points, -1.0)
