@@ -6,10 +6,10 @@ look-alikes outside. Every texture lives in body coordinates, so it gets finer a
 lungs get smaller, and a film downscaled as a whole loses it.
 
 Classes: `normal`; `bacterial`, one focal consolidation; `viral`, a fine interstitial
-texture all over both lungs. In the *variants* every film has a consolidation, and the
-class is one that a film's rotation, or its exposure, makes hard to tell: the zone that
-it lies in, how dense it is, or both. What was done to each film is known, and so what
-would undo it.
+texture all over both lungs. In the *variants* every film has a band, as a collapsed
+plate of lung makes one, and the class is one that the film's rotation, or its exposure,
+makes hard to tell: the band's course, how dense it is, or both. What was done to each
+film is known, and so what would undo it.
 """
 
 import dataclasses
@@ -24,17 +24,13 @@ from PIL import Image
 from hapre_jax.data import dataset, images
 
 CLASSES = ("normal", "bacterial", "viral")
-_ZONES = (
-    "upper left",
-    "upper right",
-    "lower left",
-)  # as seen; the heart hides a fourth
+_COURSES = ("rising", "level", "falling")  # from left to right, as seen
 _DENSITIES = ("faint", "dense")
 CLASSES_OF = {
     "disease": CLASSES,
-    "zone": _ZONES,
+    "course": _COURSES,
     "density": _DENSITIES,
-    "both": tuple(f"{zone} {density}" for zone in _ZONES for density in _DENSITIES),
+    "both": tuple(f"{course} {how}" for course in _COURSES for how in _DENSITIES),
 }
 
 
@@ -55,10 +51,10 @@ QUALITIES = {
     "medium": Quality((0.60, 0.85), 8, 0.7, 0.25, 2),
     "low": Quality((0.35, 0.60), 20, 0.9, 0.5, 4),
 }
-# Turned so far that zones change places, exposed so that the faint and the dense have
-# the same gray; framed well enough that the whole film serves.
+# Turned farther than courses differ, exposed so that the faint and the dense have the
+# same gray; framed well enough that the whole film serves.
 VARIANTS = {
-    "rotated": Quality((0.60, 0.66), 40, 0.3, 0.0, 0, "zone"),
+    "rotated": Quality((0.60, 0.66), 40, 0.3, 0.0, 0, "course"),
     "exposed": Quality((0.60, 0.66), 0, 0.3, 1.5, 0, "density"),
     "rotated_exposed": Quality((0.60, 0.66), 40, 0.3, 1.5, 0, "both"),
 }
@@ -68,11 +64,12 @@ VARIANTS = {
 # to three pixels a wave in the second case, about one in the first.
 _CONSOLIDATION = 0.32  # amplitude, gray levels of [0, 1]
 _CONSOLIDATION_RADIUS = (0.07, 0.10)  # in sides of the lungs
-_DENSITY = (0.16, 0.32)  # amplitudes of a faint and of a dense consolidation
-# Of the variants: middle (y, x) of each zone in body coordinates, and how far a
-# consolidation may lie from it.
-_ZONE_MIDDLES = ((-0.4, -0.5), (-0.4, 0.5), (0.4, -0.5))
-_ZONE_SPREAD = 0.15
+# Of a band: amplitude of the faint and of the dense, half length and half thickness in
+# body coordinates, angles of the courses and how far off they may be, in degrees.
+_BAND_DENSITIES = (0.16, 0.32)
+_BAND = (0.32, 0.07)
+_BAND_ANGLES = (-30.0, 0.0, 30.0)
+_BAND_SPREAD = 5.0
 _INTERSTITIAL = 0.09  # amplitude, gray levels
 _INTERSTITIAL_WAVES = (11.0, 14.0)  # waves across the lungs
 _NOISE = 0.012  # deviation of a pixel, gray levels
@@ -148,13 +145,14 @@ def make(
     if spec.finding != "disease" or classes[label] == "bacterial":
         radius, sign = _radius(rng), float(rng.choice([-1, 1]))
         amplitude = _CONSOLIDATION
+        # The heart hides the lower part of its side.
+        y = rng.uniform(-0.55, 0.6 if sign < 0 else -0.1)
+        x = sign * rng.uniform(0.35, 0.65)
         if spec.finding == "disease":
-            # The heart hides the lower part of its side.
-            y = rng.uniform(-0.55, 0.6 if sign < 0 else -0.1)
-            x = sign * rng.uniform(0.35, 0.65)
+            shape = _blob(u, v, y, x, radius, 1.0, rng) * lungs
         else:
-            y, x, amplitude = _variant(spec.finding, label, rng)
-        shape = _blob(u, v, y, x, radius, 1.0, rng) * lungs
+            shape, amplitude = _band(spec.finding, label, u - x, v - y, rng)
+            shape *= lungs
         image += amplitude * shape
         lesion_box = images.tight_box(shape > 0.5) / np.float32(size)
     elif classes[label] == "viral":
@@ -213,18 +211,18 @@ def _film(index: int, *, seed: int, quality: str, size: int) -> dataset.Film:
     return dataset.Film(image, b"", facts)
 
 
-def _variant(finding, label, rng) -> tuple[float, float, float]:
-    """Place (y, x) and amplitude of the consolidation of a class of a variant."""
-    zone, density = divmod(label, len(_DENSITIES))
-    if finding == "zone":
-        zone, density = label, int(rng.integers(len(_DENSITIES)))
+def _band(finding, label, u, v, rng):
+    """Shape in [0, 1] and amplitude of the band of a class, its middle at (0, 0)."""
+    course, density = divmod(label, len(_DENSITIES))
+    if finding == "course":
+        course, density = label, int(rng.integers(len(_DENSITIES)))
     elif finding == "density":
-        zone, density = int(rng.integers(len(_ZONES))), label
-    y, x = (
-        middle + rng.uniform(-_ZONE_SPREAD, _ZONE_SPREAD)
-        for middle in _ZONE_MIDDLES[zone]
-    )
-    return y, x, _DENSITY[density]
+        course, density = int(rng.integers(len(_COURSES))), label
+    degrees = _BAND_ANGLES[course] + rng.uniform(-_BAND_SPREAD, _BAND_SPREAD)
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    along, across = cos * u + sin * v, cos * v - sin * u
+    distance = (along / _BAND[0]) ** 2 + (across / _BAND[1]) ** 2
+    return np.exp(-distance * np.sqrt(distance)), _BAND_DENSITIES[density]
 
 
 def _sigmoid(x):

@@ -101,10 +101,10 @@ class KeyArea:
         return boxes.crop_and_resize(image, action, size=size)
 
     def to_source(self, points, action):
-        return action[:2] + points * (action[2:] - action[:2])
+        return action[None, :2] + points * (action[2:] - action[:2])[None]
 
     def from_source(self, points, action):
-        return (points - action[:2]) / (action[2:] - action[:2])
+        return (points - action[None, :2]) / (action[2:] - action[:2])[None]
 
     def area(self, action):
         return action

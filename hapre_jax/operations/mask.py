@@ -24,5 +24,6 @@ class Mask(KeyArea):
         return points
 
     def from_source(self, points, action):
-        is_inside = jnp.all((points >= action[:2]) & (points < action[2:]), axis=1)
+        low, high = action[None, :2], action[None, 2:]
+        is_inside = jnp.all((points >= low) & (points < high), axis=1)
         return jnp.where(is_inside[:, None], points, -1.0)
