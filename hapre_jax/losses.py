@@ -42,3 +42,24 @@ def focal_loss(
     """
     chex.assert_equal_shape([logits, target])
     return jnp.mean(optax.sigmoid_focal_loss(logits, target, alpha=None, gamma=gamma))
+
+
+def dice_loss(probabilities: jax.Array, target: jax.Array) -> jax.Array:
+    """1 - soft Dice coefficient, the mean over structures.
+
+    `1 - (2 sum(p t) + 1) / (sum(p^2) + sum(t^2) + 1)`, as in Milletari et al.,
+    "V-Net", 2016, and with 1, a pixel, so that nothing found where there is nothing
+    costs nothing.
+
+    Args:
+      probabilities: `f32[H, W, K]` in [0, 1].
+      target: same shape, in [0, 1].
+
+    Returns:
+      `f32[]` in [0, 1].
+    """
+    chex.assert_rank([probabilities, target], 3)
+    chex.assert_equal_shape([probabilities, target])
+    shared = jnp.sum(probabilities * target, axis=(0, 1))
+    both = jnp.sum(probabilities**2, axis=(0, 1)) + jnp.sum(target**2, axis=(0, 1))
+    return jnp.mean(1 - (2 * shared + 1) / (both + 1))

@@ -81,3 +81,23 @@ def interval(values: Sequence[float]) -> float | None:
 
 def _ratio(numerator, denominator):
     return jnp.where(denominator > 0, numerator / jnp.maximum(denominator, 1), 0.0)
+
+
+def dice(found: jax.Array, truth: jax.Array) -> jax.Array:
+    """Dice coefficient `f32[]` of two masks `bool[...]`; 1 where both are empty."""
+    return _overlap(found, truth)[0]
+
+
+def mask_iou(found: jax.Array, truth: jax.Array) -> jax.Array:
+    """Intersection over union `f32[]` of two masks; 1 where both are empty."""
+    return _overlap(found, truth)[1]
+
+
+def _overlap(found, truth):
+    chex.assert_equal_shape([found, truth])
+    chex.assert_type([found, truth], bool)
+    shared, union = jnp.sum(found & truth), jnp.sum(found | truth)
+    is_empty = union == 0
+    dice = 2 * shared / jnp.maximum(shared + union, 1)
+    iou = shared / jnp.maximum(union, 1)
+    return jnp.where(is_empty, 1.0, dice), jnp.where(is_empty, 1.0, iou)

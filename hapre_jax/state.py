@@ -183,11 +183,12 @@ def move_average(average, new, step: jax.Array, *, decay: float):
 
 def to_float(batch: dict) -> dict:
     """Stored pixels `u8` 0..255 as `f32` in [0, 1]; the rest of the batch as it is."""
-    return batch | {"image": batch["image"].astype(jnp.float32) / 255}
+    stored = {name: batch[name] for name in ("image", "lungs") if name in batch}
+    return batch | {n: x.astype(jnp.float32) / 255 for n, x in stored.items()}
 
 
 def flip(batch: dict, key: jax.Array, *, axis: str, probability: float) -> dict:
-    """Flips each image of a batch, and its lung box, with a probability.
+    """Flips each image of a batch, its mask and its lung box, with a probability.
 
     Args:
       batch: "image" f32[B, H, W, C], and "lung_box" f32[B, 4] where lungs are known.
@@ -208,7 +209,11 @@ def flip(batch: dict, key: jax.Array, *, axis: str, probability: float) -> dict:
         flipped = box.at[first].set(1 - high).at[first + 2].set(1 - low)
         return jnp.where(chosen, flipped, box)
 
-    flipped = {"image": jax.vmap(flip_image)(batch["image"], chosen)}
+    flipped = {
+        name: jax.vmap(flip_image)(batch[name], chosen)
+        for name in ("image", "lungs")
+        if name in batch
+    }
     if "lung_box" in batch:
         flipped["lung_box"] = jax.vmap(flip_box)(batch["lung_box"], chosen)
     return batch | flipped

@@ -6,8 +6,10 @@ from typing import Any, Protocol
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 
 from hapre_jax import losses
+from hapre_jax.operations import geometry
 from hapre_jax.operations.operation import Operation
 
 # Mean and deviation of ImageNet's channels in [0, 1] (torchvision's checkpoints expect
@@ -148,3 +150,57 @@ class Classification:
     def whole_answers(self, outputs, operation, actions):
         del operation, actions
         return self.probabilities(outputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """Masks of one or several structures; cross-entropy of pixels and soft Dice loss.
+
+    What is left outside of a key area is answered by "nothing there", and counts: an
+    action is judged by the Dice of the answer on the whole image.
+
+    Attributes:
+      network: Linen module returning `nets.Output` with logits `f32[B, S, S, K]`.
+      image_size: S.
+      whole_size: R, pixels of a side at which answers on whole images are given.
+      normalize: see `normalize`.
+    """
+
+    network: Any
+    image_size: int
+    whole_size: int
+    normalize: str = "image"
+
+    def init(self, key, image):
+        return self.network.init(key, normalize(image, self.normalize), train=False)
+
+    def apply(self, variables, image, *, train, key=None):
+        image = normalize(image, self.normalize)
+        return apply_network(self.network, variables, image, train=train, key=key)
+
+    def target(self, batch):
+        """`f32[B, H, W, K]` in [0, 1]."""
+        return batch["lungs"]
+
+    def show_target(self, target, operation, action):
+        return geometry.show_mask(operation, target, action, self.image_size)
+
+    def loss(self, outputs, target):
+        """Mean cross-entropy of the pixels, plus Dice loss; weights 1 as is usual."""
+        pixels = optax.sigmoid_binary_cross_entropy(outputs.logits, target)
+        dice = jax.vmap(losses.dice_loss)(jax.nn.sigmoid(outputs.logits), target)
+        return jnp.mean(pixels, axis=(1, 2, 3)) + dice
+
+    def whole_answers(self, outputs, operation, actions):
+        """Probabilities `f32[B, R, R, K]`."""
+
+        def restore(answer, action):
+            return geometry.restore(operation, answer, action, self.whole_size)
+
+        return jax.vmap(restore)(jax.nn.sigmoid(outputs.logits), actions)
+
+    def whole_loss(self, outputs, target, operation, actions):
+        """Dice loss alone: the cross-entropy of what is not seen would be infinite."""
+        answers = self.whole_answers(outputs, operation, actions)
+        target = jax.image.resize(target, answers.shape, "linear")
+        return jax.vmap(losses.dice_loss)(answers, target)

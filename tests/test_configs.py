@@ -25,6 +25,7 @@ SCORES = {
     "confusion_matrix",
     "views",
     "key_area",
+    "parameters",
 }
 KEY_AREA = {
     "lung_iou",

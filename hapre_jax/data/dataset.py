@@ -84,6 +84,7 @@ class Dataset:
     hashes: tuple[str, ...] = ()  # N, SHA-256 of the original files
     # f32[N] of each name, where they are known; see `Facts`.
     corrections: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    masks: np.ndarray | None = None  # u8[N, H, W, 1], 255 in the lungs; if asked for
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,6 +103,7 @@ class Dataset:
             views=tuple(self.views[row] for row in rows) if self.views else (),
             hashes=tuple(self.hashes[row] for row in rows) if self.hashes else (),
             corrections={name: of[rows] for name, of in self.corrections.items()},
+            masks=None if self.masks is None else self.masks[rows],
         )
 
 

@@ -49,6 +49,7 @@ class Degraded(NamedTuple):
     image: np.ndarray  # u8[S, S]
     lung_box: np.ndarray  # f32[4] yxyx in [0, 1] of the frame; NaN where unknown
     boxes: np.ndarray  # f32[n, 4] yxyx in [0, 1] of the frame
+    mask: np.ndarray | None = None  # u8[S, S], 255 in the lungs; None where unknown
 
 
 def degrade(
@@ -126,7 +127,9 @@ def degrade(
     if lungs is not None and lungs.any():
         lung_box = np.clip(place_box(_outline(lungs)), 0, 1).astype(np.float32)
     placed = np.array([place_box(_corners(box)) for box in boxes], np.float32)
-    return Degraded(pixels, lung_box, np.clip(placed.reshape(-1, 4), 0, 1))
+    boxes = np.clip(placed.reshape(-1, 4), 0, 1)
+    mask = None if lungs is None else _place_mask(lungs, v / height, u / width)
+    return Degraded(pixels, lung_box, boxes, mask)
 
 
 def _surroundings(film, v, u, size):
@@ -148,6 +151,14 @@ def _surroundings(film, v, u, size):
     sideways = np.maximum(np.maximum(-u, u - width), 0) / size
     along = np.maximum(np.maximum(-v, v - height), 0) / size
     return result * np.exp(-((sideways / 0.25) ** 2) - (along / 0.6) ** 2)
+
+
+def _place_mask(lungs, v, u):
+    """`u8[S, S]`, 255 in the lungs, at places of the film in [0, 1]."""
+    rows, columns = lungs.shape
+    values = _sample(lungs.astype(np.float32), v * rows, u * columns)
+    is_inside = (v >= 0) & (v < 1) & (u >= 0) & (u < 1)
+    return np.round(255 * values * is_inside).astype(np.uint8)
 
 
 def _sample(pixels, v, u):

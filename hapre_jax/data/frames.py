@@ -17,6 +17,9 @@ class Example(NamedTuple):
     lung_box: np.ndarray  # f32[4] in the stored frame, or NaN
     lesion_boxes: np.ndarray  # f32[n, 4] in the stored frame
     corrections: tuple[tuple[str, float], ...] = ()  # of a film that is not degraded
+    mask: np.ndarray | None = (
+        None  # u8[S, S, 1], 255 in the lungs, where they are known
+    )
 
 
 def present(film: dataset.Film, data: DataConfig, *, seed: int) -> Example:
@@ -24,7 +27,11 @@ def present(film: dataset.Film, data: DataConfig, *, seed: int) -> Example:
     image, facts, geometry = film.image, film.facts, data.geometry
     if data.degrade == "none":
         pixels = images.fit(image, size=data.image_size, geometry=geometry)
-        return framed(facts, geometry)._replace(pixels=pixels)
+        mask = None
+        if film.lungs is not None:
+            inside = Image.fromarray((film.lungs == 255).astype(np.uint8) * 255)
+            mask = images.fit(inside, size=data.image_size, geometry=geometry)
+        return framed(facts, geometry)._replace(pixels=pixels, mask=mask)
     lungs, boxes = film.lungs, facts.lesion_boxes
     if geometry == "cover":
         boxes = _frame_boxes(boxes, facts, geometry)
@@ -41,7 +48,11 @@ def present(film: dataset.Film, data: DataConfig, *, seed: int) -> Example:
         boxes=boxes,
     )
     return Example(
-        degraded.image[:, :, None], facts.sha256, degraded.lung_box, degraded.boxes
+        degraded.image[:, :, None],
+        facts.sha256,
+        degraded.lung_box,
+        degraded.boxes,
+        mask=None if degraded.mask is None else degraded.mask[:, :, None],
     )
 
 

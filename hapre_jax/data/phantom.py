@@ -54,9 +54,9 @@ QUALITIES = {
 # Turned farther than courses differ, exposed so that the faint and the dense have the
 # same gray; framed well enough that the whole film serves.
 VARIANTS = {
-    "rotated": Quality((0.60, 0.66), 40, 0.3, 0.0, 0, "course"),
-    "exposed": Quality((0.60, 0.66), 0, 0.3, 1.5, 0, "density"),
-    "rotated_exposed": Quality((0.60, 0.66), 40, 0.3, 1.5, 0, "both"),
+    "rotated": Quality((0.68, 0.74), 40, 0.3, 0.0, 0, "course"),
+    "exposed": Quality((0.68, 0.74), 0, 0.3, 1.5, 0, "density"),
+    "rotated_exposed": Quality((0.68, 0.74), 40, 0.3, 1.5, 0, "both"),
 }
 
 # Chosen so that a small network fed the whole `low` film at 32 pixels finds the classes
@@ -66,8 +66,8 @@ _CONSOLIDATION = 0.32  # amplitude, gray levels of [0, 1]
 _CONSOLIDATION_RADIUS = (0.07, 0.10)  # in sides of the lungs
 # Of a band: amplitude of the faint and of the dense, half length and half thickness in
 # body coordinates, angles of the courses and how far off they may be, in degrees.
-_BAND_DENSITIES = (0.16, 0.32)
-_BAND = (0.32, 0.07)
+_BAND_DENSITIES = (0.24, 0.48)
+_BAND = (0.42, 0.10)
 _BAND_ANGLES = (-30.0, 0.0, 30.0)
 _BAND_SPREAD = 5.0
 _INTERSTITIAL = 0.09  # amplitude, gray levels
@@ -208,7 +208,7 @@ def _film(index: int, *, seed: int, quality: str, size: int) -> dataset.Film:
         drawn.lesion_box[None] if known else dataset.NO_BOXES,
         (("rotation", drawn.rotation), ("log2_gamma", math.log2(drawn.gamma))),
     )
-    return dataset.Film(image, b"", facts)
+    return dataset.Film(image, b"", facts, np.uint8(255) * drawn.lungs)
 
 
 def _band(finding, label, u, v, rng):

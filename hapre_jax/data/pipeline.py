@@ -35,6 +35,7 @@ def load(
     splits_file: pathlib.Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     on_unreadable: Callable[[Sequence[Unreadable]], None] | None = None,
+    masks: bool = False,
 ) -> dataset.Splits:
     """Opens a source and divides it.
 
@@ -45,6 +46,7 @@ def load(
         everything else has worked.
       progress: called with the number of images read and their total.
       on_unreadable: called with the films that were left out, if any.
+      masks: keeps the lung masks in memory too, and only films that have one.
 
     Raises:
       UserError: nothing to read, an unreadable image (`on_error="stop"`), a class
@@ -57,7 +59,7 @@ def load(
     if in_memory:
         pixels = np.empty((len(source.records), side, side, 1), np.uint8)
     kept, examples, failures = _examples(
-        source, data, seed=seed, pixels=pixels, progress=progress
+        source, data, seed=seed, pixels=pixels, progress=progress, masks=masks
     )
     if failures and on_unreadable:
         on_unreadable(failures)
@@ -121,12 +123,14 @@ def _examples(
     seed: int,
     pixels: np.ndarray | None,
     progress: Callable[[int, int], None] | None,
+    masks: bool = False,
 ) -> tuple[list[int], list[frames.Example], list[Unreadable]]:
     """Indices of the readable records, their examples, in order, and the others.
 
     The squares go to the rows of `pixels`, where films are kept in memory.
     """
-    if source.facts is not None and pixels is None and data.degrade == "none":
+    needs_pixels = masks or pixels is not None or data.degrade != "none"
+    if source.facts is not None and not needs_pixels:
         framed = [frames.framed(facts, data.geometry) for facts in source.facts]
         return list(range(len(framed))), framed, []
 
@@ -137,7 +141,10 @@ def _examples(
             return error
         if pixels is not None:
             pixels[index] = example.pixels
-        return example._replace(pixels=None)
+        if masks and example.mask is None:
+            name = source.records[index].name
+            return errors.UserError(f"{name} has no lung mask")
+        return example._replace(pixels=None, mask=example.mask if masks else None)
 
     kept, examples, failures = [], [], []
     total = len(source.records)
@@ -248,6 +255,7 @@ def _dataset(classes, records, examples, indices, pixels) -> dataset.Dataset:
     lesions = tuple(examples[index].lesion_boxes for index in indices)
     views = tuple(records[index].view for index in indices)
     known = [dict(examples[index].corrections) for index in indices]
+    masks = [examples[index].mask for index in indices]
     return dataset.Dataset(
         images=pixels,
         labels=np.array([records[index].label for index in indices], np.int32),
@@ -262,4 +270,5 @@ def _dataset(classes, records, examples, indices, pixels) -> dataset.Dataset:
             name: np.array([of[name] for of in known], np.float32)
             for name in (known[0] if all(known) else ())
         },
+        masks=None if any(mask is None for mask in masks) else np.stack(masks),
     )

@@ -11,6 +11,7 @@ from hapre_jax.nets.dueling import DuelingNet
 from hapre_jax.nets.mag_sd import MANet
 from hapre_jax.nets.output import Output
 from hapre_jax.nets.policy_net import PolicyNet
+from hapre_jax.nets.unet import UNet
 
 _RESNETS = {
     "resnet8": resnet.resnet8,
@@ -41,6 +42,7 @@ __all__ = [
     "PartNet",
     "PolicyNet",
     "PyramidNet",
+    "UNet",
     "densenet",
     "resnet",
     "vgg",

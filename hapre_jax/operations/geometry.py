@@ -1,0 +1,72 @@
+"""Targets and answers under an operation, from where it takes its points alone."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from hapre_jax.operations.operation import Operation
+
+
+def show_mask(
+    operation: Operation, mask: jax.Array, action: jax.Array, size: int
+) -> jax.Array:
+    """A mask `f32[H, W, K]` as an operation shows it, `f32[S, S, K]`.
+
+    Each pixel is the mean of the nearest values at 2 x 2 places in it, so that a mask
+    that is shown as it is stays as it is; outside of the image there is 0.
+    """
+    chex.assert_rank(mask, 3)
+    points = operation.to_source(_places(2 * size), action)
+    found = _sample(mask, points, order=0).reshape(size, 2, size, 2, -1)
+    return jnp.mean(found, axis=(1, 3))
+
+
+def restore(
+    operation: Operation, answer: jax.Array, action: jax.Array, size: int
+) -> jax.Array:
+    """An answer `f32[S, S, K]` on what was shown, on the whole image: `f32[R, R, K]`.
+
+    0 where the operation shows nothing. R is `size`.
+    """
+    chex.assert_rank(answer, 3)
+    points = operation.from_source(_places(size), action)
+    return _sample(answer, points, order=1).reshape(size, size, -1)
+
+
+def show_boxes(operation: Operation, boxes: jax.Array, action: jax.Array) -> jax.Array:
+    """Boxes `f32[n, 4]` yxyx as they are seen: tight around their moved corners."""
+    return _move(boxes, lambda points: operation.from_source(points, action))
+
+
+def restore_boxes(
+    operation: Operation, boxes: jax.Array, action: jax.Array
+) -> jax.Array:
+    """Boxes `f32[n, 4]` yxyx of what is seen, in the whole image."""
+    return _move(boxes, lambda points: operation.to_source(points, action))
+
+
+def _move(boxes, move):
+    chex.assert_shape(boxes, (None, 4))
+    corners = boxes[:, jnp.array([[0, 1], [0, 3], [2, 1], [2, 3]])]
+    moved = move(corners.reshape(-1, 2)).reshape(-1, 4, 2)
+    return jnp.concatenate([jnp.min(moved, axis=1), jnp.max(moved, axis=1)], axis=1)
+
+
+def _places(size):
+    """Centers `f32[S * S, 2]` of the pixels of a square, row by row."""
+    line = (jnp.arange(size) + 0.5) / size
+    grid = jnp.stack(jnp.meshgrid(line, line, indexing="ij"), axis=-1)
+    return grid.reshape(-1, 2)
+
+
+def _sample(image, points, *, order):
+    """Values `f32[n, K]` at points yx in [0, 1], 0 outside; nearest or bilinear."""
+    sides = jnp.array(image.shape[:2], points.dtype)
+    at = list((points * sides[None] - 0.5).T)
+
+    def of_one(channel):
+        return jax.scipy.ndimage.map_coordinates(channel, at, order, mode="nearest")
+
+    values = jax.vmap(of_one, in_axes=-1, out_axes=-1)(image)
+    is_inside = jnp.all((points >= 0) & (points <= 1), axis=1)
+    return jnp.where(is_inside[:, None], values, 0.0)

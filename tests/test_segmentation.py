@@ -1,0 +1,199 @@
+"""U-Net, Dice, targets and answers under operations, and the program on them."""
+
+import functools
+import importlib.util
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+from sklearn.metrics import f1_score, jaccard_score
+
+from hapre_jax import losses, metrics, nets, operations, tasks
+from hapre_jax.data import phantom
+from hapre_jax.errors import UserError
+from hapre_jax.nets import Output
+from hapre_jax.operations import geometry
+
+_FILE = pathlib.Path(__file__).parents[1] / "launch" / "segmentation.py"
+_SPEC = importlib.util.spec_from_file_location("segmentation", _FILE)
+segmentation = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(segmentation)
+
+QUARTER = jnp.array([0.0, 0.5, 0.5, 1.0])  # the upper right one
+
+
+def test_unet_gives_a_logit_a_pixel_and_structure():
+    net = nets.UNet(num_classes=2, levels=3, width=8)
+    image = jax.ShapeDtypeStruct((2, 16, 24, 1), jnp.float32)
+    init = functools.partial(net.init, train=False)
+    variables = jax.eval_shape(init, jax.random.key(0), image)
+    apply = functools.partial(net.apply, train=False)
+    output = jax.eval_shape(apply, variables, image)
+    assert output.logits.shape == (2, 16, 24, 2)
+    shapes = {name: of.shape[1:] for name, of in output.features.items()}
+    assert shapes == {
+        "down1": (16, 24, 8),
+        "down2": (8, 12, 16),
+        "down3": (4, 6, 32),
+        "up2": (8, 12, 16),
+        "up1": (16, 24, 8),
+    }
+    # Two 3x3 convolutions, 8 wide, after the first skip: 24 channels in, then 8.
+    kernels = [variables["params"][f"up1_conv{i}"]["kernel"].shape for i in (1, 2)]
+    assert kernels == [(3, 3, 24, 8), (3, 3, 8, 8)]
+    wrong = jax.ShapeDtypeStruct((1, 18, 16, 1), jnp.float32)
+    with pytest.raises(ValueError, match="multiples of 4"):
+        jax.eval_shape(init, jax.random.key(0), wrong)
+
+
+def test_dice_loss_by_hand(variant):
+    target = jnp.array([[1.0, 1.0], [0.0, 0.0]])[..., None]
+    found = jnp.array([[1.0, 0.5], [0.5, 0.0]])[..., None]
+    # 1 - (2 * 1.5 + 1) / (1.5 + 2 + 1)
+    loss = variant(losses.dice_loss)
+    assert loss(found, target) == pytest.approx(1 - 4 / 4.5, rel=1e-5)
+    assert loss(target, target) == 0
+    nothing = jnp.zeros_like(target)
+    assert loss(nothing, nothing) == 0
+    assert loss(nothing, target) == pytest.approx(1 - 1 / 3, rel=1e-5)
+    both = jnp.concatenate([found, target], -1), jnp.concatenate([target] * 2, -1)
+    assert loss(*both) == pytest.approx((1 - 4 / 4.5) / 2, rel=1e-5)
+
+
+def test_overlaps_of_masks_are_scikit_learn_s():
+    rng = np.random.default_rng(0)
+    found, truth = rng.uniform(size=(2, 9, 9)) < 0.4
+    masks = jnp.array(found), jnp.array(truth)
+    expected = f1_score(truth.ravel(), found.ravel())
+    assert metrics.dice(*masks) == pytest.approx(expected, rel=1e-6)
+    expected = jaccard_score(truth.ravel(), found.ravel())
+    assert metrics.mask_iou(*masks) == pytest.approx(expected, rel=1e-6)
+    empty = jnp.zeros((3, 3), bool)
+    assert metrics.dice(empty, empty) == 1 and metrics.mask_iou(empty, empty) == 1
+    assert metrics.dice(empty, ~empty) == 0
+
+
+def test_mask_of_a_key_area_is_cut_and_put_back():
+    mask = np.zeros((16, 16, 1), np.float32)
+    mask[2:6, 10:14] = 1  # in the upper right quarter, rows 2-6, columns 2-6
+    shown = geometry.show_mask(operations.KeyArea(), jnp.array(mask), QUARTER, 8)
+    expected = np.zeros((8, 8, 1))
+    expected[2:6, 2:6] = 1
+    np.testing.assert_allclose(shown, expected)
+    back = geometry.restore(operations.KeyArea(), shown, QUARTER, 16)
+    np.testing.assert_array_equal(back > 0.5, mask > 0.5)
+    # Ones everywhere on the area are ones there alone.
+    back = geometry.restore(operations.KeyArea(), jnp.ones((8, 8, 1)), QUARTER, 16)
+    expected = np.zeros((16, 16, 1))
+    expected[:8, 8:] = 1
+    np.testing.assert_array_equal(back, expected)
+
+
+def test_mask_turns_with_the_image():
+    mask = np.zeros((32, 32), np.float32)
+    mask[6:12, 14:25] = 1
+    rotation, action = operations.Rotation(40.0), jnp.array([0.75])
+    shown = geometry.show_mask(rotation, jnp.array(mask[..., None]), action, 32)
+    # SciPy turns from the second axis to the first, counterclockwise as it is seen.
+    expected = scipy.ndimage.rotate(mask, 30, reshape=False, order=1)
+    assert np.abs(shown[..., 0] - expected).mean() < 0.01
+    back = geometry.restore(rotation, shown, action, 32)[..., 0]
+    assert np.mean((back > 0.5) != (mask > 0.5)) < 0.02
+
+
+def test_intensity_leaves_targets_alone():
+    mask = (jax.random.uniform(jax.random.key(0), (8, 8, 1)) < 0.5).astype(jnp.float32)
+    gamma, action = operations.Gamma(), jnp.array([0.7])
+    np.testing.assert_allclose(geometry.restore(gamma, mask, action, 8), mask)
+    boxes = jnp.array([[0.1, 0.2, 0.3, 0.4]])
+    np.testing.assert_allclose(geometry.show_boxes(gamma, boxes, action), boxes)
+
+
+def test_boxes_move_with_the_key_area_and_back():
+    boxes = jnp.array([[0.1, 0.6, 0.2, 0.75], [0.4, 0.4, 0.6, 0.6]])
+    shown = geometry.show_boxes(operations.KeyArea(), boxes, QUARTER)
+    expected = [[0.2, 0.2, 0.4, 0.5], [0.8, -0.2, 1.2, 0.2]]
+    np.testing.assert_allclose(shown, expected, atol=1e-6)
+    back = geometry.restore_boxes(operations.KeyArea(), shown, QUARTER)
+    np.testing.assert_allclose(back, boxes, atol=1e-6)
+
+
+def _task():
+    return tasks.Segmentation(None, image_size=8, whole_size=16)
+
+
+def test_what_an_area_leaves_out_counts_as_missed():
+    """A perfect answer on half of a structure has Dice 2/3 of it."""
+    whole = np.zeros((2, 16, 16, 1), np.float32)
+    whole[:, 0:8, 4:12] = 1
+    areas = jnp.stack([QUARTER, jnp.array([0.0, 0.0, 1.0, 1.0])])
+    shown = jax.vmap(functools.partial(_task().show_target, operation=KEY_AREA))(
+        jnp.array(whole), action=areas
+    )
+    outputs = Output(80 * (shown - 0.5), {})
+    found = _task().whole_loss(outputs, jnp.array(whole), KEY_AREA, areas)
+    # 32 of 64 pixels; (2 * 32 + 1) / (32 + 64 + 1).
+    np.testing.assert_allclose(found, [1 - 65 / 97, 0], atol=0.03)
+
+
+KEY_AREA = operations.KeyArea()
+
+
+def test_loss_is_cross_entropy_and_dice_of_what_is_shown():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(2, 8, 8, 1)).astype(np.float32)
+    target = (rng.uniform(size=(2, 8, 8, 1)) < 0.3).astype(np.float32)
+    found = _task().loss(Output(jnp.array(logits), {}), jnp.array(target))
+    p = 1 / (1 + np.exp(-logits.astype(float)))
+    for row in range(2):
+        entropy = -np.mean(np.log(np.where(target[row] == 1, p[row], 1 - p[row])))
+        shared = np.sum(p[row] * target[row])
+        dice = (2 * shared + 1) / (np.sum(p[row] ** 2) + np.sum(target[row]) + 1)
+        assert found[row] == pytest.approx(entropy + 1 - dice, rel=1e-4)
+
+
+def test_phantoms_know_their_lungs():
+    film = phantom.make(4, quality="low", size=64)
+    rows, columns = np.flatnonzero(film.lungs.any(1)), np.flatnonzero(film.lungs.any(0))
+    box = np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]) / 64
+    # The lung box leaves out what the heart hides.
+    np.testing.assert_allclose(box, film.lung_box, atol=2.1 / 64)
+
+
+TINY = (
+    "--data.image_size=32 --data.train_images=8 --data.validation_images=3 "
+    "--data.test_images=6 --task.image_size=16 --policy.image_size=16 --policy.grid=8 "
+    "--policy.samples=2 --policy.train_crops=2 --policy.warmup_steps=1 "
+    "--train.steps=4 --train.batch_size=4 --train.log_every=2"
+).split()
+
+
+def test_program_trains_and_scores_masks_of_whole_films(tmp_path, capsys):
+    workdir = tmp_path / "run"
+    command = [*TINY, f"--workdir={workdir}"]
+    assert segmentation.main(command) == 0
+    results = json.loads((workdir / "results.json").read_text())
+    scores = results["test"]
+    assert results["n"] == 6 and set(scores) == {
+        "dice",
+        "iou",
+        "side",
+        "lungs_covered",
+        "lung_iou_of_area",
+    }
+    assert 0 <= scores["iou"] <= scores["dice"] <= 1
+    said = capsys.readouterr().out
+    assert f"dice {scores['dice']:.3f}" in said
+    assert (workdir / "answers.png").exists()
+    with pytest.raises(UserError, match="finished run"):
+        segmentation.main(command)
+
+
+def test_program_refuses_what_the_network_cannot_halve(tmp_path):
+    command = [*TINY, f"--workdir={tmp_path}", "--task.image_size=18"]
+    with pytest.raises(UserError, match="task.image_size is 18"):
+        segmentation.main(command)
