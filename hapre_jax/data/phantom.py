@@ -68,7 +68,7 @@ _CONSOLIDATION_RADIUS = (0.07, 0.10)  # in sides of the lungs
 # body coordinates, angles of the courses and how far off they may be, in degrees.
 _BAND_DENSITIES = (0.24, 0.48)
 _BAND = (0.42, 0.10)
-_BAND_ANGLES = (-30.0, 0.0, 30.0)
+_BAND_ANGLES = (-45.0, 0.0, 45.0)
 _BAND_SPREAD = 5.0
 _INTERSTITIAL = 0.09  # amplitude, gray levels
 _INTERSTITIAL_WAVES = (11.0, 14.0)  # waves across the lungs
@@ -162,7 +162,9 @@ def make(
         _hand_or_marker(image, line, inside, rng)
     image += _NOISE * rng.standard_normal(image.shape, np.float32)
     gamma = (1 + spec.gamma * rng.uniform()) ** float(rng.choice([-1, 1]))
-    image = np.clip(image, 0, 1) ** gamma * rng.uniform(0.8, 1.0)
+    image = np.clip(image, 0, 1) ** gamma
+    if spec.finding == "disease":  # in a variant, all is to be undone by the gamma
+        image *= rng.uniform(0.8, 1.0)
     pixels = np.round(255 * image).astype(np.uint8)
     lung_box = images.tight_box(lungs > 0.5) / np.float32(size)
     return Phantom(
@@ -170,7 +172,7 @@ def make(
         label,
         lung_box,
         lesion_box,
-        -math.degrees(angle),
+        math.degrees(angle),
         1 / gamma,
         inside > 0.5,
     )
