@@ -66,7 +66,7 @@ _CONSOLIDATION = 0.32  # amplitude, gray levels of [0, 1]
 _CONSOLIDATION_RADIUS = (0.07, 0.10)  # in sides of the lungs
 # Of a band: amplitude of the faint and of the dense, half length and half thickness in
 # body coordinates, angles of the courses and how far off they may be, in degrees.
-_BAND_DENSITIES = (0.24, 0.48)
+_BAND_DENSITIES = (0.30, 0.40)
 _BAND = (0.42, 0.10)
 _BAND_ANGLES = (-45.0, 0.0, 45.0)
 _BAND_SPREAD = 5.0
