@@ -41,11 +41,9 @@ def make(config: Config) -> framework.Method:
         normalize=config.task.normalize,
     )
     operation = hapre.operation(settings)
-    trunk = nets.NETS[settings.net](num_classes=0, norm=settings.norm)
-    shape = operation.logits_shape(settings.grid)
     return framework.make(
         task,
-        nets.PolicyNet(trunk, settings.grid, settings.width, shape=shape),
+        hapre.policy_network(settings, operation),
         operation,
         hapre.learning(config),
         policy_image_size=settings.image_size,
