@@ -47,6 +47,7 @@ def test_the_shown_operation_moves_what_it_says():
     assert back * 8 == pytest.approx(jnp.array([[4.5, 2.5]]))
 
 
+@pytest.mark.slow
 def test_a_task_of_one_s_own_is_trained(capsys):
     errors = load("own_task").main(steps=3, films=16)
     assert set(errors) == {"whole image", "key area"}

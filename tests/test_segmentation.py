@@ -172,6 +172,7 @@ TINY = (
 ).split()
 
 
+@pytest.mark.slow
 def test_program_trains_and_scores_masks_of_whole_films(tmp_path, capsys):
     workdir = tmp_path / "run"
     command = [*TINY, f"--workdir={workdir}"]
