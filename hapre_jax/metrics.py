@@ -3,6 +3,7 @@
 And the interval of their mean over seeds.
 """
 
+import math
 from collections.abc import Sequence
 
 import chex
@@ -101,3 +102,54 @@ def _overlap(found, truth):
     dice = 2 * shared / jnp.maximum(shared + union, 1)
     iou = shared / jnp.maximum(union, 1)
     return jnp.where(is_empty, 1.0, dice), jnp.where(is_empty, 1.0, iou)
+
+
+def average_precision(
+    scores: Sequence[np.ndarray],
+    found: Sequence[np.ndarray],
+    truth: Sequence[np.ndarray],
+    *,
+    min_iou: float = 0.5,
+) -> float:
+    """Area under the precision-recall curve of boxes, not interpolated.
+
+    The most probable box of all images first, each takes the box of its image with
+    which it has the largest IoU, if that is at least `min_iou` and not taken yet;
+    else it is wrong. mAP is the mean of this over kinds of objects.
+
+    Args:
+      scores: of each image, `f[n]`.
+      found: of each image, `f[n, 4]` yxyx.
+      truth: of each image, `f[m, 4]`.
+      min_iou: 0.5 is Pascal VOC's.
+
+    Returns:
+      In [0, 1]; NaN where there is nothing to be found.
+    """
+    total = sum(map(len, truth))
+    if not total:
+        return math.nan
+    entries = [
+        (score, image, box)
+        for image, (of, boxes) in enumerate(zip(scores, found, strict=True))
+        for score, box in zip(of, boxes, strict=True)
+    ]
+    entries.sort(key=lambda entry: -entry[0])
+    taken = [np.zeros(len(boxes), bool) for boxes in truth]
+    hits = np.zeros(len(entries))
+    for row, (_, image, box) in enumerate(entries):
+        if not len(truth[image]):
+            continue
+        ious = _ious(np.asarray(box), np.asarray(truth[image]))
+        best = int(np.argmax(ious))
+        if ious[best] >= min_iou and not taken[image][best]:
+            taken[image][best], hits[row] = True, 1
+    precisions = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    return float(np.sum(precisions * hits) / total)
+
+
+def _ious(box, others):
+    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+    shared = np.prod(np.maximum(high - low, 0), axis=1)
+    areas = np.prod(others[:, 2:] - others[:, :2], axis=1)
+    return shared / (np.prod(box[2:] - box[:2]) + areas - shared)

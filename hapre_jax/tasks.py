@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hapre_jax import losses
+from hapre_jax import centers, losses
 from hapre_jax.operations import geometry
 from hapre_jax.operations.operation import Operation
 
@@ -204,3 +204,66 @@ class Segmentation:
         answers = self.whole_answers(outputs, operation, actions)
         target = jax.image.resize(target, answers.shape, "linear")
         return jax.vmap(losses.dice_loss)(answers, target)
+
+
+# What a box that an action leaves out costs the action: about the loss of one whose
+# middle is thought a thousandth probable.
+_MISSED = 7.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection:
+    """Boxes of one kind of objects, by their middles.
+
+    A box whose middle an operation does not show is not to be found there, and the
+    action pays for it.
+
+    Attributes:
+      network: Linen module returning `nets.Output` with logits `f32[B, g, g, 5]`.
+      image_size: S.
+      count: n, boxes that are answered of each image.
+      normalize: see `normalize`.
+    """
+
+    network: Any
+    image_size: int
+    count: int = 5
+    normalize: str = "image"
+
+    def init(self, key, image):
+        return self.network.init(key, normalize(image, self.normalize), train=False)
+
+    def apply(self, variables, image, *, train, key=None):
+        image = normalize(image, self.normalize)
+        return apply_network(self.network, variables, image, train=train, key=key)
+
+    def target(self, batch):
+        """`f32[B, M, 4]` yxyx, NaN where there are fewer than M."""
+        return batch["boxes"]
+
+    def show_target(self, target, operation, action):
+        shown = geometry.show_boxes(operation, target, action)
+        middle = (shown[:, :2] + shown[:, 2:]) / 2
+        is_seen = jnp.all((middle >= 0) & (middle < 1), axis=1)
+        return jnp.where(is_seen[:, None], jnp.clip(shown, 0.0, 1.0), jnp.nan)
+
+    def loss(self, outputs, target):
+        return jax.vmap(centers.loss)(outputs.logits, target)
+
+    def whole_loss(self, outputs, target, operation, actions):
+        def show(target, action):
+            return self.show_target(target, operation, action)
+
+        shown = jax.vmap(show)(target, actions)
+        is_lost = jnp.isfinite(target[..., 0]) & jnp.isnan(shown[..., 0])
+        return self.loss(outputs, shown) + _MISSED * jnp.sum(is_lost, axis=1)
+
+    def whole_answers(self, outputs, operation, actions):
+        """`f32[B, n, 5]`: probability, then the box in the whole image."""
+
+        def answer(found, action):
+            boxes, scores = centers.decode(found, count=self.count)
+            boxes = geometry.restore_boxes(operation, boxes, action)
+            return jnp.concatenate([scores[:, None], boxes], axis=1)
+
+        return jax.vmap(answer)(outputs.logits, actions)

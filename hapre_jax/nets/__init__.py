@@ -6,6 +6,7 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from hapre_jax.nets import densenet, resnet, vgg
+from hapre_jax.nets.detector import CenterNet
 from hapre_jax.nets.dre_net import PartNet, PyramidNet
 from hapre_jax.nets.dueling import DuelingNet
 from hapre_jax.nets.mag_sd import MANet
@@ -36,6 +37,7 @@ NETS: dict[str, Callable[..., nn.Module]] = {
 
 __all__ = [
     "NETS",
+    "CenterNet",
     "DuelingNet",
     "MANet",
     "Output",

@@ -1,0 +1,148 @@
+"""Boxes by their middles, average precision, and the task on top of them."""
+
+import importlib.util
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from hapre_jax import centers, metrics, nets, operations, tasks
+from hapre_jax.nets import Output
+
+NOWHERE = [math.nan] * 4
+BOX = [0.2, 0.5, 0.4, 0.8]  # middle (0.3, 0.65)
+KEY_AREA = operations.KeyArea()
+
+
+def perfect(boxes, grid=8):
+    """The map of a detector that knows the boxes."""
+    found = np.zeros((grid, grid, 5), np.float32)
+    found[..., 0] = -12
+    for box in np.array(boxes, np.float32):
+        if np.isnan(box[0]):
+            continue
+        middle, size = (box[:2] + box[2:]) / 2 * grid, box[2:] - box[:2]
+        y, x = middle.astype(int)
+        found[y, x] = [12, *(middle - [y, x]), *np.log(size)]
+    return jnp.array(found)
+
+
+def test_boxes_are_read_back():
+    other = [0.6, 0.1, 0.9, 0.2]
+    found, scores = centers.decode(perfect([BOX, other, NOWHERE]), count=3)
+    order = np.argsort(np.asarray(found)[:2, 0])
+    np.testing.assert_allclose(found[order], [BOX, other], atol=1e-6)
+    assert scores[1] > 0.99 and scores[2] < 0.01
+
+
+def test_a_middle_that_a_neighbor_beats_is_none():
+    found = np.array(perfect([BOX]))
+    found[3, 5, 0] = 5.0  # beside the middle, at cell (2, 5)
+    _, scores = centers.decode(jnp.array(found), count=2)
+    assert scores[0] > 0.99 and scores[1] < 0.01
+
+
+def test_loss_is_least_for_the_boxes_themselves(variant):
+    boxes = jnp.array([BOX, NOWHERE])
+    loss = variant(centers.loss)
+    right = loss(perfect([BOX]), boxes)
+    for wrong in ([0.2, 0.6, 0.4, 0.9], [0.1, 0.5, 0.5, 0.8], NOWHERE):
+        assert loss(perfect([wrong]), boxes) > right + 0.1
+    nothing = jnp.array([NOWHERE, NOWHERE])
+    assert loss(perfect([NOWHERE]), nothing) < 1e-3
+
+
+def test_loss_of_place_and_size_by_hand():
+    boxes = jnp.array([BOX])
+    found = perfect([BOX])
+    # The middle lies in cell (2, 5), at (0.4, 0.2) of it.
+    np.testing.assert_allclose(found[2, 5, 1:3], [0.4, 0.2], atol=1e-5)
+    moved = found.at[2, 5, 1:].add(jnp.array([0.1, -0.2, 0.3, 0.0]))
+    change = centers.loss(moved, boxes) - centers.loss(found, boxes)
+    assert change == pytest.approx(0.6, rel=1e-4)
+
+
+def test_gradient_is_finite_without_a_box():
+    gradient = jax.grad(centers.loss)(jnp.zeros((4, 4, 5)), jnp.array([NOWHERE]))
+    assert np.isfinite(gradient).all() and jnp.any(gradient[..., 0] > 0)
+    assert not jnp.any(gradient[..., 1:])
+
+
+def test_average_precision_by_hand():
+    # Three boxes to find; of four answers in order of probability the first and the
+    # third are right: (1 / 1 + 2 / 3) / 3.
+    truth = [np.array([BOX, [0.0, 0.0, 0.1, 0.1]]), np.array([BOX])]
+    far = [0.8, 0.8, 0.9, 0.9]
+    scores = [np.array([0.9, 0.8]), np.array([0.7, 0.6])]
+    found = [np.array([BOX, BOX]), np.array([BOX, far])]  # a second one is wrong
+    assert metrics.average_precision(scores, found, truth) == pytest.approx(5 / 9)
+    # IoU with a box moved by half its width: 1 / 3.
+    shifted = [np.array([[0.2, 0.65, 0.4, 0.95]])]
+    some = ([np.array([0.5])], shifted, [np.array([BOX])])
+    assert metrics.average_precision(*some) == 0
+    assert metrics.average_precision(*some, min_iou=0.3) == 1
+    none = [np.zeros((0, 4))]
+    assert math.isnan(metrics.average_precision([np.zeros(0)], none, none))
+
+
+def test_average_precision_is_scikit_learn_s():
+    rng = np.random.default_rng(0)
+    low = rng.uniform(0, 0.7, (40, 2))
+    truth = np.concatenate([low, low + 0.2], axis=1)
+    is_right = rng.uniform(size=40) < 0.6
+    found = truth + np.where(is_right, 0.01, 0.3)[:, None]
+    scores = rng.permutation(40) / 40 + 0.21 * is_right
+    ours = metrics.average_precision(scores[:, None], found[:, None], truth[:, None])
+    # Of it recall is the share of what was found; here, of all 40.
+    expected = average_precision_score(is_right, scores) * is_right.mean()
+    assert ours == pytest.approx(expected, rel=1e-6)
+
+
+def test_detector_gives_five_numbers_a_cell_and_believes_nothing_at_first():
+    trunk = nets.NETS["resnet8"](num_classes=0, norm="group")
+    net = nets.CenterNet(trunk, grid=8, width=8)
+    image = jnp.zeros((2, 16, 16, 1))
+    variables = net.init(jax.random.key(0), image, train=False)
+    logits = net.apply(variables, image, train=False).logits
+    assert logits.shape == (2, 8, 8, 5)
+    np.testing.assert_allclose(jax.nn.sigmoid(logits[..., 0]), 0.01, atol=0.005)
+
+
+def test_boxes_are_shown_paid_for_and_brought_back():
+    task = tasks.Detection(None, image_size=16, count=1)
+    target = jnp.array([[BOX], [BOX]])
+    # The first area holds the box, the second does not.
+    areas = jnp.array([[0.0, 0.4, 0.5, 0.9], [0.5, 0.0, 1.0, 0.5]])
+    shown = jnp.stack(
+        [task.show_target(t, KEY_AREA, a) for t, a in zip(target, areas, strict=True)]
+    )
+    np.testing.assert_allclose(shown[0], [[0.4, 0.2, 0.8, 0.8]], atol=1e-6)
+    assert np.isnan(shown[1]).all()
+    outputs = Output(jnp.stack([perfect(shown[0]), perfect(shown[1])]), {})
+    seen, lost = task.whole_loss(outputs, target, KEY_AREA, areas)
+    assert lost - task.loss(outputs, shown)[1] == pytest.approx(7.0)
+    assert seen == pytest.approx(float(task.loss(outputs, shown)[0]))
+    answers = task.whole_answers(outputs, KEY_AREA, areas)
+    assert answers.shape == (2, 1, 5)
+    assert answers[0, 0, 0] > 0.99
+    np.testing.assert_allclose(answers[0, 0, 1:], BOX, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_program_trains_a_detector(tmp_path, capsys):
+    file = pathlib.Path(__file__).parents[1] / "launch" / "detection.py"
+    spec = importlib.util.spec_from_file_location("detection_program", file)
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    out = tmp_path / "found.json"
+    command = ["--seeds", "1", "--steps", "2", "--films", "20", "--out", str(out)]
+    assert program.main(command) == 0
+    (found,) = json.loads(out.read_text())
+    assert set(found) == {"seed", "AP at IoU 0.25", "AP at IoU 0.5", "lung_iou"}
+    assert 0 <= found["AP at IoU 0.5"] <= found["AP at IoU 0.25"] <= 1
+    assert f"lung_iou {found['lung_iou']:.3f}" in capsys.readouterr().out
