@@ -6,7 +6,7 @@ The pure functions are useful alone, on arrays, under `jax.vmap`, `jit` and `gra
 * `hapre_jax.losses`: cross-entropy and pixel-wise focal loss
 * `hapre_jax.rewards`: the paper's reward (Eq. 5-8)
 * `hapre_jax.policy`: a Gaussian over boxes, read off a grid of logits
-* `hapre_jax.policy_gradient`: three objectives for the policy network
+* `hapre_jax.policy_gradient`: what a policy learns from the losses of its actions
 * `hapre_jax.metrics`: scores of a confusion matrix, and their interval over seeds
 * `hapre_jax.image_ops`: rotations, contrast and the like of gray images, as in Pillow
 * `hapre_jax.heatmap`: class activation maps at any feature, and their pictures

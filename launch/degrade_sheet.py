@@ -49,7 +49,7 @@ def _picture(film, lungs, level, seed) -> Image.Image:
             tight = images.tight_box(lungs)
             box = images.frame_box(tight, film.height, film.width, "letterbox")
     else:
-        pixels, box, _ = degrade.degrade(
+        pixels, box, *_ = degrade.degrade(
             film,
             lungs,
             level=degrade.LEVELS[level],

@@ -53,7 +53,7 @@ def test_options_follow_the_order_of_declaration():
         ("policy.readout", "one of moments, max_sum"),
         ("baseline.crop_area", "a number > 0 and <= 1"),
         ("data.root", "a text"),
-        ("data.quality", "one of high, medium, low"),
+        ("data.geometry", "one of letterbox, squash, cover"),
         ("data.split_fractions", "numbers separated by commas, each > 0"),
     ],
 )

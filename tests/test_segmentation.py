@@ -1,5 +1,6 @@
 """U-Net, Dice, targets and answers under operations, and the program on them."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -10,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
+from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score
 
-from hapre_jax import losses, metrics, nets, operations, tasks
-from hapre_jax.data import phantom
+from hapre_jax import losses, metrics, nets, operations, state, tasks
+from hapre_jax.config import DataConfig
+from hapre_jax.data import degrade, feed, images, phantom, pipeline, sources
 from hapre_jax.errors import UserError
 from hapre_jax.nets import Output
 from hapre_jax.operations import geometry
@@ -162,6 +165,57 @@ def test_phantoms_know_their_lungs():
     box = np.array([rows[0], columns[0], rows[-1] + 1, columns[-1] + 1]) / 64
     # The lung box leaves out what the heart hides.
     np.testing.assert_allclose(box, film.lung_box, atol=2.1 / 64)
+
+
+def test_masks_are_loaded_where_they_are_asked_for():
+    data = DataConfig(image_size=32, train_images=4, validation_images=3, test_images=3)
+    assert pipeline.load(data, seed=2).test.masks is None
+    splits = pipeline.load(data, seed=2, masks=True)
+    assert splits.train.masks.shape == (4, 32, 32, 1)
+    film = phantom.make(8, seed=2, quality="low", size=32)  # the second test film
+    np.testing.assert_array_equal(splits.test.masks[1, ..., 0] == 255, film.lungs)
+    taken = splits.test.take(np.array([1]))
+    np.testing.assert_array_equal(taken.masks, splits.test.masks[1:2])
+    batch = next(feed.eval_batches(splits.test, 3))
+    np.testing.assert_array_equal(batch["lungs"], splits.test.masks)
+
+
+def test_films_without_a_mask_are_left_out(caplog):
+    data = DataConfig(image_size=32, train_images=6, validation_images=3, test_images=3)
+    source = sources.open_source(data, seed=0)
+
+    def read(index):
+        film = source.read(index)
+        return film._replace(lungs=None) if index == 4 else film
+
+    changed = dataclasses.replace(source, read=read)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "open_source", lambda data, seed: changed)
+        splits = pipeline.load(data, seed=0, masks=True)
+    assert len(splits.train) == 5 and "left out 1 of 12" in caplog.text
+
+
+def test_mask_of_a_degraded_film_is_where_its_lungs_went():
+    film = phantom.make(4, quality="high", size=96)
+    for seed in range(4):
+        found = degrade.degrade(
+            Image.fromarray(film.image),
+            film.lungs,
+            level=degrade.LEVELS["low"],
+            size=96,
+            rng=np.random.default_rng(seed),
+        )
+        assert found.mask.dtype == np.uint8 and found.mask.max() == 255
+        tight = images.tight_box(found.mask > 127) / 96
+        np.testing.assert_allclose(tight, found.lung_box, atol=1.6 / 96)
+
+
+def test_flips_take_the_mask_along():
+    batch = {"image": jnp.zeros((1, 4, 4, 1)).at[0, 0, 1].set(1)}
+    batch["lungs"] = batch["image"]
+    flipped = state.flip(batch, jax.random.key(0), axis="horizontal", probability=1.0)
+    assert flipped["image"][0, 0, 2, 0] == 1
+    np.testing.assert_array_equal(flipped["lungs"], flipped["image"])
 
 
 TINY = (
