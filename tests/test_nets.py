@@ -286,6 +286,33 @@ def test_policy_logits_are_one_grid_an_image(trunk, size, grid):
     assert output.features["pyramid"].shape == (2, grid, grid, 24)
 
 
+def test_policy_net_gives_numbers_or_several_outputs_as_they_are_asked_for():
+    image = image_shape(32, 32, channels=1, batch=2)
+    numbers = output_shapes(policy_net(shape=(3,)), image).logits
+    assert (numbers.shape, numbers.dtype.name) == ((2, 3), "float32")
+    several = output_shapes(policy_net(shape=((16, 16), (1,), (2,))), image).logits
+    assert [of.shape for of in several] == [(2, 16, 16), (2, 1), (2, 2)]
+    nothing = output_shapes(policy_net(shape=(0,)), image).logits
+    assert nothing.shape == (2, 0)
+
+
+def test_numbers_start_at_zero_and_can_leave_it():
+    net = nets.PolicyNet(tiny_resnet(1, norm="group"), grid=4, width=8, shape=(2,))
+    variables = init(net, small_images())
+
+    @jax.jit
+    def logits_and_gradient(variables):
+        def total(variables):
+            logits = net.apply(variables, small_images(), train=False).logits
+            return jnp.sum(logits), logits
+
+        gradient, logits = jax.grad(total, has_aux=True)(variables)
+        return logits, gradient["params"]["logits"]["kernel"]
+
+    logits, gradient = logits_and_gradient(variables)
+    assert not jnp.any(logits) and jnp.any(gradient != 0)
+
+
 def test_policy_net_in_bfloat16_keeps_float32_parameters_and_logits():
     net = nets.PolicyNet(
         nets.NETS["resnet18"](1, dtype=jnp.bfloat16), dtype=jnp.bfloat16

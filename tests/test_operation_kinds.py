@@ -5,12 +5,13 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.ndimage
 import scipy.stats
 from PIL import Image
 
-from hapre_jax import boxes, operations
+from hapre_jax import boxes, framework, operations
 
 HYBRID = operations.Hybrid(
     (operations.KeyArea(min_side=0.2), operations.Rotation(40.0), operations.Gamma(2.0))
@@ -309,3 +310,60 @@ def test_imitation_of_a_hybrid_teaches_every_part():
     gradients = jax.grad(loss)(logits)
     assert gradients[0][4, 4] < 0 < gradients[0][0, 0]
     np.testing.assert_allclose(gradients[1:], [[-0.5], [0.5]])
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"), [("reinforce", 0.05), ("pathwise", 0.05), ("elite", 0.2)]
+)
+def test_gradient_steps_find_area_and_numbers_at_once(name, rate):
+    """From the identity, with nothing but losses of actions of both."""
+    operation = operations.Hybrid((operations.KeyArea(min_side=0.2), ALL["window"]))
+    target = jnp.array([0.25, 0.25, 0.75, 0.75, 0.6, -0.5])
+    learning = framework.Learning(
+        estimator=name,
+        samples=8,
+        explore=True,
+        sigma=0.3,
+        final_sigma=0.1,
+        balance=0.5,
+        gamma=0.0,
+        warmup_steps=0,
+        steps=200,
+        random_share=0.0,
+        train_crops=1,
+        train_on="samples",
+        held_out=0.0,
+        action_cost=0.0,
+        final_action_cost=0.0,
+        train_on_original=False,
+    )
+    estimator, optimizer = framework.ESTIMATORS[name], optax.adam(rate)
+
+    def evaluate(actions):
+        return jnp.sum((actions - target[None]) ** 2, axis=1)
+
+    def update(carry, inputs):
+        logits, state = carry
+        key, sigma = inputs
+
+        def loss(logits):
+            keys = jax.random.split(key, 8)
+            trials = jax.vmap(
+                lambda k: estimator(operation, learning, evaluate, logits, k, sigma)
+            )(keys)
+            return jnp.mean(trials.policy_loss)
+
+        updates, state = optimizer.update(jax.grad(loss)(logits), state)
+        return (optax.apply_updates(logits, updates), state), None
+
+    start = (jnp.zeros((8, 8)), jnp.zeros(2))
+    keys, sigmas = jax.random.split(KEY, 200), jnp.geomspace(0.3, 0.1, 200)
+    carry = (start, optimizer.init(start))
+    (logits, _), _ = jax.lax.scan(update, carry, (keys, sigmas))
+    mean = operation.mean(logits)
+    assert (
+        boxes.iou(mean[:4], target[:4])
+        > 0.5
+        > boxes.iou(operations.KeyArea().identity(), target[:4])
+    )
+    np.testing.assert_allclose(mean[4:], target[4:], atol=0.12)
