@@ -52,6 +52,19 @@ def summary_table(results: dict) -> rich.table.Table:
         blanks = [""] * (len(columns) - 1)
         for label, value in rows.items():
             table.add_row(label, *blanks, "-" if value is None else f"{value:.3f}")
+    for name, found in test.get("parameters", {}).items():  # not in older versions
+        table.add_section()
+        rows = {
+            f"{name}, mean": found["mean"],
+            "  spread": found["std"],
+            "  error": found["error"],
+            "  error but for a constant": found["error_but_for_a_constant"],
+            "  error where nothing is done": found["error_untouched"],
+        }
+        for label, value in rows.items():
+            if value is not None:
+                blanks = [""] * (len(columns) - 1)
+                table.add_row(label, *blanks, f"{value:.3f}")
     return table
 
 

@@ -87,6 +87,23 @@ def test_views_have_lines_of_their_own():
     ]
 
 
+def test_parameters_of_operations_have_lines_beside_the_truth():
+    found = {"mean": 2.0, "std": 1.5, "error": 0.5, "correlation": 0.9}
+    found |= {"error_but_for_a_constant": 0.25, "error_untouched": 9.0}
+    unknown = dict.fromkeys(found) | {"mean": 0.1, "std": 0.0}
+    test = _scores(0.9) | {"parameters": {"rotation": found, "window_level": unknown}}
+    _, rows = _shown(_results("hapre", test, _scores(0.8)))
+    assert rows[-7:] == [
+        ["rotation, mean", "", "2.000"],
+        ["spread", "", "1.500"],
+        ["error", "", "0.500"],
+        ["error but for a constant", "", "0.250"],
+        ["error where nothing is done", "", "9.000"],
+        ["window_level, mean", "", "0.100"],
+        ["spread", "", "0.000"],
+    ]
+
+
 def test_table_of_the_plain_classifier_alone():
     _, rows = _shown(_results("plain", _scores(0.8)))
     assert rows[0] == ["", "plain"]
