@@ -5,13 +5,15 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import onnxruntime
 import pytest
 from PIL import Image
 
-from hapre_jax import checkpoint, export, inference, predict, standalone
+from hapre_jax import checkpoint, export, inference, predict, standalone, state
 from hapre_jax.errors import UserError
+from hapre_jax.methods import METHODS
 
 NAMES = [
     "README.md",
@@ -70,6 +72,7 @@ def test_the_program_of_a_bundle_needs_jax_and_numpy_alone(
     program = f"""
 import sys
 sys.path.insert(0, {str(bundle)!r})
+import jax
 import numpy as np
 import answer
 found = answer.load({str(bundle)!r})(np.load({str(tmp_path / "squares.npy")!r}))
@@ -177,3 +180,20 @@ def test_weights_of_another_model_are_refused(bundle, tmp_path):
     safetensors.numpy.save_file(weights, tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match="does not fit the files beside it"):
         inference.load(tmp_path)
+
+
+@pytest.mark.parametrize("operation", ["gamma", "rotation", "zoom", "key_area+gamma"])
+def test_every_operation_can_be_exported(tiny_config, operation):
+    """Traced for a batch of any size, without which there is no graph."""
+    policy = dataclasses.replace(tiny_config.policy, operation=operation)
+    config = dataclasses.replace(tiny_config, policy=policy)
+    method, side = METHODS["hapre"](config, 3), config.data.image_size
+    (batch,) = jax.export.symbolic_shape("batch")
+    image = jax.ShapeDtypeStruct((batch, side, side, 1), np.float32)
+    average = state.blank(method, config).average
+
+    def predict(average, image):
+        return method.predict(*average, {"image": image})
+
+    found = jax.eval_shape(predict, average, image)
+    assert found.probabilities.shape == (batch, 3)

@@ -75,13 +75,13 @@ class PolicyNet(nn.Module):
         if len(shape) == 2:
             return nn.Conv(1, (1, 1), kernel_init=zeros, name=name)(merged)[..., 0]
         if not shape[0]:
-            return jnp.zeros((len(merged), 0))
+            return jnp.zeros((merged.shape[0], 0))
         side = min(_PLACES, self.grid)
         pooled = jax.image.resize(
-            merged, (len(merged), side, side, merged.shape[-1]), "linear"
+            merged, (merged.shape[0], side, side, merged.shape[-1]), "linear"
         )
         hidden = nn.Dense(self.width, name=f"{name}_hidden")(
-            pooled.reshape(len(merged), -1)
+            pooled.reshape(merged.shape[0], -1)
         )
         return nn.Dense(shape[0], kernel_init=zeros, name=name)(nn.relu(hidden))
 
