@@ -88,7 +88,7 @@ def test_labels_and_predictions_need_equal_length():
         metrics.confusion_matrix(jnp.array([0, 1]), jnp.array([0]), num_classes=2)
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 11])
+@pytest.mark.parametrize("n", range(2, 12))
 def test_interval_is_students(n):
     values = [0.1 * i**2 for i in range(n)]
     low, high = scipy.stats.t.interval(
@@ -96,3 +96,9 @@ def test_interval_is_students(n):
     )
     assert metrics.interval(values) == pytest.approx((high - low) / 2, rel=2e-4)
     assert metrics.interval([1.0]) is None
+
+
+def test_interval_of_many_values_is_the_normal_one():
+    # Deviation sqrt(12 / 11), of the mean sqrt(1 / 11).
+    values = [1.0, -1.0] * 6
+    assert metrics.interval(values) == pytest.approx(1.96 / 11**0.5)
