@@ -388,8 +388,8 @@ def test_dicom_tags(fuzz):
 
     changes = st.dictionaries(st.sampled_from(TAGS), value, min_size=1, max_size=3)
     with pytest.MonkeyPatch.context() as patch:
-        pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
-        pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+        for mode in ("reading_validation_mode", "writing_validation_mode"):
+            patch.setattr(pydicom.config.settings, mode, pydicom.config.IGNORE)
         patch.setattr("warnings.warn", lambda *arguments, **options: None)
         fuzz(changes, parse)
 
