@@ -215,6 +215,9 @@ ENDS = """
 import errno, os, signal, sys
 from hapre_jax import cli
 
+# Ignored where the tests run in the background of a shell.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def main(argv):
     {line}
 

@@ -27,6 +27,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 MOMENTS = 20
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """In the background of a shell SIGINT is ignored, and processes inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("faults")
@@ -126,10 +134,10 @@ def test_stopped_at_random_moments(tmp_path, command, environment, undisturbed, 
     while not (workdir / "results.json").exists():
         running = subprocess.Popen(command(workdir), cwd=ROOT, env=environment)
         try:
-            running.wait(rng.uniform(0.3, 0.9) * seconds)
+            running.wait(rng.uniform(0.2, 0.6) * seconds)
         except subprocess.TimeoutExpired:
             running.send_signal(number)
-            codes.append(running.wait(timeout=20))
+            codes.append(running.wait(timeout=60))
     # Before the program has begun, the signal itself ends the process.
     assert codes and set(codes) <= {128 + number, -number}
     assert 128 + number in codes

@@ -6,6 +6,14 @@ import pytest
 from hapre_jax import interrupts
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """In the background of a shell SIGINT is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_an_interrupt_waits_until_the_work_is_saved():
     saved = False
     with pytest.raises(KeyboardInterrupt):

@@ -349,6 +349,8 @@ def signalled(*arguments):
 
     return stepped
 
+# Ignored where the tests run in the background of a shell.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 state.make_step = signalled
 cli.run(train.main)
 """
