@@ -554,8 +554,8 @@ def test_a_checkpoint_of_another_architecture(
     before = (workdir / "metrics.jsonl").read_bytes()
     start = ("--config", experiment, "--workdir", workdir)
     assert fails(*start, "--task.norm", "group") == (
-        f"the checkpoint {workdir}/checkpoints/last/6 was written by another "
-        "architecture than this config's"
+        f"the checkpoint {workdir}/checkpoints/best/6 was written by another "
+        f"architecture than this config's; delete {workdir}/checkpoints to train anew"
     )
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
