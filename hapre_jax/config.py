@@ -70,8 +70,8 @@ class DataConfig:
     )
     quality: str = option(
         "low",
-        "phantom: how well the films were pre-processed; or what was done to them, "
-        "where the class is one that depends on it.",
+        "phantom: how well the films are framed; or what was done to them, where the "
+        "class is one that depends on it.",
         choices=("high", "medium", "low", "rotated", "exposed", "rotated_exposed"),
     )
     degrade: str = option(

@@ -269,6 +269,8 @@ def test_hapre_passes_every_field_of_the_policy_on(monkeypatch, tiny_config):
     given_on |= {"final_action_cost": 0.6}
     assert dataclasses.asdict(learning) == changes | given_on
     assert dataclasses.astuple(operation) == (1.7, 0.33, 0.77, "stretch", "max_sum")
+    prober = seen["k"].pop("prober")
+    assert (prober.image_size, prober.network.num_classes) == (16, 5)
     assert seen["k"] == {"policy_image_size": 24, "policy_normalize": "image"}
     assert (task.image_size, task.network.num_classes) == (16, 5)
     assert (network.grid, network.width) == (8, 11)

@@ -88,6 +88,7 @@ def write_index(path: pathlib.Path, header: Header, rows: Sequence[Row]) -> None
     for split, position, record, facts in rows:
         known = np.isfinite(facts.lung_box).all()
         values = record._asdict() | facts._asdict()
+        del values["corrections"]  # of phantoms alone, which are drawn, not read
         values |= {
             "lung_box": facts.lung_box.tolist() if known else None,
             "lesion_boxes": facts.lesion_boxes.tolist(),
