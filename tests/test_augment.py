@@ -647,7 +647,9 @@ def test_a_step_downhill_lowers_the_loss(tiny_config, films, weights, name):
     assert abs(untouched - value) > 1e-4
 
 
-@pytest.mark.parametrize("name", MIXING)
+@pytest.mark.parametrize(
+    "name", ["cutmix", pytest.param("mixup", marks=pytest.mark.slow)]
+)
 def test_a_run_with_batches_of_one_goes_on_exactly(tmp_path, tiny_config, name):
     settings = dataclasses.replace(
         tiny_config,

@@ -70,6 +70,7 @@ def _check_results(results, settings):
         "classes",
         "steps",
         "best_step",
+        "temperature",
         "test",
         "plain",
         "landscape",
@@ -83,6 +84,7 @@ def _check_results(results, settings):
     assert results["classes"] == ["normal", "bacterial", "viral"]
     assert results["steps"] == 6 and results["best_step"] in (2, 4, 6)
     assert results["seconds"] > 0 and results["device"] == "cpu"
+    assert 0.05 <= results["temperature"] <= 20
     assert set(results["versions"]) == {"jax", "flax", "optax", "numpy"}
     for name, version in results["versions"].items():
         assert version == importlib.metadata.version(name)

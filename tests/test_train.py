@@ -126,7 +126,17 @@ def test_a_run_on_one_s_own_films(tmp_path, experiment, capsys):
     assert {path.name for path in workdir.glob("*.png")} <= PLAIN_PICTURES
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"hapre", "plain"}))
+# What these do to images is tested by itself; CutMix is trained as they are.
+_LIKE_CUTMIX = {"cutout", "mixup", "random_aug"}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in _LIKE_CUTMIX else ())
+        for name in sorted(set(METHODS) - {"hapre", "plain"})
+    ],
+)
 def test_other_methods_train_go_on_and_are_evaluated(tmp_path, plain_config, method):
     settings = dataclasses.replace(plain_config, method=method)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
