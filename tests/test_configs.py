@@ -10,6 +10,8 @@ from PIL import Image
 from hapre_jax import config, log, train
 
 FILES = [file for file in config.available() if config.load(file).method == "hapre"]
+# Other films, and a search, of what others train too.
+SLOW = ("configs/rsna_pneumonia.py", "configs/sweep_phantom.py")
 
 SCORES = {
     "n",
@@ -97,7 +99,13 @@ def _check_results(results, settings):
         _check_scores(results["plain"], has_key_area=False)
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, marks=pytest.mark.slow if file in SLOW else ())
+        for file in FILES
+    ],
+)
 def test_every_config_trains_and_leaves_what_it_should(
     file, tmp_path, finished_run, tiny_config
 ):

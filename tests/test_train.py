@@ -127,7 +127,7 @@ def test_a_run_on_one_s_own_films(tmp_path, experiment, capsys):
 
 
 # What these do to images is tested by itself; CutMix is trained as they are.
-_LIKE_CUTMIX = {"cutout", "mixup", "random_aug"}
+_LIKE_CUTMIX = {"cutout", "mixup", "random_aug", "random_crop"}
 
 
 @pytest.mark.parametrize(
