@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import importlib.metadata
 import importlib.util
 import pathlib
@@ -54,14 +55,13 @@ def write_bundle(
     config = config_lib.load(str((workdir / inference.CONFIG).absolute()))
     classes = results["classes"]
     functions = inference.load_functions(workdir, config, len(classes))
-    weights = inference.flatten(functions.variables)
-    tree = jax.tree.structure(functions.variables)
+    variables = functions.variables
 
-    def predict(weights, pixels):
-        return _outputs(functions.predict(_unflatten(tree, weights), pixels))
+    def predict(variables, pixels):
+        return _outputs(functions.predict(variables, pixels))
 
-    def explain(weights, pixels):
-        heat, found = functions.explain(_unflatten(tree, weights), pixels)
+    def explain(variables, pixels):
+        heat, found = functions.explain(variables, pixels)
         return _outputs(found) | {inference.HEAT: heat}
 
     about: dict[str, Any] = {
@@ -85,15 +85,20 @@ def write_bundle(
             folder = pathlib.Path(made) / "bundle"
             folder.mkdir()
             # Not `save_file`, which lets nobody else read it.
-            packed = safetensors.numpy.save(weights)
+            packed = safetensors.numpy.save(inference.flatten(variables))
             (folder / inference.WEIGHTS).write_bytes(packed)
             difference = _write_graph(
-                predict, weights, config, folder / inference.GRAPH
+                predict, variables, config, folder / inference.GRAPH
             )
             if functions.explain is not None:
-                _write_graph(explain, weights, config, folder / inference.HEAT_GRAPH)
+                _write_graph(explain, variables, config, folder / inference.HEAT_GRAPH)
             if with_onnx:
-                _write_onnx(predict, weights, config, classes, folder / ONNX)
+                _write_onnx(
+                    functools.partial(predict, variables),
+                    config,
+                    classes,
+                    folder / ONNX,
+                )
             about["largest_difference"] = difference
             checkpoint.write_json(folder / inference.ABOUT, about)
             checkpoint.write_json(
@@ -106,11 +111,6 @@ def write_bundle(
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror}") from error
     return sorted(file.name for file in out.iterdir())
-
-
-def _unflatten(tree, weights: dict) -> tuple[dict, dict]:
-    """Undoes `inference.flatten`, whose order is that of the tree's leaves."""
-    return jax.tree.unflatten(tree, [weights[name] for name in weights])
 
 
 def _outputs(found) -> dict[str, jax.Array]:
@@ -132,9 +132,23 @@ def _without_paths(config: Config) -> Config:
 
 
 def _write_graph(
-    function: Callable, weights: dict, config: Config, file: pathlib.Path
+    function: Callable, variables: tuple[dict, dict], config: Config, file: pathlib.Path
 ) -> float:
-    """Writes a function of `(weights, image)` for any batch; what it differs by."""
+    """Writes a function of `(variables, image)` as one of `(weights, image)`.
+
+    The weights are the variables by name, see `inference.flatten`, the batch is free.
+
+    Returns:
+      How far what was written is from the function itself.
+    """
+    weights, tree = inference.flatten(variables), jax.tree.structure(variables)
+    # JAX sorts dictionaries; a tree's leaves may stand in another order than names do.
+    names = list(weights)
+
+    def of_weights(weights, pixels):
+        leaves = [weights[name] for name in names]
+        return function(jax.tree.unflatten(tree, leaves), pixels)
+
     side = config.data.image_size
     (batch,) = export.symbolic_shape("batch")
     pixels = jax.ShapeDtypeStruct((batch, side, side, 1), jnp.uint8)
@@ -142,11 +156,11 @@ def _write_graph(
         name: jax.ShapeDtypeStruct(array.shape, array.dtype)
         for name, array in weights.items()
     }
-    graph = export.export(jax.jit(function), platforms=_PLATFORMS)(shapes, pixels)
+    graph = export.export(jax.jit(of_weights), platforms=_PLATFORMS)(shapes, pixels)
     file.write_bytes(graph.serialize())
     read = export.deserialize(bytearray(file.read_bytes()))
     noise = np.random.default_rng(0).integers(0, 256, (2, side, side, 1), np.uint8)
-    expected, found = jax.jit(function)(weights, noise), read.call(weights, noise)
+    expected, found = jax.jit(function)(variables, noise), read.call(weights, noise)
     difference = max(
         float(jnp.max(jnp.abs(found[name] - expected[name]))) for name in expected
     )
@@ -158,12 +172,12 @@ def _write_graph(
     return difference
 
 
-def _write_onnx(predict, weights, config, classes, file) -> None:
+def _write_onnx(predict, config, classes, file) -> None:
     from hapre_jax import onnx_graph  # needs the extra onnx
 
     side = config.data.image_size
     model = onnx_graph.convert(
-        lambda pixels: predict(weights, pixels),
+        predict,
         {"image": jax.ShapeDtypeStruct((side, side, 1), jnp.uint8)},
         description=f"hapre_jax {config.method}: {', '.join(classes)}. Gray levels in, "
         f"geometry {config.data.geometry}. Not for clinical use.",

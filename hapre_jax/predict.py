@@ -149,7 +149,7 @@ def answer(
       model: see `inference.load`.
       films: at most `pad_to`.
       pad_to: size of the batch, each of which is compiled once.
-      with_heat: whether to say where it looks; the model must have `explain`.
+      with_heat: whether to say where it looks, where the model has `explain`.
     """
     squares = [film.pixels for film in films]
     padded = np.stack(squares + [squares[0]] * (pad_to - len(films)))

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 import pytest
@@ -73,6 +75,7 @@ def test_the_program_of_a_bundle_needs_jax_and_numpy_alone(
 import sys
 sys.path.insert(0, {str(bundle)!r})
 import jax
+import jax.numpy as jnp
 import numpy as np
 import answer
 found = answer.load({str(bundle)!r})(np.load({str(tmp_path / "squares.npy")!r}))
@@ -197,3 +200,27 @@ def test_every_operation_can_be_exported(tiny_config, operation):
 
     found = jax.eval_shape(predict, average, image)
     assert found.probabilities.shape == (batch, 3)
+
+
+def test_weights_keep_their_places_whatever_their_names(tiny_config, tmp_path):
+    """Leaves of lists and named tuples do not stand in the order of their names."""
+
+    class Pair(NamedTuple):
+        second: np.ndarray
+        first: np.ndarray
+
+    pair = Pair(np.float32(100), np.float32(1000))
+    variables = {"list": [np.float32(n) for n in range(12)], "pair": pair}, {}
+
+    def function(variables, pixels):
+        (params, _), count = variables, pixels.shape[0]
+        told = jnp.stack([*params["list"], *params["pair"]])
+        return {"told": jnp.broadcast_to(told, (count, 14))}
+
+    file = tmp_path / "graph"
+    assert export._write_graph(function, variables, tiny_config, file) == 0
+    graph = jax.export.deserialize(bytearray(file.read_bytes()))
+    side = tiny_config.data.image_size
+    film = np.zeros((1, side, side, 1), np.uint8)
+    found = graph.call(inference.flatten(variables), film)["told"]
+    np.testing.assert_array_equal(found, [[*range(12), 100, 1000]])
