@@ -101,8 +101,22 @@ def apply_network(
     return output, dict(state)
 
 
+class _OfNetwork:
+    """What tasks of one `network` that sees images by `normalize` have in common."""
+
+    network: Any
+    normalize: str
+
+    def init(self, key, image):
+        return self.network.init(key, normalize(image, self.normalize), train=False)
+
+    def apply(self, variables, image, *, train, key=None):
+        image = normalize(image, self.normalize)
+        return apply_network(self.network, variables, image, train=train, key=key)
+
+
 @dataclasses.dataclass(frozen=True)
-class Classification:
+class Classification(_OfNetwork):
     """One label an image; cross-entropy.
 
     Attributes:
@@ -114,13 +128,6 @@ class Classification:
     network: Any
     image_size: int
     normalize: str = "image"
-
-    def init(self, key, image):
-        return self.network.init(key, normalize(image, self.normalize), train=False)
-
-    def apply(self, variables, image, *, train, key=None):
-        image = normalize(image, self.normalize)
-        return apply_network(self.network, variables, image, train=train, key=key)
 
     def loss(self, outputs, target):
         """Cross-entropy, and in training those of auxiliary logits with weight 1."""
@@ -153,7 +160,7 @@ class Classification:
 
 
 @dataclasses.dataclass(frozen=True)
-class Segmentation:
+class Segmentation(_OfNetwork):
     """Masks of one or several structures; cross-entropy of pixels and soft Dice loss.
 
     What is left outside of a key area is answered by "nothing there", and counts: an
@@ -170,13 +177,6 @@ class Segmentation:
     image_size: int
     whole_size: int
     normalize: str = "image"
-
-    def init(self, key, image):
-        return self.network.init(key, normalize(image, self.normalize), train=False)
-
-    def apply(self, variables, image, *, train, key=None):
-        image = normalize(image, self.normalize)
-        return apply_network(self.network, variables, image, train=train, key=key)
 
     def target(self, batch):
         """`f32[B, H, W, K]` in [0, 1]."""
@@ -212,7 +212,7 @@ _MISSED = 7.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Detection:
+class Detection(_OfNetwork):
     """Boxes of one kind of objects, by their middles.
 
     A box whose middle an operation does not show is not to be found there, and the
@@ -229,13 +229,6 @@ class Detection:
     image_size: int
     count: int = 5
     normalize: str = "image"
-
-    def init(self, key, image):
-        return self.network.init(key, normalize(image, self.normalize), train=False)
-
-    def apply(self, variables, image, *, train, key=None):
-        image = normalize(image, self.normalize)
-        return apply_network(self.network, variables, image, train=train, key=key)
 
     def target(self, batch):
         """`f32[B, M, 4]` yxyx, NaN where there are fewer than M."""
