@@ -172,6 +172,21 @@ def test_stem_equals_its_definition():
     np.testing.assert_allclose(logits[0], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(1, 8, 6, 2), (2, 7, 5, 1), (1, 1, 2, 1)])
+def test_stem_pool_and_its_gradient_are_those_of_max_pool(shape):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+    def oracle(x):
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+    np.testing.assert_array_equal(layers.stem_pool(x), oracle(x))
+    found, known = (
+        jax.grad(lambda x, pool=pool: jnp.sum(pool(x) ** 3))(x)
+        for pool in (layers.stem_pool, oracle)
+    )
+    np.testing.assert_allclose(found, known, rtol=1e-6)
+
+
 def test_convolutions_start_as_in_torchvision():
     # kaiming_normal_(mode="fan_out"): variance 2 / (3 * 3 * 64 output channels).
     block = resnet.BasicBlock(features=64)
