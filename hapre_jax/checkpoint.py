@@ -66,7 +66,8 @@ class Checkpoints:
                 },
             )
 
-        self._managers = {"last": manager("last", 2), "best": manager("best", 1)}
+        with _quietly():  # it warns of what read_only is
+            self._managers = {"last": manager("last", 2), "best": manager("best", 1)}
 
     def save(self, name: str, state: TrainState, progress: dict[str, Any]) -> None:
         """Writes `state` and the JSON `progress` (data position, metrics).

@@ -27,6 +27,7 @@ def make(
     rows: Sequence[Sequence[str]],
     *,
     ranked: Mapping[str, Sequence[float | None]] | None = None,
+    contests: Sequence[str] | None = None,
 ) -> Table:
     """A table whose best figures are marked.
 
@@ -36,14 +37,22 @@ def make(
       rows: a text for each column.
       ranked: name of a column -> a number for each row, the highest is best; None for a
         row that does not compete.
+      contests: of each row; only rows of the same one compete. One for all by default.
     """
     marks = [[0] * len(columns) for _ in rows]
+    contests = contests or [""] * len(rows)
     for name, values in (ranked or {}).items():
         column = tuple(columns).index(name)
-        order = sorted({v for v in values if v is not None}, reverse=True)
-        for row, value in enumerate(values):
-            if value is not None and len(order) > 1 and value in order[:2]:
-                marks[row][column] = 1 + order.index(value)
+        for contest in set(contests):
+            rivals = {
+                row: value
+                for row, value in enumerate(values)
+                if contests[row] == contest and value is not None
+            }
+            order = sorted(set(rivals.values()), reverse=True)
+            for row, value in rivals.items():
+                if len(order) > 1 and value in order[:2]:
+                    marks[row][column] = 1 + order.index(value)
     return Table(title, tuple(columns), [list(row) for row in rows], marks)
 
 

@@ -109,7 +109,8 @@ def table(
 
     Args:
       title: of the table.
-      records: see `record`; a "paper" holds the paper's scores of the same.
+      records: see `record`; a "paper" holds the paper's scores of the same, and those
+        of the same "tested" compete for the best figure.
       names: of the lines.
       reference: name of what gains are measured against.
       beside: names of lines that do not compete for the best figure.
@@ -141,4 +142,5 @@ def table(
         ]
         for metric, column in METRICS.items()
     }
-    return result_table.make(title, columns, rows, ranked=ranked)
+    contests = [one.get("tested", "") for one in records]
+    return result_table.make(title, columns, rows, ranked=ranked, contests=contests)

@@ -282,14 +282,19 @@ def is_tested(group: Group, source: str) -> bool:
     )
 
 
-def table_3(groups):
-    """Each source that was trained on a table, a line for each test."""
+def table_3(groups, folders):
+    """Each source that was trained on a table, a line for each test.
+
+    Args:
+      groups: all cells.
+      folders: names of more films that they were tested on.
+    """
     paper, tables, records = checkpoint.read_json(_PAPER)["3"], [], []
     names = list(dict.fromkeys(group.source for group in groups))
     for source in names:
         here = [group for group in groups if group.source == source]
         found, lines = [], []
-        for tested in names:
+        for tested in (*names, *folders):
             for group in (g for g in here if is_tested(g, tested)):
                 known = paper.get(source, {}).get(group.net, {}).get(group.row, {})
                 reference = plain_of_same_net(group, here)
@@ -309,29 +314,25 @@ def evaluate_elsewhere(
     groups: Sequence[Group],
     runs: Sequence[Experiment],
     root: str,
+    folders: dict[str, str],
     console: rich.console.Console,
 ) -> list[experiments.Failure]:
-    """Tests those of `runs` that are finished on the sources of all groups."""
+    """Tests those of `runs` that are finished on the sources of all groups.
+
+    And on films of `folders`, which has the path of each name.
+    """
+    tests = {group.source: films_of(group.source, root) for group in groups}
+    tests |= {name: films_below(path) for name, path in folders.items()}
     jobs = []
-    names = dict.fromkeys(group.source for group in groups)
     for group in groups:
         for run in (run for run in group.finished if run in runs):
-            for name in names:
+            for name, values in tests.items():
                 output = run.folder / "on" / f"{name}.json"
                 if name != group.source and not output.exists():
-                    jobs.append((run, name, output))
+                    jobs.append((run, values, output))
     failures = []
     with log.progress_bar(console, "tests") as update:
-        for done, (run, name, output) in enumerate(jobs, 1):
-            recipe = config_lib.load(
-                f"configs/hapre_krs_best.py:{SOURCES[name].recipe}"
-            )
-            values = {
-                "data.name": recipe.data.name,
-                "data.degrade": recipe.data.degrade,
-                "data.root": root if SOURCES[name].needs_root else "",
-            }
-            values |= SOURCES[name].values
+        for done, (run, values, output) in enumerate(jobs, 1):
             flags = [f"--{path}={value}" for path, value in values.items()]
             command = ["hapre_jax.evaluate", str(run.folder), "--out", str(output)]
             said = output.with_suffix(".log")
@@ -339,6 +340,27 @@ def evaluate_elsewhere(
                 failures.append(experiments.Failure(str(output), said))
             update(done, len(jobs), str(output))
     return failures
+
+
+def films_of(name: str, root: str) -> dict[str, str]:
+    """Config fields of a source's films."""
+    recipe = config_lib.load(f"configs/hapre_krs_best.py:{SOURCES[name].recipe}")
+    values = {
+        "data.name": recipe.data.name,
+        "data.degrade": recipe.data.degrade,
+        "data.root": root if SOURCES[name].needs_root else "",
+    }
+    return values | SOURCES[name].values
+
+
+def films_below(path: str) -> dict[str, str]:
+    """Config fields of the films of a folder or zip, nearly all of them for a test."""
+    return {
+        "data.name": "folder",
+        "data.degrade": "none",
+        "data.root": path,
+        "data.split_fractions": "0.05,0.05,0.9",
+    }
 
 
 def table_1(names, root):
@@ -398,8 +420,23 @@ def notes_on(arguments, groups) -> str:
         f"second <u>underlined</u>. {done} of {asked} runs, seeds 0 to "
         f"{arguments.seeds - 1}, preset {arguments.preset}, commit {commit.strip()}, "
         f"jax {jax}. The paper's figures are of its own networks, at 640 pixels, and "
-        f"divisions. Made by `python launch/tables.py --table {arguments.table}`."
+        f"divisions. Made by `{command(arguments)}`."
     )
+
+
+def command(arguments: argparse.Namespace) -> str:
+    """What makes the same table; where one's films lie is left out."""
+    flags = {
+        "table": arguments.table,
+        "data-root": "DIR" if arguments.data_root else "",
+        "sources": arguments.sources,
+        "rows": arguments.rows,
+    }
+    words = [f"--{name} {value}" for name, value in flags.items() if value]
+    words += [f"--test-on {pathlib.Path(path).name}" for path in arguments.test_on]
+    if arguments.preset != "cpu":
+        words.append(f"--preset {arguments.preset}")
+    return " ".join(["python launch/tables.py", *words, f"--seeds {arguments.seeds}"])
 
 
 def main(argv: list[str]) -> int:
@@ -422,6 +459,13 @@ def main(argv: list[str]) -> int:
         help=f"of {', '.join(SOURCES)} (default: phantoms, and with --data-root films)",
     )
     parser.add_argument("--rows", metavar="A,B", help=f"of {', '.join(TITLES)}")
+    parser.add_argument(
+        "--test-on",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="table 3: test on these films too, a folder or zip with a folder a class",
+    )
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 of each")
     parser.add_argument("--preset", default="cpu", choices=("cpu", "gpu", "paper"))
     parser.add_argument("--shard", default="1/1", help="i/n: every n-th run")
@@ -440,6 +484,14 @@ def main(argv: list[str]) -> int:
     for name in names:
         if SOURCES[name].needs_root and not root:
             raise UserError(f"source {name} is read from files: give --data-root DIR")
+    folders = {pathlib.Path(path).stem: path for path in arguments.test_on}
+    if folders and table != "3":
+        raise UserError(f"--test-on is of table 3, not of table {table}")
+    for name, path in folders.items():
+        if name in SOURCES:
+            raise UserError(f"--test-on {path} is called as a source is: rename it")
+        if not pathlib.Path(path).exists():
+            raise UserError(f"--test-on {path}: there is no such folder or file")
     if arguments.seeds < 1:
         raise UserError(f"--seeds is {arguments.seeds}, but must be at least 1")
     if table == "1":
@@ -477,13 +529,13 @@ def main(argv: list[str]) -> int:
     elif not arguments.finished:
         failures += experiments.run_all(mine, console)
         if table == "3":
-            failures += evaluate_elsewhere(groups, mine, root, console)
+            failures += evaluate_elsewhere(groups, mine, root, folders, console)
     experiments.say_failures(failures, console)
     if not any(group.finished for group in groups):
         raise UserError(f"{workdir} has no finished run of table {table}")
     finished = [group for group in groups if group.finished]
     if table == "3":
-        tables, records = table_3(finished)
+        tables, records = table_3(finished, folders)
     else:
         tables, records = tables_by_source(table, finished)
     stem = workdir / f"table{table}"

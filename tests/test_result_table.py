@@ -45,6 +45,13 @@ def test_best_and_second_are_marked(values, expected):
     assert marks(values) == expected
 
 
+def test_rows_of_other_contests_do_not_compete():
+    rows = [["a", "9"], ["b", "1"], ["c", "2"], ["d", "8"]]
+    ranked, contests = {"F1": [9.0, 1.0, 2.0, 8.0]}, ["x", "y", "y", "x"]
+    made = result_table.make("T", ["", "F1"], rows, ranked=ranked, contests=contests)
+    assert [mark for _, mark in made.marks] == [1, 2, 1, 2]
+
+
 def table():
     """With what LaTeX reads as commands."""
     rows = [

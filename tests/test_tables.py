@@ -235,6 +235,7 @@ def test_jobs_of_slurm_share_the_runs(tmp_path, monkeypatch, write_run):
             "there is no row cutmix; there are resnet, cbam, danet, hapre_krs",
         ),
         (["--shard", "3/2"], "--shard '3/2' is not i/n with i from 1 to n"),
+        (["--test-on", "films"], "--test-on is of table 3, not of table 4"),
         (["--seeds", "0"], "--seeds is 0, but must be at least 1"),
         ([], "{workdir} has no finished run of table 4"),
     ],
@@ -248,6 +249,20 @@ def test_what_cannot_be_done_is_refused_in_one_sentence(arguments, sentence, tmp
         )
     assert str(error.value) == sentence.format(workdir=workdir)
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    "name, sentence",
+    [
+        ("hospital", "{path}: there is no such folder or file"),
+        ("phantom_low.zip", "{path} is called as a source is: rename it"),
+    ],
+)
+def test_other_films_must_be_there_under_a_name_of_their_own(name, sentence, tmp_path):
+    path = tmp_path / name
+    with pytest.raises(UserError) as error:
+        tables.main(["--table", "3", "--finished", "--test-on", str(path)])
+    assert str(error.value) == "--test-on " + sentence.format(path=path)
 
 
 # What is made of finished runs.
@@ -358,8 +373,10 @@ def test_table_3_tests_each_training_on_every_source(tmp_path, write_run):
         "| <u>90.0</u> | <u>90.0</u> | <u>90.0</u> | <u>90.0</u> |  |",
         "| phantom_high: resnet10, HAPre-KRS "
         f"| **95.0** | **95.0** | **95.0** | **95.0** | {none} |",
-        "| phantom_low: resnet10, ResNet | 30.0 | 30.0 | 30.0 | 30.0 |  |",
-        f"| phantom_low: resnet10, HAPre-KRS | 60.0 | 60.0 | 60.0 | 60.0 | {more} |",
+        "| phantom_low: resnet10, ResNet "
+        "| <u>30.0</u> | <u>30.0</u> | <u>30.0</u> | <u>30.0</u> |  |",
+        f"| phantom_low: resnet10, HAPre-KRS "
+        f"| **60.0** | **60.0** | **60.0** | **60.0** | {more} |",
     ]
     assert parts[2] == "**trained on phantom_low**"
     found = {
@@ -371,6 +388,25 @@ def test_table_3_tests_each_training_on_every_source(tmp_path, write_run):
         for place, pair in figures.items()
         for row, f1 in zip(("resnet", "hapre_krs"), pair, strict=True)
     }
+
+
+def test_table_3_has_films_that_were_only_tested_on(tmp_path, write_run):
+    (tmp_path / "hospital").mkdir()
+    run = tmp_path / "phantom_low" / "resnet8" / "resnet" / "seed-0"
+    write_run(run, 0.7)
+    write_run(run, 0.4, tested="hospital")
+    arguments = ["--sources", "phantom_low", "--rows", "resnet", "--seeds", "1"]
+    arguments += ["--test-on", str(tmp_path / "hospital")]
+    parts, _ = finished(tmp_path, "3", *arguments)
+    lines = parts[1].splitlines()[2:]
+    assert [line.split(" | ")[:2] for line in lines] == [
+        ["| phantom_low: resnet8, ResNet", "70.0"],
+        ["| hospital: resnet8, ResNet", "40.0"],
+    ]
+    assert parts[-1].endswith(
+        "Made by `python launch/tables.py --table 3 --sources phantom_low --rows resnet "
+        "--test-on hospital --seeds 1`."
+    )
 
 
 def test_table_3_has_the_papers_score_of_the_source_that_is_tested(tmp_path, write_run):
@@ -542,7 +578,9 @@ def elsewhere(tmp_path, monkeypatch):
             (folder / "results.json").write_text("{}")
         console = rich.console.Console(file=io.StringIO())
         runs = tables.by_seed(groups)
-        return tables.evaluate_elsewhere(groups, runs, "DIR", console), commands
+        folders = {"hospital": "films/hospital.zip"}
+        failures = tables.evaluate_elsewhere(groups, runs, "DIR", folders, console)
+        return failures, commands
 
     return test
 
@@ -574,11 +612,20 @@ def test_finished_runs_are_tested_on_the_sources_of_the_others_once(
     ] == [
         "phantom_medium/ped_pneumonia_low.log",
         "phantom_medium/rsna_pneumonia.log",
+        "phantom_medium/hospital.log",
         "ped_pneumonia_low/phantom_medium.log",
         "ped_pneumonia_low/rsna_pneumonia.log",
+        "ped_pneumonia_low/hospital.log",
         "rsna_pneumonia/ped_pneumonia_low.log",
+        "rsna_pneumonia/hospital.log",
     ]
-    failed = [output for _, output in commands[2:4]]
+    assert commands[2][0][4:] == [
+        "--data.name=folder",
+        "--data.degrade=none",
+        "--data.root=films/hospital.zip",
+        "--data.split_fractions=0.05,0.05,0.9",
+    ]
+    failed = [output for _, output in commands[3:6]]
     assert [failure.output for failure in failures] == failed
 
 
