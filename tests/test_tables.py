@@ -404,8 +404,8 @@ def test_table_3_has_films_that_were_only_tested_on(tmp_path, write_run):
         ["| hospital: resnet8, ResNet", "40.0"],
     ]
     assert parts[-1].endswith(
-        "Made by `python launch/tables.py --table 3 --sources phantom_low --rows resnet "
-        "--test-on hospital --seeds 1`."
+        "Made by `python launch/tables.py --table 3 --sources phantom_low "
+        "--rows resnet --test-on hospital --seeds 1`."
     )
 
 
