@@ -10,9 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-# 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom (any table of it).
-_T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+import scipy.special
 
 
 def confusion_matrix(
@@ -74,9 +72,7 @@ def interval(values: Sequence[float]) -> float | None:
     """Half width of the 95 % t-interval of the mean over seeds; None for one value."""
     if len(values) < 2:
         return None
-    # Beyond the table the normal quantile is within 13 %.
-    freedom = len(values) - 1
-    quantile = _T_975[freedom - 1] if freedom <= len(_T_975) else 1.96
+    quantile = scipy.special.stdtrit(len(values) - 1, 0.975)
     return float(quantile * np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
