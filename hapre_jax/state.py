@@ -188,10 +188,11 @@ def to_float(batch: dict) -> dict:
 
 
 def flip(batch: dict, key: jax.Array, *, axis: str, probability: float) -> dict:
-    """Flips each image of a batch, its mask and its lung box, with a probability.
+    """Flips each image of a batch, its mask and its boxes, with a probability.
 
     Args:
-      batch: "image" f32[B, H, W, C], and "lung_box" f32[B, 4] where lungs are known.
+      batch: "image" f32[B, H, W, C]; where there are, "lungs" f32[B, H, W, K],
+        "lung_box" f32[B, 4] and "boxes" f32[B, M, 4].
       key: PRNG key.
       axis: "none", "vertical" (upside down) or "horizontal".
       probability: of a flip.
@@ -204,19 +205,18 @@ def flip(batch: dict, key: jax.Array, *, axis: str, probability: float) -> dict:
     def flip_image(image, chosen):
         return jnp.where(chosen, jnp.flip(image, first), image)
 
-    def flip_box(box, chosen):
-        low, high = box[first], box[first + 2]
-        flipped = box.at[first].set(1 - high).at[first + 2].set(1 - low)
-        return jnp.where(chosen, flipped, box)
+    def flip_boxes(boxes, chosen):
+        low, high = boxes[..., first], boxes[..., first + 2]
+        flipped = boxes.at[..., first].set(1 - high).at[..., first + 2].set(1 - low)
+        return jnp.where(chosen, flipped, boxes)
 
-    flipped = {
-        name: jax.vmap(flip_image)(batch[name], chosen)
-        for name in ("image", "lungs")
+    turn = dict.fromkeys(("image", "lungs"), flip_image)
+    turn |= dict.fromkeys(("lung_box", "boxes"), flip_boxes)
+    return batch | {
+        name: jax.vmap(of)(batch[name], chosen)
+        for name, of in turn.items()
         if name in batch
     }
-    if "lung_box" in batch:
-        flipped["lung_box"] = jax.vmap(flip_box)(batch["lung_box"], chosen)
-    return batch | flipped
 
 
 def make_step(

@@ -131,6 +131,14 @@ def test_flip_mirrors_a_box_from_left_to_right():
     np.testing.assert_allclose(flipped["lung_box"], [[0.1, 0.7, 0.4, 1.0]], atol=1e-6)
 
 
+def test_flip_turns_all_boxes_of_an_image():
+    boxes = jnp.array([[[0.1, 0.0, 0.4, 0.3], [0.5, 0.2, 1.0, 0.6]]])
+    batch = {"image": jnp.array(IMAGE), "boxes": boxes}
+    flipped = state.flip(batch, jax.random.key(0), axis="vertical", probability=1.0)
+    expected = [[[0.6, 0.0, 0.9, 0.3], [0.0, 0.2, 0.5, 0.6]]]
+    np.testing.assert_allclose(flipped["boxes"], expected, atol=1e-6)
+
+
 def test_flip_leaves_unknown_lungs_unknown():
     batch = {"image": jnp.array(IMAGE), "lung_box": jnp.full((1, 4), jnp.nan)}
     flipped = state.flip(batch, jax.random.key(0), axis="vertical", probability=1.0)
