@@ -81,8 +81,10 @@ def gray_scale(image: jax.Array, how: str) -> tuple[jax.Array, jax.Array]:
     chex.assert_rank(image, {3, 4, 5})
     if how == "image":
         axes = (-3, -2, -1)
-        deviation = jnp.std(image, axes, keepdims=True) + _MIN_STD
-        return jnp.mean(image, axes, keepdims=True), deviation
+        variance = jnp.var(image, axes, keepdims=True)
+        is_flat = variance == 0  # where a root has no gradient
+        deviation = jnp.where(is_flat, 0.0, jnp.sqrt(jnp.where(is_flat, 1.0, variance)))
+        return jnp.mean(image, axes, keepdims=True), deviation + _MIN_STD
     mean, std = jnp.array(_IMAGENET_MEAN), jnp.array(_IMAGENET_STD)
     if image.shape[-1] == 1:
         mean, std = jnp.mean(mean, keepdims=True), jnp.mean(std, keepdims=True)

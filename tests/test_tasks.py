@@ -54,6 +54,15 @@ def test_noise_of_an_empty_image_is_not_blown_up():
     np.testing.assert_allclose(constant, 0.0, atol=1e-5)
 
 
+def test_normalize_of_a_flat_crop_has_a_gradient():
+    # Of black pixels only, (x - mean) / (0 + 0.05): a pixel's own change counts, less
+    # its share of the mean, times 20.
+    gradient = jax.grad(lambda x: tasks.normalize(x, "image")[0, 0, 0])
+    expected = np.full((2, 2, 1), -5.0)
+    expected[0, 0] = 15.0
+    np.testing.assert_allclose(gradient(jnp.zeros((2, 2, 1))), expected, rtol=1e-6)
+
+
 def test_normalize_fixed_is_torchvision_s():
     image = jnp.full((1, 2, 2, 3), 0.5)
     # (0.5 - mean) / deviation of each channel.
