@@ -38,11 +38,11 @@ def grad_cam(
     """Gradient-weighted class activation map at any feature of any network.
 
     Args:
-      network: Linen module of `nets` that returns `Output`; for a policy network the
-        label is the cell `(row, column)` of its grid.
+      network: Linen module of `nets` that returns `Output`.
       variables: its parameters and statistics.
       image: `f32[H, W, C]`, normalized as the network was trained.
-      label: `i32[]` class, or `i32[2]` cell.
+      label: which of an image's logits: `i32[]` class; of a map, `i32[2]` cell (row,
+        column), and `i32[3]` with its channel.
       feature: name in `Output.features`.
 
     Returns:
@@ -61,13 +61,11 @@ def grad_cam(
         known = ", ".join(sorted(output.features))
         raise ValueError(f"the network has no feature {feature!r}, but {known}")
     shape = output.features[feature]
-    # The trunk of a policy network names its own features.
-    nested = hasattr(network, "trunk") and feature.startswith("stage")
 
     def logit(perturbation):
-        perturbations = {feature: perturbation}
-        if nested:
-            perturbations = {"trunk": perturbations}
+        # A feature is of the network itself or of a trunk inside of it: only one reads.
+        own = {feature: perturbation}
+        perturbations = own | {"trunk": own}
         output = network.apply(
             {**variables, "perturbations": perturbations}, batch, train=False
         )

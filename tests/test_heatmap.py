@@ -86,6 +86,28 @@ def test_grad_cam_of_a_policy_network(example):
     assert np.abs(heats[0] - heats[1]).max() > 1e-5
 
 
+TRUNK = resnet.ResNet(num_classes=0, stage_sizes=(1, 1), width=8, small_stem=True)
+
+
+@pytest.mark.parametrize(
+    ("network", "label"),
+    [
+        (nets.MANet(TRUNK, 3, maps=4), 1),
+        (nets.CenterNet(TRUNK, grid=4, width=8), [1, 2, 0]),
+        (nets.PolicyNet(TRUNK, grid=4, width=8), [1, 2]),
+    ],
+)
+def test_grad_cam_reaches_every_feature(network, label, example):
+    image = example[1]
+    variables = network.init(jax.random.key(0), image[None], train=False)
+    # Layers that start at zero would send nothing back.
+    variables = jax.tree.map(lambda x: jnp.where(x == 0, 0.1, x), variables)
+    features = network.apply(variables, image[None], train=False).features
+    for feature in features:
+        heat = heatmap.grad_cam(network, variables, image, jnp.array(label), feature)
+        assert heat.max() > 0, feature
+
+
 def test_unknown_feature_names_the_known_ones(example):
     with pytest.raises(ValueError, match="no feature 'stage9', but stage1, stage2"):
         heatmap.grad_cam(net, *example, 0, "stage9")

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hapre_jax.nets.layers import tap
 from hapre_jax.nets.output import Output
 
 
@@ -50,6 +51,7 @@ class CenterNet(nn.Module):
         merged = nn.relu(
             nn.Conv(self.width, (3, 3), dtype=self.dtype, name="mix")(merged)
         )
+        merged = tap(self, "pyramid", merged)
 
         def bias(key, shape, dtype=jnp.float32):
             del key

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hapre_jax.nets.layers import Norm, conv
+from hapre_jax.nets.layers import Norm, conv, tap
 from hapre_jax.nets.output import Output
 
 _NORM_EPSILON = 1e-3  # of the attention's normalization; the trunk has 1e-5
@@ -61,6 +61,7 @@ class MANet(nn.Module):
         fine, coarse = (features[stage] for stage in sorted(features)[-2:])
         attend = TwoScaleAttention(self.maps, self.norm, self.dtype, name="attention")
         attention = attend(fine, coarse, train=train).astype(jnp.float32)
+        attention = tap(self, "attention", attention)
         pooled = jax.vmap(bilinear_pool)(attention, coarse.astype(jnp.float32))
         head = nn.Dense(
             self.num_classes, use_bias=False, kernel_init=_HEAD_INIT, name="head"

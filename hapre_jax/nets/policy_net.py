@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hapre_jax.nets.layers import tap
 from hapre_jax.nets.output import Output
 
 # Places of a side that numbers are read off. Not stated in the paper, whose policy has
@@ -59,6 +60,7 @@ class PolicyNet(nn.Module):
         merged = nn.relu(
             nn.Conv(self.width, (3, 3), dtype=self.dtype, name="mix")(merged)
         )
+        merged = tap(self, "pyramid", merged)
         features = features | {"pyramid": merged}
         merged = merged.astype(jnp.float32)
         asked = self.shape or (self.grid, self.grid)

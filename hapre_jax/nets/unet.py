@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from hapre_jax.nets import layers
-from hapre_jax.nets.layers import Norm
+from hapre_jax.nets.layers import Norm, tap
 from hapre_jax.nets.output import Output
 
 
@@ -54,12 +54,14 @@ class UNet(nn.Module):
             if level:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
             name = f"down{level + 1}"
-            x = features[name] = convolve(x, self.width * 2**level, name)
+            x = convolve(x, self.width * 2**level, name)
+            x = features[name] = tap(self, name, x)
         for level in reversed(range(self.levels - 1)):
             skipped = features[f"down{level + 1}"]
             x = jax.image.resize(x, (*skipped.shape[:3], x.shape[3]), "nearest")
             name = f"up{level + 1}"
             x = jnp.concatenate([skipped, x], axis=-1)
-            x = features[name] = convolve(x, self.width * 2**level, name)
+            x = convolve(x, self.width * 2**level, name)
+            x = features[name] = tap(self, name, x)
         logits = nn.Conv(self.num_classes, (1, 1), name="logits")
         return Output(logits(x.astype(jnp.float32)), features)
