@@ -273,6 +273,8 @@ def test_hybrid_is_the_product_of_its_parts():
     np.testing.assert_array_equal(HYBRID.area(drawn[1]), drawn[1, :4])
     assert set(HYBRID.parameters(mean)) == {"rotation", "log2_gamma"}
     np.testing.assert_allclose(HYBRID.from_area(mean[:4])[4:], 0)
+    # The area's cost is all of it: the whole image costs 1.
+    assert HYBRID.cost(mean) == pytest.approx(0.4 * 0.8)
 
 
 def test_hybrid_tries_the_neighbors_of_each_part():

@@ -59,7 +59,7 @@ class Hybrid:
         return jnp.concatenate([part.random(k) for part, k in pairs])
 
     def cost(self, action):
-        return sum(part.cost(a) for part, a in self._each(action)) / len(self.parts)
+        return sum(part.cost(a) for part, a in self._each(action))
 
     def imitation_loss(self, logits, action, weight, gamma):
         triples = zip(self.parts, logits, self._split(action), strict=True)
