@@ -290,7 +290,7 @@ def make(
         return policy_loss, trials.optimal, state, metrics
 
     def loss(params, model_state, average, batch, key, step):
-        trial_key, random_key, share_key = jax.random.split(key, 3)
+        trial_key, random_key, share_key, dropout_key = jax.random.split(key, 4)
         policy_loss, optimal, policy_state, metrics = learn_policy(
             params, model_state, average, batch, trial_key, step
         )
@@ -327,7 +327,6 @@ def make(
             moved = jnp.concatenate([moved, jax.vmap(show_target)(target, whole)])
             weights = jnp.concatenate([weights, image_weights])
         variables = {"params": params["task"], **model_state["task"]}
-        dropout_key = jax.random.fold_in(key, 1)
         outputs, task_state = task.apply(variables, inputs, train=True, key=dropout_key)
         task_loss = weighted_mean(task.loss(outputs, moved), weights)
         # The two losses share no parameters, so their sum has both gradients.
