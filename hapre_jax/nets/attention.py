@@ -1,4 +1,4 @@
-"""Attention of the paper's Table 3: CBAM inside each block, DANet as a head."""
+"""Attention of the paper's Tables 2 and 4: CBAM in each block, DANet as a head."""
 
 from typing import Any
 
