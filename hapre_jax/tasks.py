@@ -238,8 +238,8 @@ class Detection(_OfNetwork):
 
     def show_target(self, target, operation, action):
         shown = geometry.show_boxes(operation, target, action)
-        middle = (shown[:, :2] + shown[:, 2:]) / 2
-        is_seen = jnp.all((middle >= 0) & (middle < 1), axis=1)
+        middle = (target[:, :2] + target[:, 2:]) / 2
+        is_seen = operation.is_seen(middle, action)
         return jnp.where(is_seen[:, None], jnp.clip(shown, 0.0, 1.0), jnp.nan)
 
     def loss(self, outputs, target):

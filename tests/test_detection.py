@@ -133,6 +133,19 @@ def test_boxes_are_shown_paid_for_and_brought_back():
     np.testing.assert_allclose(answers[0, 0, 1:], BOX, atol=1e-5)
 
 
+def test_a_box_is_shown_where_its_middle_is_seen():
+    """Also one that is partly hidden, or that sticks out of what a rotation gets."""
+    task = tasks.Detection(None, image_size=16)
+    target = jnp.array([[0.4, 0.4, 0.6, 0.6], [0.1, 0.1, 0.2, 0.2]])
+    area = jnp.array([0.45, 0.45, 1.0, 1.0])
+    hidden = np.full(4, np.nan)
+    shown = task.show_target(target, operations.Mask(), area)
+    np.testing.assert_allclose(shown, [target[0], hidden], atol=1e-6)
+    upright = operations.Hybrid((KEY_AREA, operations.Rotation()))
+    shown = task.show_target(target, upright, jnp.append(area, 0.0))
+    np.testing.assert_allclose(shown, [[0, 0, 3 / 11, 3 / 11], hidden], atol=1e-6)
+
+
 @pytest.mark.slow
 def test_program_trains_a_detector(tmp_path, capsys):
     file = pathlib.Path(__file__).parents[1] / "launch" / "detection.py"

@@ -7,6 +7,11 @@ import jax.numpy as jnp
 from hapre_jax.operations.operation import Operation
 
 
+def is_inside(points: jax.Array) -> jax.Array:
+    """Whether points `f32[n, 2]` lie in [0, 1]: `bool[n]`."""
+    return jnp.all((points >= 0) & (points <= 1), axis=1)
+
+
 def show_mask(
     operation: Operation, mask: jax.Array, action: jax.Array, size: int
 ) -> jax.Array:
@@ -29,12 +34,17 @@ def restore(
     0 where the operation shows nothing. R is `size`.
     """
     chex.assert_rank(answer, 3)
-    points = operation.from_source(_places(size), action)
-    return _sample(answer, points, order=1).reshape(size, size, -1)
+    places = _places(size)
+    found = _sample(answer, operation.from_source(places, action), order=1)
+    is_seen = operation.is_seen(places, action)
+    return jnp.where(is_seen[:, None], found, 0.0).reshape(size, size, -1)
 
 
 def show_boxes(operation: Operation, boxes: jax.Array, action: jax.Array) -> jax.Array:
-    """Boxes `f32[n, 4]` yxyx as they are seen: tight around their moved corners."""
+    """Boxes `f32[n, 4]` yxyx as they are seen: tight around their moved corners.
+
+    They may stick out of what is seen, and be hidden in part or as a whole.
+    """
     return _move(boxes, lambda points: operation.from_source(points, action))
 
 
@@ -68,5 +78,4 @@ def _sample(image, points, *, order):
         return jax.scipy.ndimage.map_coordinates(channel, at, order, mode="nearest")
 
     values = jax.vmap(of_one, in_axes=-1, out_axes=-1)(image)
-    is_inside = jnp.all((points >= 0) & (points <= 1), axis=1)
-    return jnp.where(is_inside[:, None], values, 0.0)
+    return jnp.where(is_inside(points)[:, None], values, 0.0)

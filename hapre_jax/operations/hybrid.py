@@ -100,11 +100,16 @@ class Hybrid:
         return points
 
     def from_source(self, points, action):
-        is_seen = jnp.ones(len(points), bool)
         for part, a in self._each(action):
             points = part.from_source(points, a)
-            is_seen &= jnp.all((points >= 0) & (points <= 1), axis=1)
-        return jnp.where(is_seen[:, None], points, -1.0)
+        return points
+
+    def is_seen(self, points, action):
+        seen = jnp.ones(len(points), bool)
+        for part, a in self._each(action):
+            seen &= part.is_seen(points, a)
+            points = part.from_source(points, a)
+        return seen
 
     def area(self, action):
         found = (part.area(a) for part, a in self._each(action))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hapre_jax import boxes, policy, policy_gradient
+from hapre_jax.operations import geometry
 
 # Weight of the squared distance to the bounds beside an objective of order one: a mean
 # a tenth of the image out costs 0.03, as much as a typical advantage is worth.
@@ -105,6 +106,9 @@ class KeyArea:
 
     def from_source(self, points, action):
         return (points - action[None, :2]) / (action[2:] - action[:2])[None]
+
+    def is_seen(self, points, action):
+        return geometry.is_inside(self.from_source(points, action))
 
     def area(self, action):
         return action

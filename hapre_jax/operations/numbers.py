@@ -12,6 +12,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from hapre_jax.operations import geometry
+
 # As of a key area: see `key_area`.
 _BOUND_WEIGHT = 3.0
 # Not stated in the paper, which has no such operation: an eighth of the range, as much
@@ -96,9 +98,7 @@ class Numbers:
         return self.clip(moved)
 
     def apply(self, image, action, size):
-        shape = (size, size, image.shape[-1])
-        if image.shape != shape:
-            image = jax.image.resize(image, shape, "linear")
+        image = jax.image.resize(image, (size, size, image.shape[-1]), "linear")
         return self.change(image, action)
 
     def to_source(self, points, action):
@@ -108,6 +108,9 @@ class Numbers:
     def from_source(self, points, action):
         del action
         return points
+
+    def is_seen(self, points, action):
+        return geometry.is_inside(self.from_source(points, action))
 
     def area(self, action):
         del action

@@ -75,7 +75,10 @@ class Operation(Protocol):
         """
 
     def from_source(self, points: jax.Array, action: jax.Array) -> jax.Array:
-        """Inverse of `to_source`; outside of [0, 1] where the task does not see it."""
+        """Inverse of `to_source`; may lie outside of what is seen."""
+
+    def is_seen(self, points: jax.Array, action: jax.Array) -> jax.Array:
+        """Whether the task sees points `f32[n, 2]` of the image: `bool[n]`."""
 
     def area(self, action: jax.Array) -> jax.Array | None:
         """The area `f32[4]` yxyx of the image that it is about, if there is one."""
