@@ -86,6 +86,21 @@ def test_channel_attention_prefers_unlike_channels():
         np.testing.assert_allclose(output[..., channel], x @ weights, atol=1e-5)
 
 
+def test_attention_of_bfloat16_is_that_of_float32():
+    # Sums over 400 places are in the hundreds, and what the softmax sees differences.
+    x = jnp.abs(jax.random.normal(jax.random.key(0), (20, 20, 8))).astype(jnp.bfloat16)
+    exact = x.astype(jnp.float32)
+    found = attention.channel_attention(x)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        found.astype(jnp.float32), attention.channel_attention(exact), rtol=0.02
+    )
+    query = 9 * x
+    found = attention.position_attention(query, x, x).astype(jnp.float32)
+    expected = attention.position_attention(query.astype(jnp.float32), exact, exact)
+    np.testing.assert_allclose(found, expected, rtol=0.02)
+
+
 def test_danet_head_starts_without_attention():
     # Both factors start at zero, so only then do queries not matter.
     x = random(2, 3, 3, 64)

@@ -59,11 +59,13 @@ def position_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> ja
 
     Returns:
       `f32[h, w, C]`. Fu et al., "Dual Attention Network", 2019, Eq. 1: no 1 / sqrt(D).
+      Of bfloat16 too, the softmax is taken in float32.
     """
     height, width, channels = value.shape
     flat = (height * width, -1)
-    energy = query.reshape(flat) @ key.reshape(flat).T
-    return (nn.softmax(energy) @ value.reshape(flat)).reshape(height, width, channels)
+    energy = _product(query.reshape(flat), key.reshape(flat).T)
+    weights = nn.softmax(energy).astype(value.dtype)
+    return (weights @ value.reshape(flat)).reshape(height, width, channels)
 
 
 def channel_attention(x: jax.Array) -> jax.Array:
@@ -74,12 +76,18 @@ def channel_attention(x: jax.Array) -> jax.Array:
 
     Returns:
       `f32[h, w, C]`. The softmax is of the largest energy of a row less the energy, as
-      in the authors' code; Eq. 3 of the paper has the opposite sign.
+      in the authors' code; Eq. 3 of the paper has the opposite sign. Of bfloat16 too,
+      it is taken in float32.
     """
     flat = x.reshape(-1, x.shape[-1])
-    energy = flat.T @ flat
+    energy = _product(flat.T, flat)
     energy = jnp.max(energy, axis=-1, keepdims=True) - energy
-    return (flat @ nn.softmax(energy).T).reshape(x.shape)
+    return (flat @ nn.softmax(energy).T.astype(x.dtype)).reshape(x.shape)
+
+
+def _product(a, b):
+    # Of hundreds of places the sums reach hundreds, where bfloat16 has steps of 1.
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32)
 
 
 class DANetHead(nn.Module):
