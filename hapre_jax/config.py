@@ -351,6 +351,12 @@ class PolicyConfig:
             )
         if self.samples % 2:
             raise UserError(f"policy.samples is {self.samples}, but must be even")
+        if self.operations == ("none",) and self.estimator == "paper":
+            raise UserError(
+                "policy.estimator is paper, which tries neighbors of an action, but "
+                "policy.operation none has no action: it takes reinforce, pathwise or "
+                "elite"
+            )
         if self.readout == "max_sum" and self.estimator not in ("paper", "elite"):
             raise UserError(
                 f"policy.estimator is {self.estimator}, but policy.readout max_sum has "
@@ -629,6 +635,12 @@ class Config:
 
     def __post_init__(self):
         check(self)
+        parts = self.train.parts
+        if self.method in ("cutmix", "mixup") and 1 < parts == self.train.batch_size:
+            raise UserError(
+                f"train.parts is {parts}, as train.batch_size, but method "
+                f"{self.method} mixes the images of a part, which must be two or more"
+            )
         net = self.task.net
         base, _, attention = net.partition("+")
         if 0 < self.policy.probe_size < 32 and net.startswith(("densenet", "vgg")):

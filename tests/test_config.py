@@ -139,6 +139,18 @@ def test_config_is_frozen_and_hashable():
             "policy.estimator is pathwise, but policy.readout max_sum has no gradient",
         ),
         (
+            lambda: config.PolicyConfig(estimator="paper", operation="none"),
+            "policy.estimator is paper, which tries neighbors of an action, but "
+            "policy.operation none has no action",
+        ),
+        (
+            lambda: Config(
+                method="mixup", train=config.TrainConfig(batch_size=4, parts=4)
+            ),
+            "train.parts is 4, as train.batch_size, but method mixup mixes the images "
+            "of a part, which must be two or more",
+        ),
+        (
             lambda: config.TrainConfig(steps_per_call=20),
             "train.eval_every is 250, but must be a multiple of train.steps_per_call, "
             "which is 20",
