@@ -264,6 +264,13 @@ def test_logits_are_the_head_of_the_mean_features(trained):
     np.testing.assert_allclose(inference.logits, expected, atol=1e-5)
 
 
+def test_norm_group_takes_channels_that_8_does_not_divide():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 5, 12)) * 3 + 1
+    y, _ = layers.Norm("group").init_with_output(jax.random.key(0), x, train=False)
+    np.testing.assert_allclose(jnp.mean(y, axis=(1, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(jnp.var(y, axis=(1, 2, 3)), 1, atol=1e-4)
+
+
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
 def test_batch_and_frozen_share_their_parameters(norm):
     # So that pretrained weights serve both.

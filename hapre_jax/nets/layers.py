@@ -15,7 +15,8 @@ class Norm(nn.Module):
 
     `batch`: torchvision's BatchNorm, its running variance unbiased. `frozen`: the same
     parameters, but the stored statistics are used in training too, as batches of one
-    image need. `group`: GroupNorm with 8 channels a group, no statistics.
+    image need. `group`: GroupNorm with 8 channels a group, or in one group where 8 does
+    not divide them; no statistics.
 
     Attributes:
       kind: one of `NORMS`.
@@ -36,9 +37,10 @@ class Norm(nn.Module):
         if self.kind == "group":
             # As many groups as fit ResNet-8's narrowest stage twice; Wu and He, "Group
             # Normalization", find 8 to 32 channels a group alike.
+            channels = x.shape[-1]
             return nn.GroupNorm(
                 num_groups=None,
-                group_size=min(_GROUP, x.shape[-1]),
+                group_size=_GROUP if channels % _GROUP == 0 else channels,
                 dtype=self.dtype,
                 scale_init=self.scale_init,
             )(x)
