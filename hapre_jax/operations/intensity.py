@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 
 from hapre_jax.operations.numbers import Numbers
@@ -10,6 +11,14 @@ from hapre_jax.operations.numbers import Numbers
 # Gray levels of [0, 1] below which the gradient of a power is not followed: that of
 # black to a power below 1 is infinite. Half a level of 8 bits.
 _DARKEST = 0.5 / 255
+# Not stated in the paper, which has no such operations. More than the gamma of 0.4 to
+# 2.5 by which phantoms are exposed.
+_MOST = 3.0
+
+
+def _factor(number: jax.Array, most: float) -> jax.Array:
+    """From 1 / `most` to `most` as a number goes from -1 to 1; 1 at 0."""
+    return jnp.exp(math.log(most) * number)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +29,14 @@ class Gamma(Numbers):
       max_gamma: the largest power; the smallest is 1 / max_gamma.
     """
 
-    max_gamma: float = 3.0
+    max_gamma: float = _MOST
     count = 1
 
     def parameters(self, action):
         return {"log2_gamma": math.log2(self.max_gamma) * action[0]}
 
     def change(self, image, numbers):
-        power = jnp.exp(math.log(self.max_gamma) * numbers[0])
+        power = _factor(numbers[0], self.max_gamma)
         return jnp.clip(image, _DARKEST, 1.0) ** power
 
 
@@ -39,16 +48,16 @@ class Contrast(Numbers):
       max_contrast: the largest factor; the smallest is 1 / max_contrast.
     """
 
-    max_contrast: float = 3.0
+    max_contrast: float = _MOST
     count = 1
 
     def parameters(self, action):
         return {"log2_contrast": math.log2(self.max_contrast) * action[0]}
 
     def change(self, image, numbers):
-        factor = jnp.exp(math.log(self.max_contrast) * numbers[0])
         mean = jnp.mean(image)
-        return jnp.clip(mean + factor * (image - mean), 0.0, 1.0)
+        changed = mean + _factor(numbers[0], self.max_contrast) * (image - mean)
+        return jnp.clip(changed, 0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,19 +65,20 @@ class Window(Numbers):
     """Level and width, as a radiologist sets them: grays of the window fill [0, 1].
 
     Attributes:
-      max_shift: the farthest that the window's middle moves from middle gray.
+      max_shift: the farthest that the window's middle moves from middle gray. By 0.4
+        the narrowest window reaches the ends of all grays.
       max_width: the widest window, in widths of all grays; the narrowest is
         1 / max_width.
     """
 
     max_shift: float = 0.4
-    max_width: float = 3.0
+    max_width: float = _MOST
     count = 2
 
     def parameters(self, action):
         return {
             "window_level": 0.5 + self.max_shift * action[0],
-            "window_width": jnp.exp(math.log(self.max_width) * action[1]),
+            "window_width": _factor(action[1], self.max_width),
         }
 
     def change(self, image, numbers):
