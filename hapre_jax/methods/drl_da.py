@@ -32,6 +32,8 @@ Where this differs from that code:
   falls from 1 to 0.01 with a fifth of the steps as time constant, the target network
   follows every tenth episode, not every 30th, and Adam takes the place of RMSprop.
   Learning starts with the first 32 transitions.
+- That code keeps its discount and the size of its memory in a file that is not there:
+  `baseline.drl_da_discount`, 0.9, and `drl_da_memory` are our choice.
 - They make one changed copy of each film, once. Here a film is changed anew each time
   it is trained on: only noise and warp differ.
 

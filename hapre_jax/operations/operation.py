@@ -81,7 +81,10 @@ class Operation(Protocol):
         """Whether the task sees points `f32[n, 2]` of the image: `bool[n]`."""
 
     def area(self, action: jax.Array) -> jax.Array | None:
-        """The area `f32[4]` yxyx of the image that it is about, if there is one."""
+        """The area `f32[4]` yxyx of the image that it is about, if there is one.
+
+        Of a hybrid it is one of what the parts before it leave of the image.
+        """
 
     def from_area(self, box: jax.Array) -> jax.Array:
         """The action of an area, and nothing else; only of use where there is one."""
