@@ -27,10 +27,10 @@ def run(tmp_path, write_run):
 
 
 def test_mean_and_interval_are_over_the_seeds():
-    # 12.706 * (0.1 / sqrt(2)) / sqrt(2) = 12.706 * 0.05.
+    # 12.7062 * (0.1 / sqrt(2)) / sqrt(2) = 12.7062 * 0.05.
     assert scores.across_seeds((0.8, 0.9)) == {
         "mean": pytest.approx(0.85),
-        "interval": pytest.approx(0.6353),
+        "interval": pytest.approx(0.635310),
         "values": [0.8, 0.9],
     }
     one = scores.across_seeds([0.8])
@@ -42,14 +42,14 @@ def test_record_has_scores_of_the_results_and_intervals_of_the_answers(run):
         run("ours", 0, 0.8, accuracy=0.5, macro_recall=0.25, iou=0.6, minutes=3),
         run("ours", 7, 0.9, accuracy=0.7, macro_recall=0.25, iou=0.4, minutes=5),
     ]
-    spread = pytest.approx(0.6353)
+    spread = pytest.approx(0.635310)
     assert scores.record(runs) == {
         "seeds": [0, 7],
         "images": 20,
         "scores": {
             "accuracy": {
                 "mean": pytest.approx(0.6),
-                "interval": pytest.approx(2 * 0.6353),
+                "interval": pytest.approx(2 * 0.635310),
                 "values": [0.5, 0.7],
             },
             "macro_precision": {
@@ -73,7 +73,7 @@ def test_record_has_scores_of_the_results_and_intervals_of_the_answers(run):
         "gain": None,
         "lung_iou": {
             "mean": pytest.approx(0.5),
-            "interval": pytest.approx(2 * 0.6353),
+            "interval": pytest.approx(2 * 0.635310),
             "values": [0.6, 0.4],
         },
         "minutes": 4.0,
