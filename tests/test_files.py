@@ -1,6 +1,8 @@
 import concurrent.futures
+import errno
 import logging
 import os
+import pickle
 import zipfile
 
 import pytest
@@ -85,6 +87,65 @@ def test_links_to_folders_are_followed_once(tmp_path):
     assert tree.read("linked/x.png") == b"x"
 
 
+def test_zips_of_other_programs(tmp_path):
+    members = {"./a/1.png": b"1", "b\\2.png": b"2", "/c/3.png": b"3", "d\\": b""}
+    tree = files.open_tree(str(write_zip(tmp_path / "x.zip", members)))
+    tree = pickle.loads(pickle.dumps(tree))
+    assert tree.names() == ["a/1.png", "b/2.png", "c/3.png"]
+    assert tree.folders[:3] == ("a", "b", "c")
+    assert [tree.read(name) for name in tree.names()] == [b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_dicom_files_without_an_extension(tmp_path, kind):
+    film = bytes(128) + b"DICM"
+    members = {"a/IM0001": film, "a/1.2.840.5": film, "a/README": b"text", "b": b""}
+    members |= {"DICOMDIR": film, "a/IM0002.txt": film}
+    if kind == "folder":
+        root = write_folder(tmp_path, members)
+    else:
+        root = write_zip(tmp_path / "x.zip", members)
+    tree = files.open_tree(str(root))
+    assert tree.names() == ["a/1.2.840.5", "a/IM0001"]
+    assert tree.read("a/IM0001") == film
+
+
+def test_a_folder_without_permission_is_named(tmp_path, monkeypatch, caplog):
+    write_folder(tmp_path, {"a/1.png": b"", "b/2.png": b""})
+    scan = os.scandir
+
+    def refuse(path):  # root may read everything
+        if os.path.basename(path) == "b":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    tree = files.open_tree(str(tmp_path))
+    assert tree.names() == ["a/1.png"] and tree.folders == ("a", "b")
+    assert caplog.messages == [f"{tmp_path}/b is left out: Permission denied"]
+
+
+def test_paths_as_other_systems_write_them(tmp_path):
+    composed, parted = "R\u00f6ntgen/1.png", "Ro\u0308ntgen/1.png"
+    tree = files.open_tree(str(write_folder(tmp_path, {parted: b"", "a/b c.png": b""})))
+    for path in ("a/b c.png", "./a//b c.png", "a\\b c.png", f"{tmp_path}/a/b c.png"):
+        assert tree.resolve(path) == "a/b c.png"
+    assert tree.resolve(composed) == tree.resolve(parted) == parted
+    for path in ("a/B c.png", "../a/b c.png", "/a/b c.png", "a"):
+        assert tree.resolve(path) is None
+
+
+def test_tildes(tmp_path, monkeypatch):
+    write_folder(tmp_path, {"~nobody/1.png": b"", "home/x/2.png": b""})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert files.open_tree("~nobody").names() == ["1.png"]  # not a user's home
+    assert files.open_tree("~/x").names() == ["2.png"]
+    for root in ("~no such user/x", "x" * 5000):
+        with pytest.raises(errors.UserError, match="does not exist"):
+            files.open_tree(root)
+
+
 def test_threads_share_a_zip(tmp_path):
     members = {f"{i}.png": bytes([i]) * 20_000 for i in range(40)}
     path = write_zip(tmp_path / "x.zip", members, zipfile.ZIP_DEFLATED)
@@ -123,6 +184,8 @@ def test_tables_lie_beside_the_zip_or_in_the_tree(tmp_path):
         (b"a,c,b\n1\n\n2,3,4", [("1", "", ""), ("2", "4", "3")]),
         (b'a,b\n"1,\n0",\xff\n', [("1,\n0", "\udcff", "")]),
         (b"a,b\n", []),
+        (b"\xef\xbb\xbfa;b\r\n1;2,5\r\n", [("1", "2,5", "")]),
+        (b"a\tb\n1\t2\n", [("1", "2", "")]),
     ],
 )
 def test_rows_of_a_table(text, rows):
@@ -133,7 +196,7 @@ def test_rows_of_a_table(text, rows):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (b"a;b\n1;2\n", r"t.csv has the columns \['a;b'\], not a,b"),
+        (b"a:b\n1:2\n", r"t.csv has the columns \['a:b'\], not a,b"),
         (b"", "t.csv has the columns None, not a,b"),
         (b'a,b\n1,"' + b"2" * 200_000, "t.csv is not a CSV file: field larger"),
     ],

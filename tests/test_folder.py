@@ -54,6 +54,13 @@ def test_groups_file(tmp_path, place):
     assert [record.group for record in records] == ["ann", "bob", "ann"]
 
 
+def test_other_words_for_splits(tmp_path):
+    names = ["Training/a/1.png", "Testing/b/2.png", "notes/x.txt"]
+    _, records, classes = folder.scan(str(write(tmp_path, names)))
+    assert classes == ("a", "b")
+    assert [record.official for record in records] == ["test", "train"]
+
+
 def test_groups_file_beside_the_zip(tmp_path):
     with zipfile.ZipFile(tmp_path / "films.zip", "w") as archive:
         archive.writestr("a/1.png", b"")
@@ -87,6 +94,20 @@ def test_table(tmp_path):
         ("a/1.png", 0, "x", "PA", "validation"),
         ("b/2.png", 1, "y", "", ""),
     ]
+    # As a spreadsheet writes it: a mark, semicolons, spaces after names.
+    sheet = folder.source(
+        table(
+            tmp_path,
+            f"\ufeffpath;label;group\r\na\\1.png;ill ;x\r\n"
+            f"{tmp_path}/b/2.png;well;x \r\nb/3.png;ill;y\r\n",
+        )
+    )
+    assert sheet.classes == ("ill", "well")
+    assert [(r.name, r.group) for r in sheet.records] == [
+        ("a/1.png", "x"),
+        ("b/2.png", "x"),
+        ("b/3.png", "y"),
+    ]
     bare = folder.source(table(tmp_path, "path,label\nb/3.png,1\na/1.png,0\n"))
     assert [record.group for record in bare.records] == ["a/1.png", "b/3.png"]
 
@@ -98,7 +119,8 @@ def test_table(tmp_path):
         ("path,label\na/1.png,x\nb/2.png,x\n", "at least two"),
         ("path,label\na/1.png,x\nb/2.png,\n", "one in each row"),
         ("path,label\na/1.png,x\nb/9.png,y\n", "b/9.png, which is not in its folder"),
-        ("path,label\na/1.png,x\na/1.png,y\n", "lists a/1.png twice"),
+        ("path,label\na/1.png,x\n./a/1.png,y\n", "lists a/1.png twice"),
+        ("path,label\na/1.png,Ill\nb/2.png,ill\nb/3.png,y\n", "'Ill' and 'ill'"),
         ("path,label,split\na/1.png,x,dev\nb/2.png,y,\n", "the split 'dev'"),
         ("path,label,group\na/1.png,x,p\nb/2.png,y,\n", "no group for b/2.png"),
     ],
@@ -139,6 +161,11 @@ def test_incomplete_groups_file(tmp_path, text, said):
         (["a/1.png", "b/2.png", "stray.png"], "stray.png .* outside the class folders"),
         (["a/1.png", "b/2.txt"], "class folder 'b' .* holds no image"),
         (["a/1.txt", "b/2.txt"], "holds no image"),
+        (["train/A/1.png", "test/a/2.png", "test/b/3.png"], "classes 'A' and 'a'"),
+        (
+            ["train/a/1.png", "test/a/2.png", "more/b/3.png"],
+            "holds test, train and beside them more",
+        ),
     ],
 )
 def test_wrong_trees(tmp_path, names, said):

@@ -273,8 +273,8 @@ def edited(text, old, new):
             "patientId,x,y,width,height,Target",
         ),
         (
-            {"class_info": edited(CLASS_INFO, ",", ";")},
-            r"class_info.csv of .* columns \['patientId;class'\], not patientId,class",
+            {"class_info": edited(CLASS_INFO, ",", ":")},
+            r"class_info.csv of .* columns \['patientId:class'\], not patientId,class",
         ),
         ({"labels": ""}, "stage_2_train_labels.csv of .* has the columns None"),
         (

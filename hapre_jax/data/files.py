@@ -6,7 +6,9 @@ import io
 import logging
 import os
 import pathlib
+import posixpath
 import threading
+import unicodedata
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import IO
@@ -16,7 +18,10 @@ from hapre_jax.data import dicom
 
 _log = logging.getLogger(__name__)
 
-EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".tif", ".tiff", *dicom.EXTENSIONS)
+_JPEG = (".jpeg", ".jpg", ".jpe", ".jfif", ".jp2")
+_OTHERS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp")
+EXTENSIONS = (*_JPEG, *_OTHERS, *dicom.EXTENSIONS)
+_DELIMITERS = ",;\t"  # the second where a comma is the decimal point
 
 
 class Tree:
@@ -36,21 +41,66 @@ class Tree:
         root: pathlib.Path,
         files: Iterable[str],
         folders: Iterable[str],
-        read: Callable[[str], bytes],
+        read: Callable[..., bytes],
     ):
+        """Makes a tree.
+
+        Args:
+          root: see above.
+          files: paths of all files.
+          folders: paths of all folders.
+          read: from a path, and the number of bytes that are enough, to the content.
+        """
         self.root = root
         self._files = frozenset(name for name in files if not _is_hidden(name))
+        self._names: list[str] | None = None
+        self._alike: dict[str, str] = {}
         folders = {name for name in folders if name and not _is_hidden(name)}
         self.folders = tuple(sorted(folders))
         self._read = read
 
     def names(self) -> list[str]:
-        """Sorted paths of the image files, by extension, upper or lower case."""
-        return sorted(name for name in self._files if name.lower().endswith(EXTENSIONS))
+        """Sorted paths of the image files.
+
+        They are known by their extension, upper or lower case; DICOM files without one,
+        as many devices write them, by their first bytes.
+        """
+        if self._names is None:
+            self._names = [name for name in sorted(self._files) if self._is_film(name)]
+        return list(self._names)
+
+    def _is_film(self, name: str) -> bool:
+        base = name.rpartition("/")[2]
+        if base.lower().endswith(EXTENSIONS):
+            return True
+        # Numbers are no extension: files are called by UIDs, such as 1.2.840.10008.
+        extension = pathlib.PurePosixPath(base).suffix.strip(".0123456789")
+        if extension or base.upper() == "DICOMDIR":  # which lists the others
+            return False
+        try:
+            return dicom.is_dicom(self._read(name, dicom.HEAD), base)
+        except Exception:  # as in `read`; of a file that may be of any kind
+            return False
 
     def has(self, name: str) -> bool:
         """Whether there is such a file, image or not."""
         return name in self._files
+
+    def resolve(self, path: str) -> str | None:
+        """The file that a table means, or None.
+
+        Args:
+          path: as seen from the root, or absolute; possibly written on another system,
+            with backslashes or with accents composed otherwise.
+        """
+        if posixpath.isabs(path):
+            path = posixpath.relpath(path, os.path.abspath(self.root))
+        name = posixpath.normpath(path)
+        if name in self._files:
+            return name
+        if not self._alike:
+            self._alike = {_plain(file): file for file in sorted(self._files)}
+        return self._alike.get(_plain(path))
 
     def find(self, base_name: str) -> list[str]:
         """Sorted paths of all files of that name, image or not."""
@@ -90,10 +140,11 @@ def open_tree(root: str, *, zip_names: Sequence[str] = ()) -> Tree:
         raise errors.UserError(
             "data.root is empty: give the folder or the zip that holds the images"
         )
-    path = pathlib.Path(root).expanduser()
-    if path.is_file():
+    path = expand(root)
+    # Unlike pathlib's, these are no errors for a name that is too long.
+    if os.path.isfile(path):
         return _open_zip(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise errors.UserError(f"{path} does not exist: give a folder or a zip")
     for zip_name in zip_names:
         extracted = path / pathlib.Path(zip_name).stem
@@ -115,6 +166,12 @@ def open_tree(root: str, *, zip_names: Sequence[str] = ()) -> Tree:
     )
 
 
+def expand(root: str) -> pathlib.Path:
+    """A path whose `~` is the user's home, unless a file is called so."""
+    is_there = os.path.exists(root)
+    return pathlib.Path(root if is_there else os.path.expanduser(root))
+
+
 def read_file(path: pathlib.Path) -> bytes:
     """The bytes of a file.
 
@@ -131,12 +188,12 @@ def read_file(path: pathlib.Path) -> bytes:
     raise errors.UserError(f"{path} cannot be read: {reason}")
 
 
-def _read_regular(path: pathlib.Path) -> bytes:
+def _read_regular(path: pathlib.Path, enough: int | None = None) -> bytes:
     # Opening a pipe would wait for one who writes.
     if path.exists() and not path.is_file():
         raise ValueError("it is no regular file")
     with path.open("rb") as file:
-        return _read_all(file, 1 << 20)
+        return file.read(enough) if enough else _read_all(file, 1 << 20)
 
 
 def _read_all(file: IO[bytes], step: int, *, size: int = 0) -> bytes:
@@ -195,7 +252,8 @@ def parse_csv(
     """The rows of a CSV file, with the columns asked for and no others.
 
     Args:
-      data: the file; its first line names the columns.
+      data: the file; its first line names the columns. Commas, semicolons or tabs are
+        between them.
       columns: that it must have.
       optional: columns that it may have; without them, and in short rows, fields are
         empty.
@@ -205,13 +263,21 @@ def parse_csv(
       UserError: a column is missing, or a quotation has no end.
     """
     # Names of files need not be UTF-8.
-    text = io.StringIO(data.decode("utf-8-sig", "surrogateescape"), newline="")
-    reader = csv.DictReader(text, restval="")
+    text = data.decode("utf-8-sig", "surrogateescape")
     wanted = (*columns, *optional)
+
+    def read(delimiter):
+        lines = io.StringIO(text, newline="")
+        return csv.DictReader(lines, restval="", delimiter=delimiter)
+
     try:
-        if not set(columns) <= set(reader.fieldnames or ()):
+        for reader in map(read, _DELIMITERS):
+            if set(columns) <= set(reader.fieldnames or ()):
+                break
+        else:
+            found = read(",").fieldnames
             raise errors.UserError(
-                f"{name} has the columns {reader.fieldnames}, not {','.join(columns)}"
+                f"{name} has the columns {found}, not {','.join(columns)}"
             )
         return [{column: row.get(column, "") for column in wanted} for row in reader]
     except csv.Error as error:
@@ -271,9 +337,14 @@ def find_films(
 
 def _open_folder(root: pathlib.Path) -> Tree:
     found, folders, seen = [], [], set()
+
+    def leave_out(error):
+        _log.warning(f"{error.filename} is left out: {error.strerror}")
+        folders.append(pathlib.Path(error.filename).relative_to(root).as_posix())
+
     # Links are followed, since clusters keep data behind them; each folder once,
     # since a link may point upwards.
-    for folder, below, names in os.walk(root, followlinks=True):
+    for folder, below, names in os.walk(root, onerror=leave_out, followlinks=True):
         real = os.path.realpath(folder)
         if real in seen:
             below.clear()
@@ -292,21 +363,30 @@ def _open_zip(path: pathlib.Path) -> Tree:
     # zipfile has no common base class here either.
     except Exception as error:
         raise errors.UserError(f"{path} is not a readable zip: {error}") from error
-    entries = archive.namelist()
-    found = [name for name in entries if not name.endswith("/")]
+    entries = _entries(archive)
     folders = {
         parent.as_posix()
         for name in entries
-        for parent in pathlib.PurePosixPath(name + "x").parents
+        for parent in pathlib.PurePosixPath(name).parents
     } - {"."}
+    found = [name for name, entry in entries.items() if not entry.is_dir()]
+    folders |= entries.keys() - set(found)
     tree = Tree(path, found, folders, _ZipReader(path, archive))
     if not tree.names():
         raise errors.UserError(f"{path} holds no image ({' '.join(EXTENSIONS)})")
     return tree
 
 
-def _read_below(root: pathlib.Path, name: str) -> bytes:
-    return _read_regular(root / name)
+def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The entries by their path, which some programs write with `./` or backslashes."""
+    return {
+        posixpath.normpath(entry.filename.replace("\\", "/").lstrip("/")): entry
+        for entry in archive.infolist()
+    }
+
+
+def _read_below(root: pathlib.Path, name: str, enough: int | None = None) -> bytes:
+    return _read_regular(root / name, enough)
 
 
 class _ZipReader:
@@ -316,15 +396,20 @@ class _ZipReader:
         self._path = path
         # An archive has one file position; that zipfile guards it is not documented.
         self._archive, self._lock = archive or zipfile.ZipFile(path), threading.Lock()
+        self._entries = _entries(self._archive)
 
-    def __call__(self, name: str) -> bytes:
-        with self._lock, self._archive.open(name) as entry:
-            kind = self._archive.getinfo(name).compress_type
-            is_bounded = kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    def __call__(self, name: str, enough: int | None = None) -> bytes:
+        info = self._entries[name]
+        with self._lock, self._archive.open(info) as entry:
+            if enough:
+                return entry.read(enough)
+            is_bounded = info.compress_type in (
+                zipfile.ZIP_STORED,
+                zipfile.ZIP_DEFLATED,
+            )
             # Of other kinds zipfile unpacks all that it has read, at least 4 KiB.
             step = 1 << 20 if is_bounded else 1 << 12
-            size = self._archive.getinfo(name).file_size  # as it says
-            return _read_all(entry, step, size=size)
+            return _read_all(entry, step, size=info.file_size)  # as it says
 
     def __reduce__(self):
         return _ZipReader, (self._path,)
@@ -332,3 +417,9 @@ class _ZipReader:
 
 def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def _plain(path: str) -> str:
+    """A path as any system may write it."""
+    path = posixpath.normpath(path.replace("\\", "/"))
+    return unicodedata.normalize("NFC", path)

@@ -10,23 +10,26 @@ patient; without it each image stands alone, and two films of one patient may be
 between training and test.
 
 A table is a CSV file, given as the root, with the columns `path,label` and, if known,
-`group`, `view` (PA, AP) and `split` (train, validation, test); paths as seen from its
-folder. Images that it does not list are not used.
+`group`, `view` (PA, AP) and `split` (train, validation, test). Paths are as seen from
+its folder, or absolute and in it. Images that it does not list are not used.
 """
 
 import collections
-import pathlib
-import posixpath
+import os
+import unicodedata
+from collections.abc import Iterable
 
 from hapre_jax import errors
 from hapre_jax.data import dataset, files, reader
 
 _SPLITS = {
     "train": "train",
+    "training": "train",
     "val": "validation",
     "valid": "validation",
     "validation": "validation",
     "test": "test",
+    "testing": "test",
 }
 
 
@@ -50,8 +53,8 @@ def scan_table(
       UserError: no such file, wrong columns, a row without a label or with an unknown
         split, a path that is not there or listed twice, fewer than two classes.
     """
-    table = pathlib.Path(path).expanduser()
-    if not table.is_file():
+    table = files.expand(path)
+    if not os.path.isfile(table):
         raise errors.UserError(f"{table} does not exist: give a folder, a zip or a CSV")
     rows = files.parse_csv(
         files.read_file(table),
@@ -59,8 +62,14 @@ def scan_table(
         optional=("group", "view", "split"),
         name=str(table),
     )
+    # A space after a name would make it another class, or another patient.
+    rows = [
+        {name: text if name == "path" else text.strip() for name, text in row.items()}
+        for row in rows
+    ]
     tree = files.open_tree(str(table.absolute().parent))
     classes = tuple(sorted({row["label"] for row in rows}))
+    _refuse_alike(classes, str(table))
     if len(classes) < 2 or "" in classes:
         raise errors.UserError(
             f"{table} gives the labels {list(classes)}: expected at least two, and one "
@@ -69,13 +78,15 @@ def scan_table(
     has_groups = any(row["group"] for row in rows)
     records = []
     for row in rows:
-        name, split = posixpath.normpath(row["path"]), row["split"].lower()
+        name, split = tree.resolve(row["path"]), row["split"].lower()
+        if name is None:
+            raise errors.UserError(
+                f"{table} lists {row['path']}, which is not in its folder"
+            )
         if has_groups and not row["group"]:
             raise errors.UserError(
                 f"{table} gives no group for {name}: give one to each film or to none"
             )
-        if not tree.has(name):
-            raise errors.UserError(f"{table} lists {name}, which is not in its folder")
         if split and split not in _SPLITS:
             raise errors.UserError(
                 f"{table} gives {name} the split {split!r}, which is none of "
@@ -107,14 +118,28 @@ def scan(root: str) -> tuple[files.Tree, list[dataset.Record], tuple[str, ...]]:
     prefix = _strip_single_root(tree)
     parents = {"": ""}  # folder of classes to official split
     children = _children(tree, prefix)
-    if children and {child.lower() for child in children} <= _SPLITS.keys():
-        parents = {f"{child}/": _SPLITS[child.lower()] for child in children}
+    splits = [child for child in children if child.lower() in _SPLITS]
+    others = [
+        child
+        for child in children
+        if child not in splits
+        and any(name.startswith(f"{prefix}{child}/") for name in tree.names())
+    ]
+    if len(splits) > 1 and others:
+        raise errors.UserError(
+            f"{tree.root} holds {', '.join(splits)} and beside them "
+            f"{errors.listing(others)}, so what are splits and what are classes cannot "
+            "be told: move one of them"
+        )
+    if splits and not others:
+        parents = {f"{child}/": _SPLITS[child.lower()] for child in splits}
     class_folders = {
         f"{prefix}{parent}{child}/": (child, split)
         for parent, split in parents.items()
         for child in _children(tree, prefix + parent)
     }
     classes = tuple(sorted({name for name, _ in class_folders.values()}))
+    _refuse_alike(classes, str(tree.root))
     if len(classes) < 2:
         raise errors.UserError(
             f"{tree.root} holds {len(classes)} class folder(s) {list(classes)}: "
@@ -135,12 +160,12 @@ def scan(root: str) -> tuple[files.Tree, list[dataset.Record], tuple[str, ...]]:
             f"class folder {min(empty)!r} in {tree.root} holds no image "
             f"({' '.join(files.EXTENSIONS)})"
         )
-    groups = _read_groups(tree)
+    groups = _read_groups(tree, prefix)
     records = [
         dataset.Record(
             name,
             classes.index(class_name),
-            group=_group(name, groups, prefix),
+            group=_group(name, groups),
             official=split,
         )
         for name, (class_name, split) in sorted(found.items())
@@ -163,22 +188,36 @@ def _children(tree: files.Tree, prefix: str) -> list[str]:
     return [name for name in below if name and "/" not in name]
 
 
-def _read_groups(tree: files.Tree) -> dict[str, str] | None:
+def _refuse_alike(classes: Iterable[str], where: str) -> None:
+    """Raises `UserError` where two classes look like one that was written two ways."""
+    seen: dict[str, str] = {}
+    for name in classes:
+        plain = unicodedata.normalize("NFC", name).casefold().strip()
+        if seen.setdefault(plain, name) != name:
+            raise errors.UserError(
+                f"{where} has the classes {seen[plain]!r} and {name!r}: call them the "
+                "same, or so that they differ by more than case and spaces"
+            )
+
+
+def _read_groups(tree: files.Tree, prefix: str) -> dict[str, str] | None:
     """Path to group; None without a `groups.csv` beside the zip or in the tree."""
     rows = files.read_csv(tree, "groups.csv", ("path", "group"))
     if rows is None:
         return None
     groups: dict[str, str] = {}
     for row in rows:
-        if groups.setdefault(row["path"], row["group"]) != row["group"]:
-            raise errors.UserError(f"groups.csv gives {row['path']} two groups")
+        path, group = row["path"], row["group"].strip()
+        name = tree.resolve(path) or tree.resolve(prefix + path)
+        if name and groups.setdefault(name, group) != group:
+            raise errors.UserError(f"groups.csv gives {path} two groups")
     return groups
 
 
-def _group(name: str, groups: dict[str, str] | None, prefix: str) -> str:
+def _group(name: str, groups: dict[str, str] | None) -> str:
     if groups is None:
         return name
-    group = groups.get(name) or groups.get(name.removeprefix(prefix))
+    group = groups.get(name)
     if not group:
         raise errors.UserError(
             f"groups.csv gives no group for {name}: list every image or remove the file"
