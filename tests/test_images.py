@@ -1,4 +1,5 @@
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -154,6 +155,27 @@ def test_broken_files_are_named(data):
     with pytest.raises(errors.UserError, match="film.png cannot be read") as caught:
         decode(data, 8)
     assert "\n" not in str(caught.value) and "0x" not in str(caught.value)
+
+
+def test_tiff_whose_0_is_white():
+    film = np.array([[0, 65_535], [25_700, 5140]], np.uint16)
+    for pixels in (film, (film // 257).astype(np.uint8)):
+        data = bytearray(encode(pixels, "TIFF"))
+        # An entry of the directory: tag 262, a short, once, 1.
+        entry = struct.pack("<HHIH", 262, 3, 1, 1)
+        assert data.count(entry) == 1
+        data = data.replace(entry, struct.pack("<HHIH", 262, 3, 1, 0))
+        np.testing.assert_array_equal(decode(data, 2), [[255, 0], [155, 235]])
+
+
+def test_a_stripe_does_not_fill_the_memory():
+    # Halved it is 8 x 9400. A row of 32 is a triangle of 293.75 rows to each side, so
+    # both at the middle have half of 8 / 293.75 of 147, which is 2.
+    stripe = Image.new("L", (18_800, 16), 147)
+    square = images.fit(stripe, size=32, geometry="letterbox")[:, :, 0]
+    expected = np.zeros((32, 32))
+    expected[15:17] = 2
+    np.testing.assert_array_equal(square, expected)
 
 
 def test_unknown_geometry():

@@ -20,6 +20,10 @@ from hapre_jax import errors
 from hapre_jax.data import dicom
 
 _EXIF_ORIENTATION = 0x0112
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF, and one of its values
+# Of a film that a square is put around; larger ones are averaged first. The square has
+# as many pixels as Pillow makes without a warning.
+_MAX_SIDE = 9_400
 
 # What is recognised, whatever the file is called. Not all that Pillow knows: it hands
 # PostScript to Ghostscript.
@@ -67,6 +71,9 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         image.load()
+        # Pillow inverts such films of 8 bits only.
+        tags = getattr(image, "tag_v2", {})
+        is_negative = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         image = ImageOps.exif_transpose(image)
         if not image.mode.startswith(("I", "F")):
             return image.convert("L")
@@ -86,7 +93,8 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
         raise errors.UserError(
             f"{name} holds 16-bit values of at most {high}: scale them to 0..65535"
         )
-    return Image.fromarray(np.round(values / 257.0).astype(np.uint8))
+    gray = np.round(values / 257.0).astype(np.uint8)
+    return Image.fromarray(255 - gray if is_negative else gray)
 
 
 def reason(error: Exception) -> str:
@@ -137,21 +145,16 @@ def fit(image: Image.Image, *, size: int, geometry: str) -> np.ndarray:
     Not decoded at reduced scale (`Image.draft`) first: that shifts a 1024-pixel film
     at 224 pixels by 0.6 gray levels in the mean, and each file is read only once.
     """
-    top, left, bottom, right = _frame(image.height, image.width, geometry)
-    if geometry != "squash":
-        image = image.crop((left, top, right, bottom))  # beyond the border: black
-    resized = image.resize((size, size), Image.Resampling.BILINEAR)
+    resized = _square(image, geometry).resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(resized)[:, :, None]
 
 
 def shape(image: Image.Image, geometry: str) -> Image.Image:
     """A film as a geometry shows it, without the bars of `letterbox`."""
     if geometry == "squash":
+        image = _bounded(image)
         return image.resize((max(image.size),) * 2, Image.Resampling.BILINEAR)
-    if geometry == "cover":
-        top, left, bottom, right = _frame(image.height, image.width, geometry)
-        return image.crop((left, top, right, bottom))
-    return image
+    return _square(image, geometry) if geometry == "cover" else image
 
 
 def tight_box(mask: np.ndarray) -> np.ndarray:
@@ -213,8 +216,7 @@ def cut(
       size: pixels of a side.
       geometry: one of `GEOMETRIES`.
     """
-    top, left, bottom, right = _frame(image.height, image.width, geometry)
-    framed = image.crop((left, top, right, bottom))  # beyond the border: black
+    framed = _square(image, geometry)
     y0, x0, y1, x1 = (float(edge) for edge in box)
     edges = (
         x0 * framed.width,
@@ -223,6 +225,22 @@ def cut(
         y1 * framed.height,
     )
     return framed.resize((size, size), Image.Resampling.BILINEAR, box=edges)
+
+
+def _square(image: Image.Image, geometry: str) -> Image.Image:
+    """What the square frame shows, still as large and, of `squash`, as oblong."""
+    if geometry == "letterbox":
+        image = _bounded(image)
+    top, left, bottom, right = _frame(image.height, image.width, geometry)
+    if geometry == "squash":
+        return image
+    return image.crop((left, top, right, bottom))  # beyond the border: black
+
+
+def _bounded(image: Image.Image) -> Image.Image:
+    """The film, or a smaller one where a square around it would fill the memory."""
+    factor = -(-max(image.size) // _MAX_SIDE)
+    return image.reduce(factor) if factor > 1 else image
 
 
 def _frame(height: int, width: int, geometry: str) -> tuple[int, int, int, int]:
