@@ -75,7 +75,7 @@ def equal_films(rng, count, **options):
     return films
 
 
-def dicom_film(width=30, height=20):
+def dicom_film(width=30, height=20, bits=12):
     film = pydicom.Dataset()
     film.file_meta = pydicom.dataset.FileMetaDataset()
     film.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
@@ -84,7 +84,8 @@ def dicom_film(width=30, height=20):
     film.Rows, film.Columns = height, width
     film.SamplesPerPixel = 1
     film.PhotometricInterpretation = "MONOCHROME2"
-    film.BitsAllocated, film.BitsStored, film.HighBit = 16, 12, 11
+    film.BitsAllocated, film.HighBit = 16, 11
+    film.add_new("BitsStored", "US", bits)
     film.PixelRepresentation = 0
     film.PixelData = bytes(2 * width * height)
     film["PixelData"].VR = "OW"
@@ -136,6 +137,7 @@ def test_the_shape_is_the_stored_one_and_only_the_header_is_read():
         (b"text", "a.dcm", "a.dcm cannot be read: "),
         (encode(GRAY[:8]), "a.png", "a.png cannot be read: 30 x 8 pixels are too few"),
         (dicom_film(height=0), "a.dcm", "a.dcm cannot be read: 30 x 0 pixels"),
+        (dicom_film(bits=None), "a.dcm", "a.dcm cannot be read: "),
     ],
 )
 def test_no_geometry(encoded, name, message):

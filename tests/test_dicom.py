@@ -80,6 +80,13 @@ def test_rescale_comes_before_the_window():
     np.testing.assert_array_equal(shown(film), SHOWN)
 
 
+def test_tags_without_a_value_say_nothing():
+    film = header(STORED, RescaleSlope=None, RescaleIntercept=None, **WINDOW)
+    film.PixelPaddingValue = 5
+    film.add_new("PixelPaddingRangeLimit", "US", None)
+    np.testing.assert_array_equal(shown(film), SHOWN)
+
+
 def test_signed_12_bits():
     stored = np.array([[-2000, -500, 0, 500, 2047]], np.int16)
     film = header(stored, WindowCenter=0, WindowWidth=1001)
@@ -236,6 +243,7 @@ def without_pixels():
         ),
         (header(STORED, Rows=60_000, Columns=60_000), "film.dcm says it has 60000 x"),
         (header(STORED, Rows=200), "film.dcm cannot be read: "),
+        (header(STORED, RescaleSlope=0), "film.dcm .* its rescale slope is 0"),
         (header(STORED, VOILUTFunction="CUBIC", **WINDOW), "function 'CUBIC' is none"),
         (
             compressed(header(STORED), uid.JPEGLosslessSV1, b"no jpeg"),

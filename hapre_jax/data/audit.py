@@ -180,8 +180,12 @@ def examine(
 def _dicom_geometry(encoded: bytes, name: str) -> Geometry:
     pydicom = dicom.import_pydicom(name)
     film = pydicom.dcmread(io.BytesIO(encoded), stop_before_pixels=True)
-    sizes = (film.Columns, film.Rows, len(encoded), film.SamplesPerPixel)
-    return Geometry(*sizes, film.BitsStored, False, "DICOM")
+    # A tag may be there without a value.
+    columns, rows, channels, bits = (
+        int(getattr(film, name))
+        for name in ("Columns", "Rows", "SamplesPerPixel", "BitsStored")
+    )
+    return Geometry(columns, rows, len(encoded), channels, bits, False, "DICOM")
 
 
 def _image_geometry(encoded: bytes, name: str) -> Geometry:

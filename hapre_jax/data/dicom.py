@@ -22,6 +22,7 @@ EXTENSIONS = (".dcm", ".dicom")
 
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _PREFIX = b"DICM"  # from byte 128 on
+HEAD = 132  # bytes of a file that `is_dicom` looks at
 
 # Of one file. Four times what 16 bits of 5,000 x 6,000 pixels take; a small file that
 # unpacks to more is made to fill the memory.
@@ -197,7 +198,15 @@ def _coded_shape(code: bytes) -> tuple[int, int]:
 def _gray_levels(film: Any, stored: np.ndarray) -> np.ndarray:
     """`f64[H, W]` in [0, 1], 0 black, of the stored values."""
     pixels = importlib.import_module("pydicom.pixels")
-    values = pixels.apply_modality_lut(stored, film)
+    slope, intercept = (
+        _first(film.get(name)) for name in ("RescaleSlope", "RescaleIntercept")
+    )
+    if film.get("ModalityLUTSequence"):
+        values = pixels.apply_modality_lut(stored, film)
+    elif slope == 0:
+        raise ValueError("its rescale slope is 0")
+    else:  # one of them may be there without a value
+        values = stored * (1 if slope is None else slope) + (intercept or 0)
     padding = _padding(film, stored)
     center, width = _first(film.get("WindowCenter")), _first(film.get("WindowWidth"))
     function = str(film.get("VOILUTFunction") or "LINEAR").upper()
@@ -224,7 +233,8 @@ def _padding(film: Any, stored: np.ndarray) -> np.ndarray:
     first = film.get("PixelPaddingValue")
     if first is None:
         return np.zeros(stored.shape, bool)
-    last = film.get("PixelPaddingRangeLimit", first)
+    last = film.get("PixelPaddingRangeLimit")
+    last = first if last is None else last
     return (stored >= min(first, last)) & (stored <= max(first, last))
 
 
