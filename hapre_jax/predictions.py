@@ -3,7 +3,8 @@
 import csv
 import io
 import pathlib
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -31,15 +32,22 @@ class Predictions(NamedTuple):
         return np.argmax(self.probabilities, axis=1).astype(np.int32)
 
 
+def write_row(stream: IO[str], cells: Iterable[Any]) -> None:
+    """Writes a line of CSV that ends in a line feed."""
+    line = io.StringIO()
+    # Of what ends a line, Python before 3.13 quotes only that which ends its own.
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    stream.write(line.getvalue().removesuffix("\r\n") + "\n")
+
+
 def write(file: pathlib.Path, predictions: Predictions) -> None:
     """Writes a line an image: the file is there whole or not at all."""
     classes = predictions.classes
     header = ["path", "group", "view", "label", "answer"]
     header += [_PROBABILITY + name for name in classes]
     header += _BOX if predictions.key_areas is not None else ()
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
+    text = io.StringIO(newline="")
+    write_row(text, header)
     answers = predictions.answers
     for row, name in enumerate(predictions.names):
         line = [name, predictions.groups[row], predictions.views[row]]
@@ -48,7 +56,7 @@ def write(file: pathlib.Path, predictions: Predictions) -> None:
         line += [f"{p:.9g}" for p in predictions.probabilities[row]]
         if predictions.key_areas is not None:
             line += [f"{edge:.9g}" for edge in predictions.key_areas[row]]
-        writer.writerow(line)
+        write_row(text, line)
     atomic.write_text(file, text.getvalue())
 
 
@@ -60,7 +68,7 @@ def read(file: pathlib.Path) -> Predictions:
     """
     try:
         with file.open(
-            newline="", encoding="utf-8", errors="surrogateescape"
+            newline="", encoding="utf-8-sig", errors="surrogateescape"
         ) as stream:
             rows = list(csv.DictReader(stream))
         if any(None in row or None in row.values() for row in rows):

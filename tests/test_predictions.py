@@ -68,12 +68,13 @@ def test_text_of_any_kind_comes_back(tmp_path):
         "Röntgen/胸部 рентген.png",
         "  spaces and ' and ; and \t.png ",
         "two\nlines\r\nor three.png",
+        "a carriage\rreturn.png",
         "",
     )
     classes = ("normal, none", 'the "other"', "肺炎 p_")
-    given = _random(5, classes=classes)
+    given = _random(6, classes=classes)
     given = given._replace(
-        names=names, groups=("é,è", '"', "", "0012", "1e3"), views=("",) * 5
+        names=names, groups=("é,è", '"', "", "0012", "1e3", "\r"), views=("",) * 6
     )
     _round_trip(tmp_path, given)
 
@@ -135,7 +136,7 @@ LINES = (
 
 def test_a_table_of_another_hand_is_read(tmp_path):
     file = tmp_path / "p.csv"
-    file.write_text("".join(LINES).replace("\n", "\r\n"))
+    file.write_text("\ufeff" + "".join(LINES).replace("\n", "\r\n"))
     found = predictions.read(file)
     assert found.names == ("a.png", "b.png") and found.classes == ("ill", "well")
     np.testing.assert_array_equal(found.labels, [1, 0])

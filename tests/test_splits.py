@@ -163,6 +163,13 @@ def test_leaks_are_refused_by_name():
         splits.refuse_leaks([*ROWS, again], groups=False)
 
 
+def test_a_spreadsheet_may_have_put_a_mark_first(tmp_path):
+    path = tmp_path / "splits.csv"
+    splits.write(path, ROWS)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert splits.read(path) == ROWS
+
+
 def test_interrupted_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "splits.csv"
     splits.write(path, ROWS)

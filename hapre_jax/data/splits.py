@@ -160,7 +160,8 @@ def read(path: pathlib.Path) -> list[Row]:
     Raises:
       UserError: not a split file, or one of the splits is empty.
     """
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+    # A spreadsheet may have put a byte order mark first.
+    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         header, *lines = list(csv.reader(file)) or [[]]
     fields = len(Row._fields)
     if tuple(header) != Row._fields or any(
