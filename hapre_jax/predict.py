@@ -6,8 +6,8 @@ Films are read, answered and written one batch after the other, so any number fi
 import argparse
 import collections
 import concurrent.futures
-import csv
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -15,7 +15,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import rich.console
@@ -29,10 +29,11 @@ from hapre_jax import (
     heatmap,
     inference,
     log,
+    predictions,
     probabilities,
 )
 from hapre_jax.config import Config
-from hapre_jax.data import images, inputs
+from hapre_jax.data import files, images, inputs
 from hapre_jax.errors import UserError
 from hapre_jax.inference import Model
 
@@ -226,8 +227,8 @@ class Writer:
         self._table, self._lines, self._errors = self._files
         self._classes = tuple(classes)
         header = ["path", "answer", *(f"p_{name}" for name in classes), "calibrated"]
-        self._row(self._table, [*header, *_EDGES, "kept", "flags"])
-        self._row(self._errors, ["path", "reason"])
+        predictions.write_row(self._table, [*header, *_EDGES, "kept", "flags"])
+        predictions.write_row(self._errors, ["path", "reason"])
 
     def write(self, one: Answer) -> None:
         """A film's answer."""
@@ -236,20 +237,18 @@ class Writer:
         area = one.key_area or ("", "", "", "")
         kept = "" if one.kept is None else f"{one.kept:.4f}"
         flags = "; ".join(one.flags)
-        self._row(self._table, [one.path, one.answer, *numbers, *area, kept, flags])
+        cells = [one.path, one.answer, *numbers, *area, kept, flags]
+        predictions.write_row(self._table, cells)
         print(json.dumps(one._asdict()), file=self._lines)
 
     def refuse(self, one: Refused) -> None:
         """A film that could not be read."""
-        self._row(self._errors, [one.input.path, one.reason])
+        predictions.write_row(self._errors, [one.input.path, one.reason])
 
     def close(self) -> None:
         """Ends the files."""
         for file in self._files:
             file.close()
-
-    def _row(self, file: IO[str], cells: Sequence) -> None:
-        csv.writer(file, lineterminator="\n").writerow(cells)
 
 
 def picture_path(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -266,12 +265,15 @@ def picture_path(folder: pathlib.Path, name: str) -> pathlib.Path:
     # What all file systems take, and an ending; a zip may have longer names.
     if sum(lengths) > 1000 or max(lengths, default=0) > 200:
         parts = [hashlib.sha256(os.fsencode(name)).hexdigest()]
-    film = folder.joinpath(*parts or ["film"])
-    path = film.with_suffix(".png")
+    *parts, base = parts or ["film"]
+    # Numbers are no extension: files are called by UIDs, such as 1.2.840.10008.
+    known = base.lower().endswith(files.EXTENSIONS)
+    stem = pathlib.PurePath(base).stem if known else base
+    path = folder.joinpath(*parts, f"{stem}.png")
     for number in itertools.count(2):
         if not path.exists():
             break
-        path = film.with_name(f"{film.stem}-{number}.png")
+        path = path.with_name(f"{stem}-{number}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
@@ -301,13 +303,16 @@ def predict_films(
       How many were answered, and how many could not be read.
 
     Raises:
-      UserError: of heatmaps, if the method has none.
+      UserError: of heatmaps, if the method has none; or the folder cannot be made.
     """
     if heatmaps and model.explain is None:
         raise UserError(
             f"where method {model.config.method} looks is not one map: leave --heatmaps"
         )
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written to: {error.strerror}") from error
     writer, data = Writer(out, model.classes), model.config.data
     done = failed = 0
 
@@ -391,10 +396,21 @@ def main(argv: list[str]) -> int:
             f"{arguments.out} holds predictions already; choose another --out, or "
             "delete that folder"
         )
+    paths: Iterable[str] = arguments.films
+    if paths == ["-"]:
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            # Names of files need not be UTF-8 and may hold a carriage return; a list of
+            # Windows may begin with a mark.
+            sys.stdin.reconfigure(
+                encoding="utf-8-sig", errors="surrogateescape", newline="\n"
+            )
+        paths = inputs.lines(sys.stdin)
+    films = inputs.find(paths)
+    first = next(films, None)
+    if first is None:
+        raise UserError("no film was named")
     console = rich.console.Console()
     model = inference.load(arguments.run)
-    named = arguments.films
-    paths: Iterable[str] = inputs.lines(sys.stdin) if named == ["-"] else named
     started = time.monotonic()
     with console.status("Reading") as status:
 
@@ -405,7 +421,7 @@ def main(argv: list[str]) -> int:
 
         done, failed = predict_films(
             model,
-            inputs.find(paths),
+            itertools.chain([first], films),
             arguments.out,
             crop_size=arguments.crop_size if arguments.crops else 0,
             overlays=arguments.overlays,
@@ -416,8 +432,6 @@ def main(argv: list[str]) -> int:
     log.say(console, f"{done} films answered: {where}")
     if failed:
         log.say(console, f"{failed} could not be read: {arguments.out}/errors.csv")
-    if not done and not failed:
-        raise UserError("no film was named")
     return 1 if failed else 0
 
 

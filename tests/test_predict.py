@@ -113,9 +113,12 @@ def test_answers_are_those_of_the_run_itself(finished_run, films):
 
 
 def test_a_list_of_paths_is_read_from_stdin(finished_run, films, tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{tmp_path}/single.png\n\n"))
+    # With a mark and a line's end of Windows, and a name that is not UTF-8.
+    listed = f"\ufeff{tmp_path}/single.png\r\n\n".encode() + b"caf\xe9.png\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(listed)))
     out = tmp_path / "out"
-    assert predict.main([str(finished_run), "-", "--out", str(out)]) == 0
+    assert predict.main([str(finished_run), "-", "--out", str(out)]) == 1
+    assert [row["path"] for row in _table(out / "errors.csv")] == [r"caf\udce9.png"]
     assert [row["path"] for row in _table(out / "predictions.csv")] == [
         f"{tmp_path}/single.png"
     ]
@@ -149,15 +152,22 @@ def test_more_films_than_a_batch_come_in_order(finished_run, tmp_path):
     assert len({row["p_viral"] for row in rows}) == 1
 
 
-def test_what_cannot_work_is_refused_in_one_sentence(finished_run, films, tmp_path):
+def test_what_cannot_work_is_refused_in_one_sentence(
+    finished_run, films, tmp_path, monkeypatch
+):
     with pytest.raises(UserError, match=r"has no results\.json"):
         predict.main([str(tmp_path), films[0]])
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n"))
+    with pytest.raises(UserError, match="no film was named"):
+        predict.main([str(finished_run), "-", "--out", str(tmp_path / "out")])
     with pytest.raises(UserError, match="--crop-size is 0"):
         predict.main([str(finished_run), films[0], "--crop-size", "0"])
     out = tmp_path / "out"
     assert predict.main([str(finished_run), films[2], "--out", str(out)]) == 0
     with pytest.raises(UserError, match="holds predictions already"):
         predict.main([str(finished_run), films[2], "--out", str(out)])
+    with pytest.raises(UserError, match=r"single\.png cannot be written to: File exi"):
+        predict.main([str(finished_run), films[2], "--out", f"{tmp_path}/single.png"])
 
 
 # Inputs.
@@ -179,6 +189,30 @@ def test_inputs_are_lazy_and_a_missing_one_says_so(tmp_path):
     (broken,) = inputs.find([str(tmp_path / "broken.zip")])
     with pytest.raises(UserError, match="not a readable zip"):
         broken.open()
+
+
+def test_paths_are_those_of_the_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "films" / "ward").mkdir(parents=True)
+    (tmp_path / "films" / "a.png").write_bytes(b"")
+    (tmp_path / "films" / "ward" / "b.png").write_bytes(b"")
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        archive.writestr("x/c.png", b"")
+    expected = ["films/a.png", "films/ward/b.png"]
+    for named in ("films", "films/", "./films//", "films/**/*.png"):
+        assert [one.path for one in inputs.find([named])] == expected
+    assert [one.path for one in inputs.find(["more.zip"])] == ["more.zip/x/c.png"]
+
+
+def test_names_of_films_that_are_no_extensions_are_kept(tmp_path):
+    for name in ("1.2.840.1", "1.2.840.2", "a.dcm", "a.JPG"):
+        predict.picture_path(tmp_path, name).touch()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "1.2.840.1.png",
+        "1.2.840.2.png",
+        "a-2.png",
+        "a.png",
+    ]
 
 
 @pytest.mark.parametrize("name", ["../../a.png", "/a.png", "..", "", "x//./a.dcm"])

@@ -28,7 +28,9 @@ def find(paths: Iterable[str]) -> Iterator[Input]:
     no reason to leave the others.
     """
     for path in paths:
-        matches = [path] if os.path.exists(path) else sorted(glob.glob(path))
+        matches = [path]
+        if not os.path.exists(path):
+            matches = sorted(glob.glob(path, recursive=True))
         if not matches:
             yield Input(
                 path, pathlib.PurePath(path).name, _refuse(path, "is not there")
@@ -40,7 +42,7 @@ def find(paths: Iterable[str]) -> Iterator[Input]:
 def lines(stream: Iterable[str]) -> Iterator[str]:
     """The paths of a list, one a line; empty lines do not count."""
     for line in stream:
-        if path := line.rstrip("\n"):
+        if path := line.rstrip("\r\n"):
             yield path
 
 
@@ -56,7 +58,8 @@ def _below(path: str) -> Iterator[Input]:
         yield Input(path, pathlib.PurePath(path).name, _refuse("", str(error)))
         return
     for name in tree.names():
-        yield Input(f"{path}/{name}", name, functools.partial(_open_entry, tree, name))
+        where = os.path.join(tree.root, name)
+        yield Input(where, name, functools.partial(_open_entry, tree, name))
 
 
 def _open_entry(tree: files.Tree, name: str) -> Image.Image:
