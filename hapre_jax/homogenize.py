@@ -7,12 +7,13 @@ data set for programs of any kind, in which every hospital's films look alike.
 import csv
 import pathlib
 from collections.abc import Callable
+from typing import IO
 
 import rich.console
 
 from hapre_jax import cli, evaluate, figures, inference, log, predict
 from hapre_jax import config as config_lib
-from hapre_jax.data import dataset, inputs, sources
+from hapre_jax.data import dataset, files, inputs, sources
 from hapre_jax.errors import UserError
 from hapre_jax.inference import Model
 
@@ -66,8 +67,8 @@ def homogenize(
     )
     geometry, written, failed = model.config.data.geometry, 0, 0
     with (
-        open(out / TABLE, "w", newline="", encoding="utf-8") as table,
-        open(out / ERRORS, "w", newline="", encoding="utf-8") as errors,
+        _open(out / TABLE) as table,
+        _open(out / ERRORS) as errors,
     ):
         rows, refused = csv.writer(table), csv.writer(errors)
         rows.writerow(["path", "label", "group", "view", "split"])
@@ -92,6 +93,11 @@ def homogenize(
                 written += 1
             progress(written + failed, len(records))
     return written, failed
+
+
+def _open(file: pathlib.Path) -> IO[str]:
+    # Names of files need not be UTF-8.
+    return file.open("w", newline="", encoding="utf-8", errors="surrogateescape")
 
 
 def main(argv: list[str]) -> int:
@@ -127,6 +133,10 @@ def main(argv: list[str]) -> int:
     if not 1 <= arguments.size <= 8192:
         raise UserError(f"--size is {arguments.size}, but must be from 1 to 8192")
     folder, out = pathlib.Path(arguments.run), pathlib.Path(arguments.out)
+    root = files.expand(config.data.root)
+    is_among = out.resolve().is_relative_to(root.resolve())
+    if config.data.root and root.is_dir() and is_among:
+        raise UserError(f"--out {out} lies among the films of {root}: choose another")
     trained = config_lib.load(str((folder / inference.CONFIG).absolute()))
     config = evaluate.of_other_films(config, trained, program="homogenize")
     model = inference.load(folder)

@@ -13,17 +13,21 @@ from hapre_jax.errors import UserError
 
 @pytest.fixture
 def hospital(tmp_path):
-    """Six films in a folder a class, two of them of one name, and a broken one."""
+    """Six films in a folder a class, two of them of one name, and a broken one.
+
+    The name of the last is not UTF-8.
+    """
     random = np.random.default_rng(0)
     rows = [("path", "group")]
-    for number, name in enumerate(["a/1", "a/2", "a/ward/1", "b/1", "b/2", "b/3"]):
+    for number, name in enumerate(["a/1", "a/2", "a/ward/1", "b/1", "b/2", "b/\udce9"]):
         path = tmp_path / "hospital" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (70, 90), np.uint8)).save(path)
         rows.append((f"{name}.png", f"patient-{number // 2}"))
     (tmp_path / "hospital" / "b" / "4.png").write_text("broken")
     rows.append(("b/4.png", "patient-9"))
-    with open(tmp_path / "hospital" / "groups.csv", "w", newline="") as file:
+    groups = tmp_path / "hospital" / "groups.csv"
+    with open(groups, "w", newline="", errors="surrogateescape") as file:
         csv.writer(file).writerows(rows)
     return tmp_path / "hospital"
 
@@ -38,13 +42,14 @@ def test_a_hospital_becomes_a_data_set_of_key_areas(
     assert "6 films written" in said and "1 could not be read" in said
     names = sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
     assert names == ["a/1-2.png", "a/1.png", "a/2.png"] + [
-        f"b/{number}.png" for number in (1, 2, 3)
+        f"b/{name}.png" for name in (1, 2, "\udce9")
     ]
     tree, records, classes = folder.scan_table(str(out / "films.csv"))
     assert classes == ("a", "b")
     groups = {record.name: record.group for record in records}
     assert groups["a/1.png"] == groups["a/2.png"] == "patient-0"
     assert groups["a/1-2.png"] == groups["b/1.png"] == "patient-1"
+    assert groups["b/\udce9.png"] == "patient-2"
     assert (out / "errors.csv").read_text().splitlines()[1].startswith("b/4.png,")
 
     # The pictures are those that predict makes of the same films.
