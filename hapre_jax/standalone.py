@@ -45,11 +45,17 @@ def load(folder):
 def square(path, size, geometry):
     """A film as a square of gray levels `u8[S, S, 1]`, as in the training.
 
-    DICOM files need more care than is taken here.
+    DICOM and TIFF files need more care than is taken here.
     """
     from PIL import Image, ImageOps
 
-    film = ImageOps.exif_transpose(Image.open(path)).convert("L")
+    film = ImageOps.exif_transpose(Image.open(path))
+    if film.mode.startswith(("I", "F")):
+        levels = np.asarray(film)
+        if film.mode == "F" or not 4096 <= levels.max() <= 65535:
+            raise ValueError(f"{path} has gray levels up to {levels.max()}, not 65535")
+        film = Image.fromarray(np.round(levels / 257.0).astype(np.uint8))
+    film = film.convert("L")
     if geometry != "squash":
         sides = film.width, film.height
         side = max(sides) if geometry == "letterbox" else min(sides)

@@ -105,6 +105,16 @@ def test_the_program_reads_films_as_the_training_did(tmp_path, geometry):
     )
 
 
+def test_the_program_reads_16_bits_or_refuses(tmp_path):
+    film = np.array([[0, 65_535], [257, 25_700]], np.uint16)
+    Image.fromarray(film).save(tmp_path / "film.png")
+    read = standalone.square(tmp_path / "film.png", 2, "squash")
+    np.testing.assert_array_equal(read[:, :, 0], [[0, 255], [1, 100]])
+    Image.fromarray(film // 100).save(tmp_path / "film.png")
+    with pytest.raises(ValueError, match=r"film\.png has gray levels up to 655"):
+        standalone.square(tmp_path / "film.png", 2, "squash")
+
+
 def test_the_program_answers_a_film(bundle, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (90, 70), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "film.png")
