@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import io
 import logging
 import os
 import pathlib
@@ -123,12 +124,22 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     # them a form of its own, and a stream that breaks into the progress bar.
     handlers = filter(None, [logging.lastResort])
     logging.basicConfig(format="%(message)s", handlers=handlers)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Not every terminal has the letters of all names of classes and files.
+        sys.stdout.reconfigure(errors="backslashreplace")
     if "jax" in sys.modules:  # a program that compiles
         from hapre_jax import compilation_cache
 
         compilation_cache.use()
     try:
-        sys.exit(main(sys.argv[1:]))
+        try:
+            sys.exit(main(sys.argv[1:]))
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads on, as behind `| head`
+        # Python flushes again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,5 +1,6 @@
 """A run's results in words and tables."""
 
+import rich.markup
 import rich.table
 
 _OF_PROBABILITIES = {
@@ -34,7 +35,8 @@ def summary_table(results: dict) -> rich.table.Table:
         row = [
             f"{scores['views'][view]['macro_f1']:.3f}" for scores in columns.values()
         ]
-        table.add_row(f"macro f1 of view {view} ({there['n']})", *row)
+        name = rich.markup.escape(view)  # a table of films may call it [a]
+        table.add_row(f"macro f1 of view {name} ({there['n']})", *row)
     area = test["key_area"]
     if area:
         rows = {

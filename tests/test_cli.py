@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 
@@ -247,6 +248,25 @@ def test_how_programs_end(line, code, said):
         [sys.executable, "-c", ENDS.format(line=line)], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_a_terminal_without_the_letters_of_a_name():
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS.format(line="print('R\u00f6ntgen \u80ba')")],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+    )
+    assert (done.returncode, done.stdout) == (0, b"R\xf6ntgen \\u80ba\n")
+
+
+@pytest.mark.parametrize("line", ["print(1)", "print(1); sys.exit(0)"])
+def test_nobody_reads_what_a_program_says(line):
+    program = [sys.executable, "-c", ENDS.format(line=line)]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(program, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
 
 
 def test_an_error_of_ours_keeps_its_traceback():

@@ -78,12 +78,12 @@ def test_table_of_a_run_beside_the_plain_classifier():
 
 
 def test_views_have_lines_of_their_own():
-    views = {"AP": {"n": 200, "macro_f1": 0.5}, "PA": {"n": 400, "macro_f1": 0.75}}
+    views = {"AP": {"n": 200, "macro_f1": 0.5}, "[/pa]": {"n": 400, "macro_f1": 0.75}}
     test = _scores(0.8) | {"views": views}
     _, rows = _shown(_results("plain", test))
     assert rows[-2:] == [
         ["macro f1 of view AP (200)", "0.500"],
-        ["macro f1 of view PA (400)", "0.750"],
+        ["macro f1 of view [/pa] (400)", "0.750"],
     ]
 
 
