@@ -7,17 +7,12 @@ given again; interrupted or not, it ends in the same bits.
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
-import itertools
 import pathlib
-import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import rich.console
-from jax.sharding import Mesh
 
 from hapre_jax import (
     appearance,
@@ -26,22 +21,18 @@ from hapre_jax import (
     cli,
     figures,
     html_report,
-    interrupts,
     landscape,
-    learning_curves,
     log,
     predictions,
     probabilities,
     report,
     sharding,
     state,
+    training,
 )
-from hapre_jax import config as config_lib
 from hapre_jax import evaluate as evaluation
 from hapre_jax.config import Config
 from hapre_jax.data import dataset as datasets
-from hapre_jax.data import feed, pipeline, splits
-from hapre_jax.errors import UserError, listing
 from hapre_jax.framework import Method
 from hapre_jax.methods import METHODS
 
@@ -80,7 +71,16 @@ def train_and_evaluate(
     if (workdir / "results.json").exists():
         return checkpoint.read_json(workdir / "results.json")
     with contextlib.ExitStack() as claims:
-        data = _prepare(config, workdir, console, claims)
+        data = training.open_run(
+            config,
+            workdir,
+            functools.partial(_method, config),
+            console=console,
+            claims=claims,
+        )
+        typical = workdir / appearance.FILE
+        if not typical.exists():
+            checkpoint.write_json(typical, appearance.describe(data.train.images))
         plain = None
         needs_plain = METHODS[config.method](config, len(data.train.classes)).prepare
         if config.method != "plain" and (config.compare_plain or needs_plain):
@@ -99,57 +99,12 @@ def _plain(config: Config) -> Config:
     return dataclasses.replace(config, method="plain", compare_plain=False)
 
 
-def _prepare(config, workdir, console, claims) -> datasets.Splits:
-    """Loads the data and makes the run's folder, or leaves nothing where that fails.
-
-    A command that cannot work must not claim the folder of the corrected one.
-    """
-    if config.train.tensorboard:
-        log.import_tensorboard()
-    sharding.make_mesh(config.train)
-    is_new = not (workdir / "config.json").exists()
-    if not is_new:
-        claims.enter_context(checkpoint.claim(workdir))
-    saved = workdir / "splits.csv"
-    with log.progress_bar(console, f"{config.data.name} images") as update:
-        unreadable: list[pipeline.Unreadable] = []
-        data = pipeline.load(
-            config.data,
-            seed=config.seed,
-            splits_file=saved if saved.exists() else None,
-            progress=update,
-            on_unreadable=unreadable.extend,
-        )
-        _iterate(config, data, start=0)
-        if is_new:
-            method = METHODS[config.method](config, len(data.train.classes))
-            for split in (data.train, data.validation, data.test):
-                evaluation.check_lungs(method, split)
-            state.start_from_files(state.blank(method, config), config)
-            workdir.mkdir(parents=True, exist_ok=True)
-            claims.enter_context(checkpoint.claim(workdir))
-        checkpoint.write_config(workdir, config)
-        if not saved.exists():
-            splits.write(saved, pipeline.division(data))
-        typical = workdir / appearance.FILE
-        if not typical.exists():
-            checkpoint.write_json(typical, appearance.describe(data.train.images))
-        if unreadable:
-            pipeline.write_unreadable(workdir / "unreadable.csv", unreadable)
-    return data
-
-
-def _iterate(config, data, *, start, partners=False) -> feed.TrainIterator:
-    return feed.train_iterator(
-        data.train,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        start=start,
-        threads=config.data.threads,
-        processes=config.data.processes,
-        shard=sharding.share(),
-        partners=partners,
-    )
+def _method(config: Config, data: datasets.Splits) -> Method:
+    """The method of a config, which knows all that it needs of the data."""
+    method = METHODS[config.method](config, len(data.train.classes))
+    for split in data:
+        evaluation.check_lungs(method, split)
+    return method
 
 
 def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
@@ -157,77 +112,69 @@ def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
     results_file = workdir / "results.json"
     if results_file.exists():
         return checkpoint.read_json(results_file)
-    method = METHODS[config.method](config, len(data.train.classes))
+    method = _method(config, data)
     mesh = sharding.make_mesh(config.train)
-    predict = evaluation.make_predict(method, mesh)
-    fitted = fit(
+    evaluate = functools.partial(
+        evaluation.evaluate,
+        evaluation.make_predict(method, mesh),
+        config=config,
+        mesh=mesh,
+    )
+    before = None
+    if method.prepare:
+        before = functools.partial(
+            _learn_before, config, method, workdir, data, console
+        )
+    fitted = training.fit(
         config,
         method,
-        predict,
-        mesh,
         workdir,
         data,
+        validate=functools.partial(_validate, evaluate, data),
+        best_by="macro_f1",
+        mesh=mesh,
         console=console,
+        before=before,
         stop_after=stop_after,
     )
     if fitted is None:
         return None
-    best = fitted.best
-    validated = evaluation.evaluate(
-        predict, best, data.validation, config=config, mesh=mesh
-    ).table
+    results = _test(config, method, evaluate, fitted, workdir, data)
+    results["plain"] = plain["test"] if plain else None
+    html_report.write(workdir, results)
+    # Last: it says that the run is finished.
+    checkpoint.write_json(results_file, results)
+    return results
+
+
+def _test(config, method, evaluate, fitted, workdir, data) -> dict[str, Any]:
+    """Scores of the best checkpoint on the test split, written and drawn."""
+    best, mean_box = fitted.best, evaluation.mean_lung_box(data.train)
+    validated = evaluate(best, data.validation).table
     temperature = probabilities.fit_temperature(
         validated.probabilities, validated.labels
     )
-    tested = evaluation.evaluate(
-        predict,
-        best,
-        data.test,
-        config=config,
-        mean_box=evaluation.mean_lung_box(data.train),
-        temperature=temperature,
-        mesh=mesh,
+    scores, found, table = evaluate(
+        best, data.test, mean_box=mean_box, temperature=temperature
     )
-    results = {
-        "method": config.method,
-        "config": config_lib.to_dict(config),
-        "dataset": config.data.name,
-        "seed": config.seed,
-        "classes": list(data.test.classes),
-        "steps": config.train.steps,
-        "best_step": int(best.step),
+    results = training.facts(config, fitted, data) | {
         "temperature": temperature,
-        "test": tested.scores,
-        "plain": plain["test"] if plain else None,
+        "test": scores,
         "landscape": None,
-        "seconds": fitted.seconds,
-        "device": jax.devices()[0].device_kind,
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("jax", "flax", "optax", "numpy")
-        },
     }
-    predictions.write(workdir / "predictions.csv", tested.table)
-    mistakes = figures.mistakes_sheet(data.test, tested.predictions)
+    predictions.write(workdir / "predictions.csv", table)
+    mistakes = figures.mistakes_sheet(data.test, found)
     if mistakes is not None:
         figures.save(mistakes, workdir / "mistakes.png")
-    if tested.predictions.action is not None:
-        sheet = figures.key_area_sheet(
-            data.test, tested.predictions, count=_SHEET_IMAGES
-        )
+    if found.action is not None:
+        sheet = figures.key_area_sheet(data.test, found, count=_SHEET_IMAGES)
         figures.save(sheet, workdir / "key_areas.png")
         records = log.read(workdir / "metrics.jsonl")
         history = area_history.draw(data.validation, records)
         figures.save(history, workdir / "key_areas_over_time.png")
-        measured = landscape.measure_and_draw(
-            method, sharding.gather(best, mesh), data.validation, workdir
-        )
-        results["landscape"] = _best_scale(
-            measured, tested.predictions.action, data.test.lung_boxes
-        )
-    html_report.write(workdir, results)
-    # Last: it says that the run is finished.
-    checkpoint.write_json(results_file, results)
+        whole = sharding.gather(best, sharding.make_mesh(config.train))
+        measured = landscape.measure_and_draw(method, whole, data.validation, workdir)
+        results["landscape"] = _best_scale(measured, found.action, data.test.lung_boxes)
     return results
 
 
@@ -239,162 +186,7 @@ def _best_scale(measured, areas, lung_boxes) -> dict | None:
     return {"best_zoom": zoom, "iou": landscape.overlap(areas, lung_boxes, zoom)}
 
 
-class Fitted(NamedTuple):
-    """A finished training."""
-
-    best: state.TrainState  # of best validation macro-F1
-    seconds: float  # of training and validation, in all processes that worked on it
-
-
-def fit(
-    config: Config,
-    method: Method,
-    predict: Callable,
-    mesh: Mesh,
-    workdir: pathlib.Path,
-    data: datasets.Splits,
-    *,
-    console: rich.console.Console,
-    stop_after: int | None = None,
-) -> Fitted | None:
-    """Trains to the last step, or to `stop_after`: then it returns None.
-
-    Either way it leaves a checkpoint to go on from, also where it is interrupted.
-    """
-    started = time.perf_counter()
-    train = config.train
-    optimizer = state.make_optimizer(config)
-    now = state.init(method, optimizer, config)
-    mean_box = evaluation.mean_lung_box(data.train)
-    best_f1, seconds_before = -1.0, 0.0
-    with contextlib.ExitStack() as stack:
-        checkpoints = checkpoint.Checkpoints(workdir)
-        stack.callback(checkpoints.close)
-        if restored := checkpoints.resume(sharding.shapes(now, mesh)):
-            now, progress, faults = restored
-            best_f1, seconds_before = progress["best_f1"], progress["seconds"]
-            for fault in faults:
-                log.say(console, f"{fault}: moved to {workdir}/checkpoints/damaged")
-            log.say(console, f"{config.method}: going on from step {int(now.step)}")
-        else:
-            now, notes = state.start_from_files(now, config)
-            for note in notes:
-                log.say(console, f"{config.method}: {note}")
-            if method.prepare:
-                now = _learn_before(config, method, now, workdir, data, console)
-        now = sharding.put_state(now, mesh)
-        first = int(now.step)
-        # A step takes one batch, so its number is the position in the data.
-        partners = method.needs_partner and train.batch_size == 1
-        batches = _iterate(config, data, start=first, partners=partners)
-        stack.callback(batches.close)
-        if restored:
-            batches.check(progress["data"])
-        # The step is dispatched, not awaited: the next batch is read and copied to the
-        # device while it runs.
-        upcoming = map(functools.partial(sharding.put_batch, mesh=mesh), batches)
-        end = train.steps if stop_after is None else min(train.steps, stop_after)
-
-        step_fn = state.make_step(method, optimizer, config, mesh)
-        metrics_log = log.MetricsLog(workdir, step=first, tensorboard=train.tensorboard)
-        stack.callback(metrics_log.close)
-        # Of each step since the last record, on the device at first.
-        pending: list[tuple[int, dict]] = []
-        if restored:
-            pending = [
-                (number, {name: np.float32(value) for name, value in values.items()})
-                for number, values in progress.get("pending", ())
-            ]
-        due: tuple[int, list] | None = None  # a record to write, and its step
-        settle = functools.partial(
-            _settle,
-            config=config,
-            data=data,
-            checkpoints=checkpoints,
-            metrics_log=metrics_log,
-            console=console,
-        )
-        update = stack.enter_context(
-            log.progress_bar(console, config.method, start=first)
-        )
-
-        def record(step, metrics):
-            logged = _mean_metrics(settle(metrics), step)
-            metrics_log.write("train", step, logged)
-            update(step, train.steps, _describe(logged))
-
-        interrupt = stack.enter_context(
-            # Processes would not agree on a step to leave after.
-            interrupts.held_back()
-            if jax.process_count() == 1
-            else contextlib.nullcontext(interrupts.Interrupt())
-        )
-        several = train.steps_per_call
-        for step in range(first + several, end + 1, several):
-            if several == 1:
-                now, step_metrics = step_fn(now, next(upcoming))
-            else:
-                taken = tuple(itertools.islice(upcoming, several))
-                now, step_metrics = step_fn(now, taken)
-            if step == first + several:
-                jax.block_until_ready(step_metrics)
-                took = time.perf_counter() - started
-                log.say(console, f"{config.method}: first step done after {took:.1f} s")
-            if due:  # fetched while the step that was just dispatched runs
-                record(*due)
-                due = None
-            pending.append((step, step_metrics))
-            leaves = step == end or interrupt
-            evaluates = step % train.eval_every == 0 or step == train.steps
-            saves = step % train.checkpoint_every == 0 or step == train.steps
-            if step % train.log_every == 0 or evaluates or saves:
-                due, pending = (step, pending), []
-            if due and (evaluates or saves or leaves):
-                record(*due)
-                due = None
-            if evaluates:
-                scores = _validate(
-                    config, predict, now, data.validation, mean_box, mesh, metrics_log
-                )
-                learning_curves.draw_run(
-                    workdir,
-                    steps=train.steps,
-                    warmup_steps=config.policy.warmup_steps,
-                )
-                # On a tie the later one: its policy has learned for longer.
-                if scores["macro_f1"] >= best_f1:
-                    best_f1 = scores["macro_f1"]
-                    checkpoints.save("best", now, {"macro_f1": best_f1})
-            if saves or leaves:
-                # A record comes when it is due, whenever the run is interrupted.
-                pending = settle(pending)
-                progress = {
-                    "data": batches.identity,
-                    "best_f1": best_f1,
-                    "seconds": seconds_before + time.perf_counter() - started,
-                    "pending": [
-                        (number, {name: float(value) for name, value in values.items()})
-                        for number, values in pending
-                    ],
-                }
-                checkpoints.save("last", now, progress)
-            if leaves:
-                break
-        if interrupt:
-            log.say(
-                console,
-                f"{config.method}: {interrupt.name} at step {int(now.step)}, "
-                "which is saved; the same command goes on from there",
-            )
-        if int(now.step) < train.steps:
-            return None
-        best = checkpoints.restore("best", now)
-        if best is None:
-            raise UserError(f"{workdir}/checkpoints/best is lost; delete {workdir}")
-    return Fitted(best[0], seconds_before + time.perf_counter() - started)
-
-
-def _learn_before(config, method, now, workdir, data, console) -> state.TrainState:
+def _learn_before(config, method, workdir, data, console, now) -> state.TrainState:
     """The state with what the method learns from the plain classifier's best one.
 
     Interrupted, it starts anew: it is as good as random numbers until it is done.
@@ -402,102 +194,18 @@ def _learn_before(config, method, now, workdir, data, console) -> state.TrainSta
     plain_method = METHODS["plain"](_plain(config), len(data.train.classes))
     best = checkpoint.restore_best(workdir / "plain", _plain(config), plain_method)
     with (
-        contextlib.closing(_iterate(config, data, start=0)) as batches,
+        contextlib.closing(training.iterate(config, data.train)) as batches,
         log.progress_bar(console, f"{config.method}, before training") as update,
     ):
         learned = method.prepare(*best.average, batches, data.validation, update)
     return state.start_from(now, now.params, now.model_state | learned)
 
 
-def _settle(
-    pending, *, config, data, checkpoints, metrics_log, console
-) -> list[tuple[int, dict]]:
-    """Metrics of steps, fetched; a step where one is not finite stops or is left out.
-
-    Called before a checkpoint of these steps is written.
-    """
-    finite = []
-    for step, values in _each_step(jax.device_get(pending)):
-        wrong = [name for name, value in values.items() if not np.isfinite(value)]
-        if not wrong:
-            finite.append((step, values))
-            continue
-        films = _films_of(step, config, data)
-        metrics_log.write("not_finite", step, {"metrics": wrong, "films": films})
-        fault = f"{wrong[0]} is not finite at step {step} (films {listing(films)})"
-        if config.train.on_nonfinite == "stop":
-            raise UserError(
-                f"{fault}; {checkpoints.last_good()}; lower train.task_learning_rate "
-                "or train.policy_learning_rate, or set train.on_nonfinite to skip"
-            )
-        log.say(console, f"{config.method}: {fault}; it is skipped")
-    return finite
-
-
-def _each_step(fetched):
-    """Step and metrics, one by one also where one call made several steps."""
-    for last, values in fetched:
-        count = np.size(next(iter(values.values())))
-        for index in range(count):
-            step = last - count + 1 + index
-            yield step, {k: np.atleast_1d(value)[index] for k, value in values.items()}
-
-
-def _films_of(step, config, data) -> list[str]:
-    """Names of the films in the batch of a step."""
-    batches = feed.train_iterator(
-        data.train,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        start=step - 1,
-    )
-    with contextlib.closing(batches):
-        return [data.train.names[row] for row in next(batches)["index"]]
-
-
-def _mean_metrics(pending, step) -> dict[str, float]:
-    """Means over the steps since the last record that were not skipped."""
-    if not pending:
-        raise UserError(
-            f"all steps of the last record, until step {step}, were skipped as not "
-            "finite: lower train.task_learning_rate or train.policy_learning_rate"
-        )
-    return {
-        name: float(np.mean([values[name] for _, values in pending]))
-        for name in pending[0][1]
-    }
-
-
-def _validate(config, predict, now, source, mean_box, mesh, metrics_log) -> dict:
-    """Scores of a split, after they and some key areas are logged."""
-    scores, found, _ = evaluation.evaluate(
-        predict, now, source, config=config, mean_box=mean_box, mesh=mesh
-    )
-    step = int(now.step)
-    metrics_log.write("validation", step, _flat_scores(scores))
-    if found.action is not None:
-        areas = np.asarray(found.action)
-        record = area_history.record(source.labels, areas)
-        metrics_log.write(area_history.KIND, step, record)
-    return scores
-
-
-def _describe(logged: dict[str, float]) -> str:
-    shown = {"task_loss": "loss", "reward": "reward", "lung_iou": "IoU"}
-    return "  ".join(
-        f"{label} {logged[name]:.3f}" for name, label in shown.items() if name in logged
-    )
-
-
-def _flat_scores(scores: dict) -> dict[str, float]:
-    flat = {k: v for k, v in scores.items() if isinstance(v, float)}
-    area = dict(scores["key_area"] or {})
-    trivial = area.pop("trivial_iou", {})
-    area |= {f"{name}_iou": value for name, value in trivial.items()}
-    for name, value in area.items():
-        if isinstance(value, float):
-            flat[f"key_area/{name}"] = value
-    return flat
+def _validate(evaluate, data, now) -> tuple[dict, np.ndarray | None]:
+    """Scores of the validation split, and its key areas."""
+    mean_box = evaluation.mean_lung_box(data.train)
+    scores, found, _ = evaluate(now, data.validation, mean_box=mean_box)
+    return scores, found.action
 
 
 def main(argv: list[str]) -> int:

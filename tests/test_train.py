@@ -17,7 +17,7 @@ import pytest
 import rich.console
 from PIL import Image
 
-from hapre_jax import checkpoint, cli, config, errors, log, state, train
+from hapre_jax import checkpoint, cli, config, errors, log, state, train, training
 from hapre_jax import evaluate as evaluation
 from hapre_jax.data import pipeline, splits
 from hapre_jax.errors import UserError
@@ -468,13 +468,14 @@ def test_steps_of_one_call_are_logged_one_by_one(tmp_path, monkeypatch, plain_co
     several = dataclasses.replace(
         plain_config.train, steps_per_call=3, steps=9, **every
     )
-    monkeypatch.setattr(train, "_validate", lambda *arguments: {"macro_f1": 0.5})
-    monkeypatch.setattr(train.learning_curves, "draw_run", lambda *a, **k: None)
+    scores = {"macro_f1": 0.5, "key_area": None}
+    monkeypatch.setattr(train, "_validate", lambda *arguments: (scores, None))
+    monkeypatch.setattr(training.learning_curves, "draw_run", lambda *a, **k: None)
     settings = dataclasses.replace(plain_config, train=several)
     with pytest.raises(UserError, match="loss is not finite at step 5 "):
         train.train_and_evaluate(settings, tmp_path)
     assert taken == [3, 3]
-    first, second = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    first, _, second = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert json.loads(first) == {"kind": "train", "step": 3, "loss": 2.0}
     assert json.loads(second)["step"] == 5
 

@@ -1,0 +1,411 @@
+"""The loop that trains a method, whatever its task is, in a folder of its own.
+
+A program says how a state is scored, and by which score the best one is chosen. What it
+trains goes on where it was interrupted, and ends in the same bits.
+"""
+
+import contextlib
+import functools
+import importlib.metadata
+import itertools
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import rich.console
+from jax.sharding import Mesh
+
+from hapre_jax import (
+    area_history,
+    checkpoint,
+    interrupts,
+    learning_curves,
+    log,
+    sharding,
+    state,
+)
+from hapre_jax import config as config_lib
+from hapre_jax.config import Config
+from hapre_jax.data import dataset as datasets
+from hapre_jax.data import feed, pipeline, splits
+from hapre_jax.errors import UserError, listing
+from hapre_jax.framework import Method
+from hapre_jax.state import TrainState
+
+
+class Fitted(NamedTuple):
+    """A finished training."""
+
+    best: TrainState  # of the best validation
+    seconds: float  # of training and validation, in all processes that worked on it
+
+
+def open_run(
+    config: Config,
+    workdir: pathlib.Path,
+    make: Callable[[datasets.Splits], Method],
+    *,
+    console: rich.console.Console,
+    claims: contextlib.ExitStack,
+    masks: bool = False,
+) -> datasets.Splits:
+    """Loads the data and makes the run's folder, or leaves nothing where that fails.
+
+    A command that cannot work must not claim the folder of the corrected one.
+
+    Args:
+      config: of the run.
+      workdir: its folder, which `checkpoint.check_workdir` passed.
+      make: the method that is to be trained on the data; raises `UserError` for what
+        it lacks.
+      console: where progress goes.
+      claims: keeps the folder for this process until it is closed.
+      masks: see `pipeline.load`.
+    """
+    if config.train.tensorboard:
+        log.import_tensorboard()
+    sharding.make_mesh(config.train)
+    is_new = not (workdir / "config.json").exists()
+    if not is_new:
+        claims.enter_context(checkpoint.claim(workdir))
+    saved = workdir / "splits.csv"
+    with log.progress_bar(console, f"{config.data.name} images") as update:
+        unreadable: list[pipeline.Unreadable] = []
+        data = pipeline.load(
+            config.data,
+            seed=config.seed,
+            splits_file=saved if saved.exists() else None,
+            progress=update,
+            on_unreadable=unreadable.extend,
+            masks=masks,
+        )
+        iterate(config, data.train)
+        if is_new:
+            state.start_from_files(state.blank(make(data), config), config)
+            workdir.mkdir(parents=True, exist_ok=True)
+            claims.enter_context(checkpoint.claim(workdir))
+        checkpoint.write_config(workdir, config)
+        if not saved.exists():
+            splits.write(saved, pipeline.division(data))
+        if unreadable:
+            pipeline.write_unreadable(workdir / "unreadable.csv", unreadable)
+    return data
+
+
+def iterate(
+    config: Config,
+    films: datasets.Dataset,
+    *,
+    start: int = 0,
+    partners: bool = False,
+) -> feed.TrainIterator:
+    """This process's share of the batches of a run, from step `start` on."""
+    return feed.train_iterator(
+        films,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start=start,
+        threads=config.data.threads,
+        processes=config.data.processes,
+        shard=sharding.share(),
+        partners=partners,
+    )
+
+
+def fit(
+    config: Config,
+    method: Method,
+    workdir: pathlib.Path,
+    data: datasets.Splits,
+    *,
+    validate: Callable[[TrainState], tuple[dict, np.ndarray | None]],
+    best_by: str,
+    mesh: Mesh,
+    console: rich.console.Console,
+    before: Callable[[TrainState], TrainState] | None = None,
+    stop_after: int | None = None,
+) -> Fitted | None:
+    """Trains to the last step, or to `stop_after`: then it returns None.
+
+    Either way it leaves a checkpoint to go on from, also where it is interrupted.
+
+    Args:
+      config: of the run.
+      method: what is trained.
+      workdir: the run's folder, see `open_run`.
+      data: batches are of its training split; the validation split has the films of
+        `validate`.
+      validate: scores of a state, as in results.json, and the key areas `f32[N, 4]` of
+        the N validation films, or None.
+      best_by: the score whose highest value decides which checkpoint is the best.
+      mesh: devices of the run.
+      console: where progress goes.
+      before: called with the state before the first step, where that is not a random
+        one.
+      stop_after: steps after which to leave, as a time limit would.
+    """
+    train = config.train
+    end = train.steps if stop_after is None else min(train.steps, stop_after)
+    with contextlib.ExitStack() as stack:
+        loop = _Loop(config, method, workdir, data, mesh, console, stack)
+        loop.start(before)
+        loop.run(end, validate, best_by)
+        if int(loop.state.step) < train.steps:
+            return None
+        best = loop.checkpoints.restore("best", loop.state)
+        if best is None:
+            raise UserError(f"{workdir}/checkpoints/best is lost; delete {workdir}")
+        return Fitted(best[0], loop.seconds)
+
+
+class _Loop:
+    """What a training carries from step to step; the stack closes what it opened."""
+
+    def __init__(self, config, method, workdir, data, mesh, console, stack):
+        self.config, self.method, self.workdir = config, method, workdir
+        self.data, self.mesh, self.console = data, mesh, console
+        self.stack = stack
+        self.started, self.seconds_before = time.perf_counter(), 0.0
+        self.best_score = -1.0
+        # Metrics of each step since the last record, on the device at first, and a
+        # record that is due.
+        self.pending: list[tuple[int, dict]] = []
+        self.due: tuple[int, list] | None = None
+        optimizer = state.make_optimizer(config)
+        self.state = state.init(method, optimizer, config)
+        self.step_fn = state.make_step(method, optimizer, config, mesh)
+        self.checkpoints = checkpoint.Checkpoints(workdir)
+        stack.callback(self.checkpoints.close)
+
+    @property
+    def seconds(self) -> float:
+        """Of this process and of those before it."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def say(self, text):
+        log.say(self.console, text)
+
+    def start(self, before):
+        """Takes up the last checkpoint, or the state before the first step."""
+        config, train = self.config, self.config.train
+        restored = self.checkpoints.resume(sharding.shapes(self.state, self.mesh))
+        if restored:
+            self.state, progress, faults = restored
+            # Versions that only classified called it so.
+            named = "best_score" if "best_score" in progress else "best_f1"
+            self.best_score = progress[named]
+            self.seconds_before = progress["seconds"]
+            self.pending = [
+                (number, {name: np.float32(value) for name, value in values.items()})
+                for number, values in progress.get("pending", ())
+            ]
+            for fault in faults:
+                self.say(f"{fault}: moved to {self.workdir}/checkpoints/damaged")
+            self.say(f"{config.method}: going on from step {int(self.state.step)}")
+        else:
+            self.state, notes = state.start_from_files(self.state, config)
+            for note in notes:
+                self.say(f"{config.method}: {note}")
+            if before:
+                self.state = before(self.state)
+        self.state = sharding.put_state(self.state, self.mesh)
+        # A step takes one batch, so its number is the position in the data.
+        step = int(self.state.step)
+        partners = self.method.needs_partner and train.batch_size == 1
+        self.batches = iterate(config, self.data.train, start=step, partners=partners)
+        self.stack.callback(self.batches.close)
+        if restored:
+            self.batches.check(progress["data"])
+        self.log = log.MetricsLog(
+            self.workdir, step=step, tensorboard=train.tensorboard
+        )
+        self.stack.callback(self.log.close)
+
+    def run(self, end, validate, best_by):
+        """Makes the steps until `end`, or until an interrupt."""
+        name, train = self.config.method, self.config.train
+        first, several = int(self.state.step), train.steps_per_call
+        self.update = self.stack.enter_context(
+            log.progress_bar(self.console, name, start=first)
+        )
+        interrupt = self.stack.enter_context(
+            # Processes would not agree on a step to leave after.
+            interrupts.held_back()
+            if jax.process_count() == 1
+            else contextlib.nullcontext(interrupts.Interrupt())
+        )
+        # The step is dispatched, not awaited: the next batch is read and copied to the
+        # device while it runs.
+        upcoming = map(
+            functools.partial(sharding.put_batch, mesh=self.mesh), self.batches
+        )
+        for step in range(first + several, end + 1, several):
+            taken = tuple(itertools.islice(upcoming, several))
+            taken = taken[0] if several == 1 else taken
+            self.state, metrics = self.step_fn(self.state, taken)
+            if step == first + several:
+                jax.block_until_ready(metrics)
+                took = time.perf_counter() - self.started
+                self.say(f"{name}: first step done after {took:.1f} s")
+            self.write_due()  # fetched while the step that was just dispatched runs
+            self.pending.append((step, metrics))
+            leaves = step == end or interrupt
+            validates = step % train.eval_every == 0 or step == train.steps
+            saves = step % train.checkpoint_every == 0 or step == train.steps
+            if step % train.log_every == 0 or validates or saves:
+                self.due, self.pending = (step, self.pending), []
+            if validates or saves or leaves:
+                self.write_due()
+            if validates:
+                self.validate(validate, best_by)
+            if saves or leaves:
+                self.save()
+            if leaves:
+                break
+        if interrupt:
+            self.say(
+                f"{name}: {interrupt.name} at step {int(self.state.step)}, which is "
+                "saved; the same command goes on from there"
+            )
+
+    def write_due(self):
+        """Writes the record that is due, if there is one."""
+        if self.due is None:
+            return
+        (step, pending), self.due = self.due, None
+        logged = _mean_metrics(self.settle(pending), step)
+        self.log.write("train", step, logged)
+        self.update(step, self.config.train.steps, _describe(logged))
+
+    def validate(self, validate, best_by):
+        """Logs scores and key areas of the state, and keeps it if it is the best."""
+        step, films = int(self.state.step), self.data.validation
+        scores, areas = validate(self.state)
+        self.log.write("validation", step, flat_scores(scores))
+        if areas is not None:
+            record = area_history.record(films.labels, areas)
+            self.log.write(area_history.KIND, step, record)
+        learning_curves.draw_run(
+            self.workdir,
+            steps=self.config.train.steps,
+            warmup_steps=self.config.policy.warmup_steps,
+        )
+        # On a tie the later one: its policy has learned for longer.
+        if scores[best_by] >= self.best_score:
+            self.best_score = scores[best_by]
+            self.checkpoints.save("best", self.state, {best_by: self.best_score})
+
+    def save(self):
+        """Writes the checkpoint to go on from."""
+        # A record comes when it is due, whenever the run is interrupted.
+        self.pending = self.settle(self.pending)
+        progress = {
+            "data": self.batches.identity,
+            "best_score": self.best_score,
+            "seconds": self.seconds,
+            "pending": [
+                (number, {name: float(value) for name, value in values.items()})
+                for number, values in self.pending
+            ],
+        }
+        self.checkpoints.save("last", self.state, progress)
+
+    def settle(self, pending) -> list[tuple[int, dict]]:
+        """Metrics of steps, fetched; one that is not finite stops or is left out.
+
+        Called before a checkpoint of these steps is written.
+        """
+        finite = []
+        for step, values in _each_step(jax.device_get(pending)):
+            wrong = [name for name, value in values.items() if not np.isfinite(value)]
+            if not wrong:
+                finite.append((step, values))
+                continue
+            films = _films_of(step, self.config, self.data.train)
+            self.log.write("not_finite", step, {"metrics": wrong, "films": films})
+            fault = f"{wrong[0]} is not finite at step {step} (films {listing(films)})"
+            if self.config.train.on_nonfinite == "stop":
+                raise UserError(
+                    f"{fault}; {self.checkpoints.last_good()}; lower "
+                    "train.task_learning_rate or train.policy_learning_rate, or set "
+                    "train.on_nonfinite to skip"
+                )
+            self.say(f"{self.config.method}: {fault}; it is skipped")
+        return finite
+
+
+def _each_step(fetched):
+    """Step and metrics, one by one also where one call made several steps."""
+    for last, values in fetched:
+        count = np.size(next(iter(values.values())))
+        for index in range(count):
+            step = last - count + 1 + index
+            yield step, {k: np.atleast_1d(value)[index] for k, value in values.items()}
+
+
+def _films_of(step, config, films) -> list[str]:
+    """Names of the films in the batch of a step."""
+    batches = feed.train_iterator(
+        films,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start=step - 1,
+    )
+    with contextlib.closing(batches):
+        return [films.names[row] for row in next(batches)["index"]]
+
+
+def _mean_metrics(pending, step) -> dict[str, float]:
+    """Means over the steps since the last record that were not skipped."""
+    if not pending:
+        raise UserError(
+            f"all steps of the last record, until step {step}, were skipped as not "
+            "finite: lower train.task_learning_rate or train.policy_learning_rate"
+        )
+    return {
+        name: float(np.mean([values[name] for _, values in pending]))
+        for name in pending[0][1]
+    }
+
+
+def _describe(logged: dict[str, float]) -> str:
+    shown = {"task_loss": "loss", "reward": "reward", "lung_iou": "IoU"}
+    return "  ".join(
+        f"{label} {logged[name]:.3f}" for name, label in shown.items() if name in logged
+    )
+
+
+def flat_scores(scores: dict) -> dict[str, float]:
+    """The numbers of nested scores by one name each, as records have them."""
+    flat = {k: v for k, v in scores.items() if isinstance(v, float)}
+    area = dict(scores["key_area"] or {})
+    trivial = area.pop("trivial_iou", {})
+    area |= {f"{name}_iou": value for name, value in trivial.items()}
+    groups = {"key_area": area} | scores.get("parameters", {})
+    for group, values in groups.items():
+        for name, value in values.items():
+            if isinstance(value, float):
+                flat[f"{group}/{name}"] = value
+    return flat
+
+
+def facts(config: Config, fitted: Fitted, data: datasets.Splits) -> dict[str, Any]:
+    """What results.json says of any run besides its scores."""
+    return {
+        "method": config.method,
+        "config": config_lib.to_dict(config),
+        "dataset": config.data.name,
+        "seed": config.seed,
+        "classes": list(data.test.classes),
+        "steps": config.train.steps,
+        "best_step": int(fitted.best.step),
+        "seconds": fitted.seconds,
+        "device": jax.devices()[0].device_kind,
+        "versions": {
+            name: importlib.metadata.version(name)
+            for name in ("jax", "flax", "optax", "numpy")
+        },
+    }
