@@ -4,9 +4,10 @@
 """
 
 import dataclasses
+import itertools
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,44 @@ def without_answers(batch: dict) -> dict:
     return {name: batch[name] for name in ("image", "lung_box") if name in batch}
 
 
+def answers(
+    predict: Callable,
+    state: TrainState,
+    source: datasets.Dataset,
+    config: Config,
+    mesh: Mesh | None = None,
+) -> Generator[tuple[slice, Prediction], None, None]:
+    """What a state says of a split, batch by batch: rows, and NumPy arrays of them.
+
+    Args:
+      predict: of `make_predict`.
+      state: the trained networks.
+      source: the split.
+      config: of the run; gives the batch size.
+      mesh: of the state and of `predict`, whose devices share each batch.
+    """
+    # Four times the images of a training step, which also keeps all activations and
+    # tries several key areas of each, are sure to fit into memory.
+    batch_size = min(4 * config.train.batch_size, len(source))
+    if mesh is not None:
+        batch_size = -(-batch_size // mesh.shape["data"]) * mesh.shape["data"]
+    batches = feed.eval_batches(
+        source,
+        batch_size,
+        threads=config.data.threads,
+        processes=config.data.processes,
+        shard=(0, 1) if mesh is None else sharding.share(),
+    )
+    for start, batch in zip(itertools.count(0, batch_size), batches, strict=False):
+        seen = without_answers(batch)
+        if mesh is not None:
+            seen = sharding.put_batch(seen, mesh)
+        found = jax.device_get(predict(*state.average, seen))
+        # What fills the last batch comes last.
+        rows = slice(start, min(start + batch_size, len(source)))
+        yield rows, jax.tree.map(lambda x, n=rows.stop - start: x[:n], found)
+
+
 def evaluate(
     predict: Callable,
     state: TrainState,
@@ -103,27 +142,8 @@ def evaluate(
     space = labels.common(classes or source.classes, source.classes)
     told = labels.projection(classes or source.classes, space)
     truth = labels.projection(source.classes, space).argmax(1)[source.labels]
-    chunks = []
-    # Four times the images of a training step, which also keeps all activations and
-    # tries several key areas of each, are sure to fit into memory.
-    batch_size = min(4 * config.train.batch_size, len(source))
-    if mesh is not None:
-        batch_size = -(-batch_size // mesh.shape["data"]) * mesh.shape["data"]
-    for batch in feed.eval_batches(
-        source,
-        batch_size,
-        threads=config.data.threads,
-        processes=config.data.processes,
-        shard=(0, 1) if mesh is None else sharding.share(),
-    ):
-        seen = without_answers(batch)
-        if mesh is not None:
-            seen = sharding.put_batch(seen, mesh)
-        chunks.append(jax.device_get(predict(*state.average, seen)))
-    # What fills the last batch comes last.
-    predicted = jax.tree.map(
-        lambda *parts: np.concatenate(parts)[: len(source)], *chunks
-    )
+    chunks = [found for _, found in answers(predict, state, source, config, mesh)]
+    predicted = jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
     table = Predictions(
         names=source.names,
         groups=source.groups,
@@ -134,28 +154,12 @@ def evaluate(
         key_areas=predicted.action,
     )
     matrix = _confusion_matrix(truth, table.answers, space)
-    key_area = None
-    if predicted.action is not None:
-        key_area = score_key_areas(
-            predicted.action,
-            source.lung_boxes,
-            config=config,
-            lesion_boxes=source.lesion_boxes,
-            mean_box=mean_box,
-        ) | {"entropy": float(np.mean(predicted.entropy))}
-        # A policy starts with logits of zero, a half in each cell.
-        change = np.abs(predicted.policy_map - 0.5)
-        key_area["map_change"] = float(np.mean(change))
     scaled = None
     if temperature is not None:
         told_scaled = probabilities.at_temperature(predicted.probabilities, temperature)
         scaled = probabilities.calibration_error(
             probabilities.reliability(told_scaled @ told, table.labels)
         )
-    parameters = {
-        name: score_parameter(found, source.corrections.get(name))
-        for name, found in (predicted.parameters or {}).items()
-    }
     scores = {
         "n": len(source),
         "classes": list(space),
@@ -164,10 +168,42 @@ def evaluate(
         "scaled_calibration_error": scaled,
         "confusion_matrix": np.asarray(matrix).tolist(),
         "views": _score_views(source.views, truth, table.answers, space),
-        "key_area": key_area,
-        "parameters": parameters,
+        **score_actions(predicted, source, config=config, mean_box=mean_box),
     }
     return Evaluation(scores, predicted, table)
+
+
+def score_actions(
+    found: Any,
+    source: datasets.Dataset,
+    *,
+    config: Config,
+    mean_box: np.ndarray | None = None,
+) -> dict:
+    """How the policy's mean actions were, whatever the task: key areas, parameters.
+
+    Args:
+      found: `Prediction` of the N images of the split, NumPy arrays.
+      source: the split, with what is known of its films.
+      config: gives the bounds of a key area.
+      mean_box: `f32[4]`, mean lung box of the training split.
+    """
+    key_area = None
+    if found.action is not None:
+        key_area = score_key_areas(
+            found.action,
+            source.lung_boxes,
+            config=config,
+            lesion_boxes=source.lesion_boxes,
+            mean_box=mean_box,
+        ) | {"entropy": float(np.mean(found.entropy))}
+        # A policy starts with logits of zero, a half in each cell.
+        key_area["map_change"] = float(np.mean(np.abs(found.policy_map - 0.5)))
+    parameters = {
+        name: score_parameter(values, source.corrections.get(name))
+        for name, values in (found.parameters or {}).items()
+    }
+    return {"key_area": key_area, "parameters": parameters}
 
 
 def _confusion_matrix(truth, answers, space) -> jax.Array:

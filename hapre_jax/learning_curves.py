@@ -86,6 +86,18 @@ PANELS = (
         shown=(0.0, 1.0),
         rings_best=True,
     ),
+    Panel(
+        "Dice, validation",
+        (Curve("", "validation", "dice", TASK_COLOR),),
+        shown=(0.0, 1.0),
+        rings_best=True,
+    ),
+    Panel(
+        "Average precision at IoU 0.5, validation",
+        (Curve("", "validation", "ap_50", TASK_COLOR),),
+        shown=(0.0, 1.0),
+        rings_best=True,
+    ),
 )
 
 

@@ -68,8 +68,8 @@ def train_and_evaluate(
     """
     console = console or rich.console.Console(quiet=True)
     checkpoint.check_workdir(workdir, config)
-    if (workdir / "results.json").exists():
-        return checkpoint.read_json(workdir / "results.json")
+    if results := training.finished(workdir, "classification"):
+        return results
     with contextlib.ExitStack() as claims:
         data = training.open_run(
             config,
@@ -109,9 +109,8 @@ def _method(config: Config, data: datasets.Splits) -> Method:
 
 def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
     """Fits one method, scores its best checkpoint on the test split and reports."""
-    results_file = workdir / "results.json"
-    if results_file.exists():
-        return checkpoint.read_json(results_file)
+    if results := training.finished(workdir, "classification"):
+        return results
     method = _method(config, data)
     mesh = sharding.make_mesh(config.train)
     evaluate = functools.partial(
@@ -143,7 +142,7 @@ def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
     results["plain"] = plain["test"] if plain else None
     html_report.write(workdir, results)
     # Last: it says that the run is finished.
-    checkpoint.write_json(results_file, results)
+    checkpoint.write_json(workdir / "results.json", results)
     return results
 
 

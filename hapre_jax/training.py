@@ -50,7 +50,7 @@ def open_run(
     *,
     console: rich.console.Console,
     claims: contextlib.ExitStack,
-    masks: bool = False,
+    **targets: bool,
 ) -> datasets.Splits:
     """Loads the data and makes the run's folder, or leaves nothing where that fails.
 
@@ -63,7 +63,7 @@ def open_run(
         it lacks.
       console: where progress goes.
       claims: keeps the folder for this process until it is closed.
-      masks: see `pipeline.load`.
+      targets: `masks` or `boxes` of `pipeline.load`.
     """
     if config.train.tensorboard:
         log.import_tensorboard()
@@ -80,7 +80,7 @@ def open_run(
             splits_file=saved if saved.exists() else None,
             progress=update,
             on_unreadable=unreadable.extend,
-            masks=masks,
+            **targets,
         )
         iterate(config, data.train)
         if is_new:
@@ -409,3 +409,21 @@ def facts(config: Config, fitted: Fitted, data: datasets.Splits) -> dict[str, An
             for name in ("jax", "flax", "optax", "numpy")
         },
     }
+
+
+def finished(workdir: pathlib.Path, task: str) -> dict[str, Any] | None:
+    """What `results.json` of a run's folder holds, or None where there is none yet.
+
+    Raises:
+      UserError: it is a run of another task.
+    """
+    if not (workdir / "results.json").exists():
+        return None
+    results = checkpoint.read_json(workdir / "results.json")
+    found = results.get("task", "classification")
+    if found != task:
+        raise UserError(
+            f"{workdir} holds a finished run of {found}, not of {task}; choose another "
+            "--workdir"
+        )
+    return results

@@ -1,114 +1,95 @@
 """Consolidations found by a small detector, with learned pre-processing or without.
 
-python launch/detection.py --operation key_area
-python launch/detection.py --operation none
+python launch/detection.py --workdir runs/detection/key_area
+python launch/detection.py --workdir runs/detection/whole --policy.operation none
 
-On phantoms of quality `low` with a consolidation each, and blobs outside of the lungs
-that look like one. The loop is the framework's; boxes are shown as the operation shows
-the film, and what is found is brought back to the whole film, where it is scored.
+On phantoms of quality `low`, a third of which has a consolidation; outside of the lungs
+are blobs that look like one. The loop is the framework's; boxes are shown as the
+operation shows the film, and what is found is brought back to the whole film, where it
+is scored. Takes the flags of hapre_jax.train and goes on as it does; any data set whose
+lesion boxes are known will do. answers.png has films with the most probable box.
 """
 
-import argparse
-import json
-import pathlib
+from collections.abc import Iterable
 
-import jax
 import numpy as np
-import rich.console
+from PIL import Image
 
-from hapre_jax import boxes, cli, config, framework, log, metrics, nets, state
-from hapre_jax.data import phantom
+from hapre_jax import cli, figures, framework, metrics, nets, task_program
+from hapre_jax.config import Config
+from hapre_jax.data import dataset
+from hapre_jax.errors import UserError
+from hapre_jax.framework import Prediction
 from hapre_jax.methods import hapre
 from hapre_jax.tasks import Detection
 
-_SIDE, _TEST = 64, 200
+# Cells a side that middles are told apart by: a consolidation is two to four wide.
+_GRID = 8
+_FILMS, _SIDE = 8, 160  # in the picture, and pixels of a side
 
 
-def make(settings: config.Config) -> framework.Method:
+def make(config: Config, data: dataset.Splits) -> framework.Method:
     """The framework's method with a detector as task network."""
-    trunk = nets.NETS[settings.task.net](num_classes=0, norm=settings.task.norm)
-    operation = hapre.operation(settings.policy)
+    if any(split.lesion_boxes is None for split in data):
+        raise UserError(
+            f"no lesion boxes are known of {config.data.name}, or of one of its splits"
+        )
+    settings = config.policy
+    trunk = nets.NETS[config.task.net](num_classes=0, norm=config.task.norm)
+    operation = hapre.operation(settings)
     return framework.make(
-        Detection(nets.CenterNet(trunk, grid=8), settings.task.image_size),
-        hapre.policy_network(settings.policy, operation),
-        operation,
-        hapre.learning(settings),
-        policy_image_size=settings.policy.image_size,
-        policy_normalize=settings.task.normalize,
-    )
-
-
-def draw(count: int, *, first: int, seed: int) -> tuple[dict, np.ndarray]:
-    """A batch of phantoms with one box each, and their lung boxes."""
-    films = [
-        phantom.make(3 * (first + index) + 1, size=_SIDE, seed=seed)
-        for index in range(count)
-    ]
-    batch = {
-        "image": np.stack([film.image for film in films])[..., None],
-        "boxes": np.stack([film.lesion_box for film in films])[:, None],
-        "label": np.zeros(count, np.int32),
-        "index": np.arange(count, dtype=np.int32),
-    }
-    return batch, np.stack([film.lung_box for film in films])
-
-
-def run(operation: str, *, seed: int, steps: int, films: int) -> dict[str, float]:
-    """Trains on `films` phantoms and scores the next 200."""
-    settings = config.Config(
-        seed=seed,
-        data=config.DataConfig(image_size=_SIDE),
-        task=config.TaskConfig(image_size=24),
-        policy=config.PolicyConfig(
-            operation=operation, image_size=16, grid=8, train_crops=2
+        Detection(
+            nets.CenterNet(trunk, grid=_GRID),
+            config.task.image_size,
+            normalize=config.task.normalize,
         ),
-        train=config.TrainConfig(steps=steps, batch_size=16),
+        hapre.policy_network(settings, operation),
+        operation,
+        hapre.learning(config),
+        policy_image_size=settings.image_size,
+        policy_normalize=config.task.normalize,
     )
-    method = make(settings)
-    optimizer = state.make_optimizer(settings)
-    now = state.init(method, optimizer, settings)
-    step_fn = state.make_step(method, optimizer, settings)
-    train, _ = draw(films, first=0, seed=seed)
-    rng = np.random.default_rng(seed)
-    for _ in range(steps):
-        rows = rng.integers(0, films, settings.train.batch_size)
-        now, _ = step_fn(now, {name: of[rows] for name, of in train.items()})
-    test, lungs = draw(_TEST, first=films, seed=seed)
-    found = jax.jit(method.predict)(*now.average, state.to_float(test))
-    answers = np.asarray(found.probabilities)
-    scores = {
-        f"AP at IoU {at}": metrics.average_precision(
-            answers[..., 0], answers[..., 1:], test["boxes"], min_iou=at
+
+
+def score(
+    answers: Iterable[tuple[slice, Prediction]], films: dataset.Dataset
+) -> dict[str, float]:
+    """Average precision on whole films."""
+    found = np.concatenate([of.probabilities for _, of in answers])
+    truth = films.lesion_boxes
+    assert truth is not None
+    return {
+        f"ap_{round(100 * min_iou)}": metrics.average_precision(
+            found[..., 0], found[..., 1:], truth, min_iou=min_iou
         )
-        for at in (0.25, 0.5)
+        for min_iou in (0.25, 0.5)
     }
-    if found.action is not None:
-        scores["lung_iou"] = float(
-            np.mean(jax.vmap(boxes.iou)(found.action, jax.numpy.asarray(lungs)))
-        )
-    return scores
+
+
+def draw(found: Prediction, films: dataset.Dataset) -> Image.Image:
+    """Films that have a lesion, with its box and the most probable one."""
+    assert films.lesion_boxes is not None
+    sick = [row for row, of in enumerate(films.lesion_boxes) if len(of)][:_FILMS]
+    picture = Image.new("RGB", (_SIDE * max(1, len(sick)), _SIDE))
+    for place, row in enumerate(sick):
+        boxes = found.probabilities[row, 0, 1:], films.lesion_boxes[row][0]
+        drawn = figures.film_with_boxes(films.images[row], *boxes, size=_SIDE)
+        picture.paste(drawn, (place * _SIDE, 0))
+    return picture
+
+
+PROGRAM = task_program.Program("detection", make, score, "ap_50", draw, "boxes")
 
 
 def main(argv: list[str]) -> int:
     """The program."""
-    parser = argparse.ArgumentParser(prog="python launch/detection.py")
-    parser.add_argument("--operation", default="key_area", help="policy.operation")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--films", type=int, default=800)
-    parser.add_argument("--out", type=pathlib.Path, help="JSON file of the results")
-    options = parser.parse_args(argv)
-    results = []
-    for seed in map(int, options.seeds.split(",")):
-        scores = run(
-            options.operation, seed=seed, steps=options.steps, films=options.films
-        )
-        results.append({"seed": seed, **scores})
-        said = ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        log.say(rich.console.Console(), f"seed {seed}: {said}")
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=2) + "\n")
-    return 0
+    return task_program.run(
+        argv,
+        PROGRAM,
+        name="python launch/detection.py",
+        description="Find lesions with a detector behind a learned operation.",
+        default_config="configs/detection.py",
+    )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,14 @@ from hapre_jax import checkpoint, cli, experiments, scores
 from hapre_jax.errors import UserError
 from hapre_jax.experiments import Experiment
 
+# Scores of `evaluate.score_parameter`.
+_BESIDE_THE_TRUTH = (
+    "error",
+    "error_but_for_a_constant",
+    "error_untouched",
+    "correlation",
+)
+
 
 def grid(
     config: str, settings: list[str], seeds: int, workdir: pathlib.Path
@@ -44,6 +52,7 @@ def summarize(runs: list[Experiment]) -> list[dict]:
     columns = {
         "plain macro F1": lambda r: (r["plain"] or {}).get("macro_f1"),
         "macro F1": lambda r: r["test"]["macro_f1"],
+        "plain accuracy": lambda r: (r["plain"] or {}).get("accuracy"),
         "accuracy": lambda r: r["test"]["accuracy"],
         "lung IoU": lambda r: (r["test"]["key_area"] or {}).get("lung_iou"),
         "mean box IoU": lambda r: (
@@ -56,11 +65,21 @@ def summarize(runs: list[Experiment]) -> list[dict]:
         results = [checkpoint.read_json(file) for file in files if file.exists()]
         row: dict = {"run": name, "n": len(results), "scores": {}}
         for score, read in columns.items():
-            values = [v for v in map(read, results) if v is not None]
-            if values:
-                row["scores"][score] = scores.across_seeds(values)
+            _add(row["scores"], score, map(read, results))
+        # How an operation was set, beside the truth, where that is known.
+        parameters = [result["test"].get("parameters", {}) for result in results]
+        for name in parameters[0] if parameters else ():
+            for score in _BESIDE_THE_TRUTH:
+                values = [of[name][score] for of in parameters]
+                _add(row["scores"], f"{name}: {score.replace('_', ' ')}", values)
         rows.append(row)
     return rows
+
+
+def _add(row, score, values):
+    known = [value for value in values if value is not None]
+    if known:
+        row[score] = scores.across_seeds(known)
 
 
 def table(rows: list[dict]) -> rich.table.Table:

@@ -9,9 +9,19 @@ from PIL import Image
 
 from hapre_jax import config, log, train
 
-FILES = [file for file in config.available() if config.load(file).method == "hapre"]
-# Other films, and a search, of what others train too.
-SLOW = ("configs/rsna_pneumonia.py", "configs/sweep_phantom.py")
+# Other films, operations and a search, of what others train too.
+SLOW = (
+    "configs/operations.py",
+    "configs/rsna_pneumonia.py",
+    "configs/sweep_phantom.py",
+)
+# Of other programs.
+OTHERS = ("configs/detection.py", "configs/segmentation.py")
+FILES = [
+    file
+    for file in config.available()
+    if file not in OTHERS and config.load(file).method == "hapre"
+]
 
 SCORES = {
     "n",

@@ -17,10 +17,14 @@ _SPEC.loader.exec_module(grid)
 
 def results(plain, ours, iou):
     area = {"lung_iou": iou, "trivial_iou": {"mean_box": 0.4}}
-    return {
-        "plain": {"macro_f1": plain},
-        "test": {"macro_f1": ours, "accuracy": ours, "key_area": area},
+    of_one = ("error", "error_but_for_a_constant", "error_untouched", "correlation")
+    test = {"macro_f1": ours, "accuracy": ours, "key_area": area}
+    # The truth is not known of the contrast.
+    test["parameters"] = {
+        "rotation": dict(zip(of_one, (4 * ours, 2, 20, 0.9), strict=True)),
+        "log2_contrast": dict.fromkeys(of_one),
     }
+    return {"plain": {"macro_f1": plain}, "test": test}
 
 
 def test_grid_is_all_combinations_with_all_seeds(tmp_path):
@@ -56,6 +60,9 @@ def test_finished_grid_is_summarized(tmp_path, capsys):
     assert row["scores"]["lung IoU"]["values"] == [0.6, 0.8]
     # 12.706 * 0.0707107 / sqrt(2)
     assert row["scores"]["macro F1"]["interval"] == pytest.approx(0.63530, abs=1e-4)
+    assert row["scores"]["rotation: error"]["mean"] == pytest.approx(3.4)
+    assert row["scores"]["rotation: error untouched"]["values"] == [20, 20]
+    assert not [name for name in row["scores"] if "contrast" in name]
 
 
 def test_dry_run_prints_commands_and_writes_nothing(tmp_path, capsys):

@@ -1,9 +1,7 @@
 """Runs whose policy decides on something else than a key area, by the same trainer."""
 
 import dataclasses
-import importlib.util
 import json
-import pathlib
 
 import jax.numpy as jnp
 import numpy as np
@@ -109,19 +107,16 @@ def test_what_was_done_to_the_films_of_a_variant_is_undone(monkeypatch):
         assert distance(image[..., 0]) > 2 * distance(undone)
 
 
-@pytest.mark.slow
-def test_program_prints_what_was_found_beside_the_truth(tmp_path, capsys):
-    file = pathlib.Path(__file__).parents[1] / "launch" / "operations.py"
-    spec = importlib.util.spec_from_file_location("operations_program", file)
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    out = tmp_path / "found.json"
-    command = ["--quality", "rotated", "--operation", "rotation", "--seeds", "3"]
-    command += ["--steps", "2", "--films", "20", "--out", str(out)]
-    assert program.main(command) == 0
-    (found,) = json.loads(out.read_text())
-    films = [phantom.make(i, quality="rotated", size=48, seed=3) for i in range(320)]
-    expected = np.mean([abs(film.rotation) for film in films[20:]])
-    error = found["parameters"]["rotation"]["error_untouched"]
-    assert error == pytest.approx(expected, rel=1e-5)
-    assert f"seed 3: accuracy {found['accuracy']:.3f}" in capsys.readouterr().out
+def test_the_experiments_of_the_variants_have_what_undoes_them():
+    for quality, expected in {
+        "rotated": operations.Rotation(45.0),
+        "exposed": operations.Gamma(3.0),
+        "rotated_exposed": operations.Hybrid(
+            (operations.Rotation(45.0), operations.Gamma(3.0))
+        ),
+    }.items():
+        settings = config.load(f"configs/operations.py:{quality}")
+        assert settings.data.quality == quality
+        assert hapre.operation(settings.policy) == expected
+    with pytest.raises(UserError, match="there is no blurred, but rotated"):
+        config.load("configs/operations.py:blurred")

@@ -85,6 +85,8 @@ class Dataset:
     # f32[N] of each name, where they are known; see `Facts`.
     corrections: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     masks: np.ndarray | None = None  # u8[N, H, W, 1], 255 in the lungs; if asked for
+    # f32[N, M, 4], lesion boxes, and NaN where an image has fewer than M; if asked for.
+    boxes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -104,6 +106,7 @@ class Dataset:
             hashes=tuple(self.hashes[row] for row in rows) if self.hashes else (),
             corrections={name: of[rows] for name, of in self.corrections.items()},
             masks=None if self.masks is None else self.masks[rows],
+            boxes=None if self.boxes is None else self.boxes[rows],
         )
 
 

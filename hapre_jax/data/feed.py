@@ -127,8 +127,8 @@ def train_iterator(
 
     Returns:
       An iterator over `image u8[b, H, W, 1]`, `label i32[b]`, `index i32[b]` (rows of
-      the source), and `lung_box f32[b, 4]` and `lungs u8[b, H, W, 1]` if the source has
-      any; b is B divided by the number of shards.
+      the source), and `lung_box f32[b, 4]`, `lungs u8[b, H, W, 1]` and `boxes
+      f32[b, M, 4]` if the source has any; b is B divided by the number of shards.
 
     Raises:
       UserError: more images in a batch than there are, or b is no integer. A batch
@@ -243,6 +243,8 @@ def _batch(source: dataset.Dataset, index: np.ndarray) -> dict[str, np.ndarray]:
         batch["lung_box"] = source.lung_boxes[index]
     if source.masks is not None:
         batch["lungs"] = source.masks[index]
+    if source.boxes is not None:
+        batch["boxes"] = source.boxes[index]
     return batch
 
 

@@ -36,6 +36,7 @@ def load(
     progress: Callable[[int, int], None] | None = None,
     on_unreadable: Callable[[Sequence[Unreadable]], None] | None = None,
     masks: bool = False,
+    boxes: bool = False,
 ) -> dataset.Splits:
     """Opens a source and divides it.
 
@@ -47,6 +48,7 @@ def load(
       progress: called with the number of images read and their total.
       on_unreadable: called with the films that were left out, if any.
       masks: keeps the lung masks in memory too, and only films that have one.
+      boxes: gives the lesion boxes also as one array, for batches.
 
     Raises:
       UserError: nothing to read, an unreadable image (`on_error="stop"`), a class
@@ -89,7 +91,7 @@ def load(
     )
     divided = dataset.Splits(
         *(
-            _dataset(source.classes, records, examples, indices, images)
+            _dataset(source.classes, records, examples, indices, images, boxes=boxes)
             for indices, images in zip(members, squares, strict=True)
         )
     )
@@ -249,9 +251,9 @@ def _part(array: np.ndarray, rows_of: list[np.ndarray]) -> list[np.ndarray]:
     return np.split(array[: ends[-1]], ends[:-1])
 
 
-def _dataset(classes, records, examples, indices, pixels) -> dataset.Dataset:
+def _dataset(classes, records, examples, indices, pixels, *, boxes) -> dataset.Dataset:
     """One split, with `pixels` as its images."""
-    boxes = np.stack([examples[index].lung_box for index in indices])
+    lung_boxes = np.stack([examples[index].lung_box for index in indices])
     lesions = tuple(examples[index].lesion_boxes for index in indices)
     views = tuple(records[index].view for index in indices)
     known = [dict(examples[index].corrections) for index in indices]
@@ -262,7 +264,7 @@ def _dataset(classes, records, examples, indices, pixels) -> dataset.Dataset:
         names=tuple(records[index].name for index in indices),
         groups=tuple(records[index].group for index in indices),
         classes=classes,
-        lung_boxes=None if np.isnan(boxes).all() else boxes,
+        lung_boxes=None if np.isnan(lung_boxes).all() else lung_boxes,
         lesion_boxes=lesions if any(map(len, lesions)) else None,
         views=views if any(views) else (),
         hashes=tuple(examples[index].sha256 for index in indices),
@@ -271,4 +273,14 @@ def _dataset(classes, records, examples, indices, pixels) -> dataset.Dataset:
             for name in (known[0] if all(known) else ())
         },
         masks=None if any(mask is None for mask in masks) else np.stack(masks),
+        boxes=_padded(lesions) if boxes else None,
     )
+
+
+def _padded(lesions: Sequence[np.ndarray]) -> np.ndarray:
+    """Boxes `f32[n, 4]` of each image as `f32[N, M, 4]`, NaN where n < M."""
+    most = max(1, *map(len, lesions))
+    padded = np.full((len(lesions), most, 4), np.nan, np.float32)
+    for row, of in zip(padded, lesions, strict=True):
+        row[: len(of)] = of
+    return padded

@@ -1,0 +1,153 @@
+"""Runs of another task than classification: what their programs have in common."""
+
+import contextlib
+import functools
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import rich.console
+from PIL import Image
+
+from hapre_jax import (
+    area_history,
+    checkpoint,
+    cli,
+    evaluate,
+    figures,
+    log,
+    sharding,
+    training,
+)
+from hapre_jax.config import Config
+from hapre_jax.data import dataset
+from hapre_jax.errors import UserError
+from hapre_jax.framework import Method, Prediction
+
+
+class Program(NamedTuple):
+    """What is specific to a task."""
+
+    task: str  # as results.json says it
+    make: Callable[[Config, dataset.Splits], Method]
+    # Scores of a split from rows and the answers to them, see `evaluate.answers`.
+    score: Callable[
+        [Iterable[tuple[slice, Prediction]], dataset.Dataset], dict[str, float]
+    ]
+    best_by: str  # the score that decides which checkpoint is the best
+    draw: Callable[[Prediction, dataset.Dataset], Image.Image]  # films and answers
+    targets: str  # what it is trained on: "masks" or "boxes" of `pipeline.load`
+
+
+def run(
+    argv: list[str],
+    program: Program,
+    *,
+    name: str,
+    description: str,
+    default_config: str,
+) -> int:
+    """The program of a task: its command line, a run, and what it says at the end."""
+    config, arguments = cli.parse(
+        argv, program=name, description=description, default_config=default_config
+    )
+    sharding.join(config.train)
+    console = rich.console.Console(quiet=jax.process_index() > 0)
+    workdir = pathlib.Path(arguments.workdir)
+    with sharding.one_writer(workdir) as folder:
+        results = train_and_test(config, folder, program, console=console)
+    assert results is not None  # it was not told to stop early
+    test = results["test"]
+    scores = training.flat_scores(test).items()
+    said = "  ".join(f"{name} {value:.3f}" for name, value in scores)
+    log.say(console, f"{test['n']} test films: {said}")
+    log.say(console, f"Everything is in {workdir}: results.json, answers.png")
+    return 0
+
+
+def train_and_test(
+    config: Config,
+    workdir: pathlib.Path,
+    program: Program,
+    *,
+    console: rich.console.Console | None = None,
+    stop_after: int | None = None,
+) -> dict[str, Any] | None:
+    """Runs one experiment, or goes on with it, and writes `results.json`.
+
+    As `train.train_and_evaluate`, which see, but without a plain run beside it.
+    """
+    console = console or rich.console.Console(quiet=True)
+    checkpoint.check_workdir(workdir, config)
+    if results := training.finished(workdir, program.task):
+        return results
+    if config.method != "hapre":
+        raise UserError(
+            f"method is {config.method}, but {program.task} has hapre alone; "
+            "policy.operation none is the whole film"
+        )
+    with contextlib.ExitStack() as claims:
+        data = training.open_run(
+            config,
+            workdir,
+            functools.partial(program.make, config),
+            console=console,
+            claims=claims,
+            **{program.targets: True},
+        )
+        return _run(config, workdir, program, data, console, stop_after)
+
+
+def _run(config, workdir, program, data, console, stop_after) -> dict | None:
+    method, mesh = program.make(config, data), sharding.make_mesh(config.train)
+    answer = functools.partial(
+        evaluate.answers, evaluate.make_predict(method, mesh), config=config, mesh=mesh
+    )
+    score = functools.partial(
+        _score, config, program, answer, evaluate.mean_lung_box(data.train)
+    )
+    fitted = training.fit(
+        config,
+        method,
+        workdir,
+        data,
+        validate=lambda now: score(now, data.validation),
+        best_by=program.best_by,
+        mesh=mesh,
+        console=console,
+        stop_after=stop_after,
+    )
+    if fitted is None:
+        return None
+    scores, areas = score(fitted.best, data.test)
+    with contextlib.closing(answer(fitted.best, data.test)) as batches:
+        rows, found = next(batches)
+    shown = data.test.take(np.arange(rows.stop))
+    figures.save(program.draw(found, shown), workdir / "answers.png")
+    if areas is not None:
+        records = log.read(workdir / "metrics.jsonl")
+        history = area_history.draw(data.validation, records)
+        figures.save(history, workdir / "key_areas_over_time.png")
+    facts = training.facts(config, fitted, data)
+    results = facts | {"task": program.task, "test": scores}
+    # Last: it says that the run is finished.
+    checkpoint.write_json(workdir / "results.json", results)
+    return results
+
+
+def _score(config, program, answer, mean_box, now, films):
+    """Scores of a split, as in results.json, and its key areas or None."""
+    actions = []
+
+    def answers():
+        for rows, found in answer(now, films):
+            # Answers on whole films may be too large to keep.
+            actions.append(found._replace(probabilities=None))
+            yield rows, found
+
+    scores = {"n": len(films), **program.score(answers(), films)}
+    found = jax.tree.map(lambda *parts: np.concatenate(parts), *actions)
+    scores |= evaluate.score_actions(found, films, config=config, mean_box=mean_box)
+    return scores, found.action
