@@ -1,5 +1,6 @@
 """Boxes by their middles, average precision, and the task on top of them."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -9,10 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from hapre_jax import centers, metrics, nets, operations, tasks
+from hapre_jax import centers, config, log, metrics, nets, operations, state, tasks
+from hapre_jax.config import DataConfig
+from hapre_jax.data import feed, pipeline
+from hapre_jax.errors import UserError
+from hapre_jax.framework import Prediction
 from hapre_jax.nets import Output
+
+_FILE = pathlib.Path(__file__).parents[1] / "launch" / "detection.py"
+_SPEC = importlib.util.spec_from_file_location("detection", _FILE)
+detection = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(detection)
 
 NOWHERE = [math.nan] * 4
 BOX = [0.2, 0.5, 0.4, 0.8]  # middle (0.3, 0.65)
@@ -103,6 +114,32 @@ def test_average_precision_is_scikit_learn_s():
     assert ours == pytest.approx(expected, rel=1e-6)
 
 
+def test_average_precision_of_several_boxes_a_film_is_scikit_learn_s():
+    """Of the answers that lie on a box, the surest is right, and the others wrong."""
+    rng = np.random.default_rng(1)
+    scores, found, truth, is_right = [], [], [], []
+    for _ in range(12):
+        places = rng.permutation(16)[: rng.integers(0, 4)]
+        low = np.stack(np.divmod(places, 4), axis=1) / 4
+        boxes = np.concatenate([low, low + 0.2], axis=1)
+        # Each answer on one of the film's boxes, or between all of them.
+        on = rng.integers(-1, len(boxes), 5)
+        answers = [
+            boxes[i] + rng.uniform(-0.01, 0.01, 4)
+            if i >= 0
+            else [0.21, 0.21, 0.24, 0.24]
+            for i in on
+        ]
+        sure = rng.permutation(5) + rng.uniform(size=5)
+        surest = {i: max(sure[on == i]) for i in set(on) - {-1}}
+        is_right += [i >= 0 and s == surest[i] for i, s in zip(on, sure, strict=True)]
+        scores.append(sure), found.append(np.array(answers)), truth.append(boxes)
+    ours = metrics.average_precision(scores, found, truth)
+    recall = sum(is_right) / sum(map(len, truth))
+    expected = average_precision_score(is_right, np.concatenate(scores)) * recall
+    assert 0.1 < expected < 0.9 and ours == pytest.approx(expected, rel=1e-6)
+
+
 def test_detector_gives_five_numbers_a_cell_and_believes_nothing_at_first():
     trunk = nets.NETS["resnet8"](num_classes=0, norm="group")
     net = nets.CenterNet(trunk, grid=8, width=8)
@@ -146,16 +183,74 @@ def test_a_box_is_shown_where_its_middle_is_seen():
     np.testing.assert_allclose(shown, [[0, 0, 3 / 11, 3 / 11], hidden], atol=1e-6)
 
 
+TINY = (
+    "--data.image_size=32 --data.train_images=9 --data.validation_images=6 "
+    "--data.test_images=9 --task.image_size=16 --policy.samples=2 "
+    "--policy.warmup_steps=1 --train.steps=4 --train.batch_size=4 --train.eval_every=2"
+).split()
+
+
 @pytest.mark.slow
 def test_program_trains_a_detector(tmp_path, capsys):
-    file = pathlib.Path(__file__).parents[1] / "launch" / "detection.py"
-    spec = importlib.util.spec_from_file_location("detection_program", file)
-    program = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(program)
-    out = tmp_path / "found.json"
-    command = ["--seeds", "1", "--steps", "2", "--films", "20", "--out", str(out)]
-    assert program.main(command) == 0
-    (found,) = json.loads(out.read_text())
-    assert set(found) == {"seed", "AP at IoU 0.25", "AP at IoU 0.5", "lung_iou"}
-    assert 0 <= found["AP at IoU 0.5"] <= found["AP at IoU 0.25"] <= 1
-    assert f"lung_iou {found['lung_iou']:.3f}" in capsys.readouterr().out
+    workdir = tmp_path / "run"
+    assert detection.main([*TINY, f"--workdir={workdir}"]) == 0
+    results = json.loads((workdir / "results.json").read_text())
+    scores = results["test"]
+    assert scores["n"] == 9 and 0 <= scores["ap_50"] <= scores["ap_25"] <= 1
+    assert scores["key_area"]["lesion_coverage"] > 0.5
+    validated = [
+        record
+        for record in log.read(workdir / "metrics.jsonl")
+        if record["kind"] == "validation"
+    ]
+    assert [record["step"] for record in validated] == [2, 4]
+    assert f"ap_50 {scores['ap_50']:.3f}" in capsys.readouterr().out
+    with Image.open(workdir / "answers.png") as picture:
+        assert picture.size == (3 * 160, 160)  # a third has a consolidation
+
+
+def test_a_split_is_scored_by_the_boxes_of_all_its_films():
+    far = [0.8, 0.8, 0.9, 0.9]
+    truth = (np.array([BOX], np.float32), np.zeros((0, 4), np.float32))
+    films = dataclasses.make_dataclass("Films", ["lesion_boxes"])(truth)
+    # The film without a box has the surest answer, which is wrong: 1 of 2.
+    sure = [np.array([[[0.6, *BOX], [0.1, *far]]]), np.array([[[0.7, *BOX]] * 2])]
+    answers = [
+        (slice(row, row + 1), Prediction(found)) for row, found in enumerate(sure)
+    ]
+    # Both answers of the healthy film stand before the right one: 1 of 3.
+    assert detection.score(answers, films)["ap_50"] == pytest.approx(1 / 3)
+    picture = detection.draw(
+        Prediction(np.concatenate(sure)),
+        dataclasses.make_dataclass("Films", ["images", "lesion_boxes"])(
+            np.zeros((2, 8, 8, 1), np.uint8), truth
+        ),
+    )
+    assert picture.size == (160, 160)  # of the only sick film
+
+
+def test_films_without_known_boxes_are_refused(tmp_path):
+    films = dataclasses.make_dataclass("Films", ["lesion_boxes"])(None)
+    with pytest.raises(UserError, match="no lesion boxes are known of phantom"):
+        detection.make(config.load("configs/detection.py"), (films,) * 3)
+
+
+def test_boxes_of_a_batch_are_padded():
+    data = DataConfig(image_size=32, train_images=6, validation_images=3, test_images=3)
+    assert pipeline.load(data, seed=2).train.boxes is None
+    films = pipeline.load(data, seed=2, boxes=True).train
+    assert films.boxes.shape == (6, 1, 4)
+    for padded, known in zip(films.boxes, films.lesion_boxes, strict=True):
+        expected = known if len(known) else [NOWHERE]
+        np.testing.assert_array_equal(padded, expected)
+    taken = films.take(np.array([4, 0]))
+    np.testing.assert_array_equal(taken.boxes, films.boxes[[4, 0]])
+    batch = next(feed.eval_batches(films, 6))
+    np.testing.assert_array_equal(batch["boxes"], films.boxes)
+
+
+def test_flips_take_the_boxes_along():
+    batch = {"image": jnp.zeros((1, 4, 4, 1)), "boxes": jnp.array([[BOX, NOWHERE]])}
+    flipped = state.flip(batch, jax.random.key(0), axis="horizontal", probability=1.0)
+    expected = [[[0.2, 0.2, 0.4, 0.5], NOWHERE]]
+    np.testing.assert_allclose(flipped["boxes"], expected, atol=1e-6)

@@ -14,12 +14,14 @@ import scipy.ndimage
 from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score
 
-from hapre_jax import losses, metrics, nets, operations, state, tasks
-from hapre_jax.config import DataConfig
+from hapre_jax import config, framework, losses, metrics, nets, operations, state, tasks
+from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import degrade, feed, images, phantom, pipeline, sources
 from hapre_jax.errors import UserError
+from hapre_jax.methods import hapre
 from hapre_jax.nets import Output
 from hapre_jax.operations import geometry
+from hapre_jax.task_program import train_and_test
 
 _FILE = pathlib.Path(__file__).parents[1] / "launch" / "segmentation.py"
 _SPEC = importlib.util.spec_from_file_location("segmentation", _FILE)
@@ -218,6 +220,56 @@ def test_flips_take_the_mask_along():
     np.testing.assert_array_equal(flipped["lungs"], flipped["image"])
 
 
+class _Bright:
+    """A network that knows: lungs are what is bright."""
+
+    def init(self, key, image, *, train):
+        return {"params": {}}
+
+    def apply(self, variables, image, *, train, mutable):
+        return Output(20 * image, {}), {}
+
+
+class _Looks:
+    """A policy network that always looks at the upper right quarter."""
+
+    def init(self, key, image, *, train):
+        return {"params": {}}
+
+    def apply(self, variables, image, *, train, mutable):
+        quarter = np.full((len(image), 8, 8), -30.0)
+        quarter[:, :4, 4:] = 30
+        return Output(jnp.array(quarter, jnp.float32), {}), {}
+
+
+def test_answers_of_a_trained_method_are_of_whole_films():
+    """A network that is right in its key area: what is left out is not found."""
+    task = tasks.Segmentation(_Bright(), 16, whole_size=32, normalize="fixed")
+    settings = Config()
+    method = framework.make(
+        task,
+        _Looks(),
+        KEY_AREA,
+        hapre.learning(settings),
+        policy_image_size=8,
+        policy_normalize="fixed",
+    )
+    lungs = np.zeros((2, 32, 32, 1), np.float32)
+    lungs[0, 4:12, 20:28] = 1  # inside
+    lungs[1, 8:24, 20:28] = 1  # its lower half is outside
+    found = method.predict({"task": {}, "policy": {}}, {"task": {}, "policy": {}},
+                           {"image": jnp.array(lungs)})  # fmt: skip
+    np.testing.assert_allclose(found.action, [QUARTER] * 2, atol=1e-5)
+    expected = lungs.copy()
+    expected[1, 16:] = 0
+    np.testing.assert_array_equal(found.probabilities > 0.5, expected)
+    films = dataclasses.make_dataclass("Films", ["masks"])(np.uint8(255 * lungs))
+    # Dice 1 and 2 * 64 / (64 + 128), IoU 1 and 64 / 128.
+    scores = segmentation.score([(slice(0, 2), jax.device_get(found))], films)
+    assert scores["dice"] == pytest.approx((1 + 2 / 3) / 2, rel=1e-6)
+    assert scores["iou"] == pytest.approx(0.75, rel=1e-6)
+
+
 TINY = (
     "--data.image_size=32 --data.train_images=8 --data.validation_images=3 "
     "--data.test_images=6 --task.image_size=16 --policy.image_size=16 --policy.grid=8 "
@@ -227,28 +279,32 @@ TINY = (
 
 
 @pytest.mark.slow
-def test_program_trains_and_scores_masks_of_whole_films(tmp_path, capsys):
+def test_program_trains_goes_on_and_scores_masks_of_whole_films(tmp_path, capsys):
     workdir = tmp_path / "run"
     command = [*TINY, f"--workdir={workdir}"]
+    settings = config.override_all(
+        config.load("configs/phantom.py"),
+        dict(flag.removeprefix("--").split("=") for flag in TINY),
+    )
+    program = segmentation.PROGRAM
+    assert train_and_test(settings, workdir, program, stop_after=3) is None
     assert segmentation.main(command) == 0
+    assert "hapre: going on from step 3" in capsys.readouterr().out
     results = json.loads((workdir / "results.json").read_text())
     scores = results["test"]
-    assert results["n"] == 6 and set(scores) == {
-        "dice",
-        "iou",
-        "side",
-        "lungs_covered",
-        "lung_iou_of_area",
-    }
-    assert 0 <= scores["iou"] <= scores["dice"] <= 1
-    said = capsys.readouterr().out
-    assert f"dice {scores['dice']:.3f}" in said
-    assert (workdir / "answers.png").exists()
-    with pytest.raises(UserError, match="finished run"):
-        segmentation.main(command)
+    assert set(scores) == {"n", "dice", "iou", "key_area", "parameters"}
+    assert scores["n"] == 6 and 0 <= scores["iou"] <= scores["dice"] <= 1
+    assert 0 < scores["key_area"]["lung_coverage"] <= 1
+    with Image.open(workdir / "answers.png") as picture:
+        assert picture.size == (3 * 32, 6 * 32)
+    assert (workdir / "key_areas_over_time.png").exists()
+    whole = train_and_test(settings, tmp_path / "whole", program)
+    assert whole | {"seconds": 0} == results | {"seconds": 0}
 
 
 def test_program_refuses_what_the_network_cannot_halve(tmp_path):
-    command = [*TINY, f"--workdir={tmp_path}", "--task.image_size=18"]
+    workdir = tmp_path / "run"
+    command = [*TINY, f"--workdir={workdir}", "--task.image_size=18"]
     with pytest.raises(UserError, match="task.image_size is 18"):
         segmentation.main(command)
+    assert not workdir.exists()
