@@ -88,11 +88,21 @@ def test_a_run_of_another_task_leaves_what_every_run_leaves(tmp_path, settings):
     assert train_and_test(settings, tmp_path, LINE) == results
 
 
-def test_an_interrupted_run_of_another_task_ends_in_the_same_bits(tmp_path, settings):
+def test_an_interrupted_run_of_another_task_ends_in_the_same_bits(
+    tmp_path, settings, monkeypatch
+):
     whole = train_and_test(settings, tmp_path / "whole", LINE)
     cut = tmp_path / "cut"
     assert train_and_test(settings, cut, LINE, stop_after=3) is None
     assert not (cut / "results.json").exists()
+    resume = checkpoint.Checkpoints.resume
+
+    def of_an_older_version(self, like):
+        now, progress, faults = resume(self, like)
+        progress["best_f1"] = progress.pop("best_score")
+        return now, progress, faults
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "resume", of_an_older_version)
     results = train_and_test(settings, cut, LINE)
     for file in ("metrics.jsonl", "splits.csv", "learning.png", "answers.png"):
         assert (cut / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
