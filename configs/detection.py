@@ -7,7 +7,7 @@ Hardware: a CPU core, minutes.
 Expected result: docs/extending.md.
 """
 
-from hapre_jax.config import Config, DataConfig, PolicyConfig, TaskConfig, TrainConfig
+from hapre_jax.config import Config, DataConfig, PolicyConfig, TaskConfig
 
 
 def get_config() -> Config:
@@ -16,6 +16,5 @@ def get_config() -> Config:
         data=DataConfig(image_size=64, train_images=2400, test_images=600),
         task=TaskConfig(image_size=24),
         policy=PolicyConfig(image_size=16, grid=8, train_crops=2),
-        train=TrainConfig(batch_size=16),
         compare_plain=False,
     )
