@@ -60,8 +60,10 @@ def run(
         results = train_and_test(config, folder, program, console=console)
     assert results is not None  # it was not told to stop early
     test = results["test"]
-    scores = training.flat_scores(test).items()
-    said = "  ".join(f"{name} {value:.3f}" for name, value in scores)
+    shown = {name: value for name, value in test.items() if isinstance(value, float)}
+    if test["key_area"]:
+        shown["side of the key area"] = test["key_area"]["side_fraction"]
+    said = "  ".join(f"{name} {value:.3f}" for name, value in shown.items())
     log.say(console, f"{test['n']} test films: {said}")
     log.say(console, f"Everything is in {workdir}: results.json, answers.png")
     return 0

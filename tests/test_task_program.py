@@ -145,5 +145,5 @@ def test_the_program_says_its_scores_at_the_end(
     names = {"name": "p", "description": "d", "default_config": "configs/phantom.py"}
     assert task_program.run(command, LINE, **names) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "3 test films: dice 0.750  key_area/side_fraction 0.500"
+    assert said[0] == "3 test films: dice 0.750  side of the key area 0.500"
     assert str(tmp_path) in said[1]
