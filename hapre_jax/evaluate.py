@@ -406,6 +406,9 @@ def main(argv: list[str]) -> int:
     )
     console = rich.console.Console()
     workdir = pathlib.Path(arguments.run)
+    output = pathlib.Path(arguments.out or workdir / "evaluation.json")
+    if output.is_dir() or not output.parent.is_dir():  # before hours of work
+        raise UserError(f"--out {output} is no file in a folder that exists")
     trained = config_lib.load(str((workdir / "config.json").absolute()))
     config = of_other_films(config, trained, program="evaluate")
     if not (workdir / "results.json").exists():
@@ -447,7 +450,6 @@ def main(argv: list[str]) -> int:
     )
     results |= {"dataset": config.data.name, "test": tested.scores, "plain": None}
     results |= {"config": config_lib.to_dict(config)}
-    output = pathlib.Path(arguments.out or workdir / "evaluation.json")
     checkpoint.write_json(output, results)
     by_image = output.with_name(f"{output.stem}_predictions.csv")
     predictions.write(by_image, tested.table)

@@ -443,7 +443,7 @@ def test_damaged_files_of_a_run(tmp_path, monkeypatch, capsys):
 def test_results_that_cannot_be_written(tmp_path, finished_run, monkeypatch, capsys):
     out = tmp_path / "nowhere" / "e.json"
     said = _fails(monkeypatch, capsys, finished_run, "--out", out)
-    assert said == f"{out} cannot be written: No such file or directory"
+    assert said == f"--out {out} is no file in a folder that exists"
 
 
 def test_batch_size_follows_training(tiny_config):
