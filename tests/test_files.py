@@ -19,6 +19,7 @@ MEMBERS = {
     ".hidden/3.png": b"three",
     "__MACOSX/b/._2.JPEG": b"fork",
     "b/._2.JPEG": b"fork",
+    "b/@eaDir/2.JPEG/SYNOPHOTO_THUMB_XL.jpg": b"small",
 }
 NAMES = ["a.tiff", "b/10.png", "b/2.JPEG"]
 

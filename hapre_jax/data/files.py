@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 _JPEG = (".jpeg", ".jpg", ".jpe", ".jfif", ".jp2")
 _OTHERS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 EXTENSIONS = (*_JPEG, *_OTHERS, *dicom.EXTENSIONS)
+# Of macOS, Windows and Synology's disks, which keep smaller copies of pictures there.
+_OF_SYSTEMS = ("__MACOSX", "$RECYCLE.BIN", "@eaDir", "#recycle")
 _DELIMITERS = ",;\t"  # the second where a comma is the decimal point
 
 
@@ -29,7 +31,8 @@ class Tree:
 
     Threads may share a tree, and it pickles for processes.
 
-    Hidden files, `__MACOSX` and what lies below them are not part of a tree.
+    Hidden files, and what else systems keep beside files, as thumbnails and what was
+    deleted, are not part of a tree.
 
     Attributes:
       root: the folder or zip that was opened, for messages.
@@ -416,7 +419,7 @@ class _ZipReader:
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return any(p.startswith(".") or p in _OF_SYSTEMS for p in name.split("/"))
 
 
 def _plain(path: str) -> str:
