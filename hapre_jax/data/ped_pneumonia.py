@@ -150,7 +150,7 @@ def lung_masks(root: str) -> Callable[[str], np.ndarray | None] | None:
       From the path of a film, as `scan` gives it, to `u8[H, W]`, 255 inside the lungs,
       or None where there is no mask; None where there are no masks at all.
     """
-    path = pathlib.Path(root).expanduser()
+    path = files.expand(root)
     places = [path]
     if path.is_file() or path.name == "chest_xray":
         places.append(path.absolute().parent)

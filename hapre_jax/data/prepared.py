@@ -8,6 +8,7 @@ import collections
 import contextlib
 import io
 import json
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from hapre_jax import errors
-from hapre_jax.data import dataset
+from hapre_jax.data import dataset, files
 
 INDEX = "films.jsonl"
 INCOMPLETE = "incomplete."  # how TFDS calls a folder until it is finished
@@ -51,7 +52,9 @@ def find(root: str, name: str, variant: str = "") -> pathlib.Path | None:
     Raises:
       UserError: several to choose from, or the root holds another one.
     """
-    top = pathlib.Path(root).expanduser()
+    top = files.expand(root)
+    if not os.path.isdir(top):
+        return None
     headers = {folder: read_header(folder / INDEX) for folder in _folders(top)}
     wanted = [
         folder for folder, header in headers.items() if header[:2] == (name, variant)
