@@ -244,7 +244,7 @@ def _audit(arguments, console) -> int:
     for table in audit_report.tables(audited):
         console.print(table)
     wrapper = textwrap.TextWrapper(
-        max(console.width, 1),
+        console.width,
         initial_indent="* ",
         subsequent_indent="  ",
         break_long_words=False,  # names of files and flags are copied
