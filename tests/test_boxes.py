@@ -36,10 +36,25 @@ def test_conversions_are_inverse():
 
 
 def test_functions_take_one_box():
-    many = jnp.zeros((3, 4))
-    for function in (boxes.yxyx_to_center, boxes.center_to_yxyx, boxes.area):
+    one, many, image = box(*boxes.WHOLE), jnp.zeros((3, 4)), jnp.zeros((8, 8, 1))
+    for call in (
+        lambda: boxes.yxyx_to_center(many),
+        lambda: boxes.center_to_yxyx(many),
+        lambda: boxes.area(many),
+        lambda: boxes.intersection(one, many[:, 0]),
+        lambda: boxes.is_at_bound(many, min_side=0.2),
+        lambda: boxes.mask(many, 4),
+        lambda: boxes.bounding_box(image > 0),
+        lambda: boxes.crop_and_resize(image, many, size=4),
+        lambda: boxes.crop_and_resize(image[..., 0], one, size=4),
+    ):
         with pytest.raises(AssertionError):
-            function(many)
+            call()
+
+
+def test_central_area_is_four_fifths_high_and_wide():
+    center = boxes.yxyx_to_center(box(*boxes.CENTRAL_80))
+    np.testing.assert_allclose(center, [0.5, 0.5, 0.8, 0.8], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +149,12 @@ def test_neighbors_stay_in_bounds_and_in_the_image(variant):
         (0.0, 0.55, 0.2, 1.0),
         (0.0, 0.64, 0.25, 0.96),
     ]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_neighbors_are_at_most_the_whole_image():
+    found = boxes.neighbors(box(0.05, 0.05, 0.95, 0.95), alpha=1.25, min_side=0.2)
+    expected = [boxes.WHOLE, (0.14, 0.14, 0.86, 0.86)]
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 

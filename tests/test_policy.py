@@ -39,6 +39,18 @@ def counted_moments(logits):
     return top, left, bottom, right
 
 
+def test_functions_take_one_image():
+    maps, many = jnp.zeros((2, 4, 4)), jnp.array([MEAN, MEAN])
+    for call in (
+        lambda: policy.mean_box(maps),
+        lambda: policy.max_sum_box(maps),
+        lambda: policy.action(many[:, 0], many[0], sigma=SIGMA),
+        lambda: policy.entropy(many, sigma=SIGMA),
+    ):
+        with pytest.raises(AssertionError):
+            call()
+
+
 @pytest.mark.parametrize("value", [-80.0, 0.0, 3.0, 80.0])
 def test_uniform_map_is_the_whole_image(value, variant):
     box = variant(policy.mean_box)(jnp.full((16, 16), value))
@@ -59,6 +71,12 @@ def test_uniform_map_is_the_whole_image(value, variant):
 def test_rectangular_mask_is_read_back(cells):
     box = mean_box(rectangle(*cells))
     np.testing.assert_allclose(box, np.array(cells) / 16, atol=1e-5)
+
+
+def test_mask_of_which_the_network_is_very_sure_is_read_back():
+    # Beside its largest value, e^600 is no number in float32.
+    box = mean_box(rectangle(4, 2, 12, 9, logit=300.0))
+    np.testing.assert_allclose(box, np.array([4, 2, 12, 9]) / 16, atol=1e-5)
 
 
 def test_mask_of_a_box_of_whole_cells_is_a_fixed_point():
@@ -179,9 +197,10 @@ def test_max_sum_box_is_not_moved_by_faint_cells_far_off():
         ([0.7, -0.1, 0.1, -1], (1, 0, 2, 3)),
     ],
 )
-def test_of_boxes_with_the_same_sum_the_largest(line, cells, variant):
-    logits = np.full((4, 4), -9.0, np.float32)
-    logits[1] = line
+@pytest.mark.parametrize("scale", [1.0, 3333.3])  # larger sums are rounded more
+def test_of_boxes_with_the_same_sum_the_largest(line, cells, scale, variant):
+    logits = np.full((4, 4), -9.0 * scale, np.float32)
+    logits[1] = np.array(line, np.float32) * np.float32(scale)
     box = variant(policy.max_sum_box)(logits)
     np.testing.assert_array_equal(box, np.array(cells) / 4)
 
