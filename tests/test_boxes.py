@@ -185,6 +185,13 @@ def test_iou_and_coverage_by_hand(a, b, iou, coverage):
     assert boxes.coverage(box(*a), box(*b)) == pytest.approx(coverage, abs=1e-6)
 
 
+@pytest.mark.parametrize("overlap", [boxes.iou, boxes.coverage])
+def test_overlap_of_empty_boxes_has_a_finite_gradient(overlap):
+    empty = box(0.5, 0.5, 0.5, 0.5)
+    for gradient in jax.jit(jax.grad(overlap, (0, 1)))(empty, empty):
+        assert jnp.isfinite(gradient).all()
+
+
 def test_iou_and_coverage_agree_with_counted_pixels():
     pixels = 32
     rng = np.random.default_rng(2)
