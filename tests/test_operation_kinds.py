@@ -129,6 +129,45 @@ def test_imitation_of_numbers_is_half_the_squared_distance():
     assert not jnp.any(gradients[1]) and gradients[2] == 0
 
 
+def test_numbers_are_drawn_in_pairs():
+    with pytest.raises(ValueError, match="even, got 3"):
+        operations.Window().sample(KEY, jnp.zeros(2), SIGMA, 3)
+
+
+def test_settings_of_contrast_and_sharpening_by_hand():
+    assert operations.Numbers().parameters(jnp.zeros(0)) == {}
+    told = operations.Contrast(max_contrast=4.0).parameters(jnp.array([0.5]))
+    assert told == {"log2_contrast": pytest.approx(1.0)}
+    for number, factor in ((0.5, 2.5), (-0.5, 0.5)):
+        told = operations.Sharpening(strength=3.0).parameters(jnp.array([number]))
+        assert told == {"sharpness": pytest.approx(factor)}
+
+
+# A key area, then a turn by up to 40 degrees, then gamma from 1/2 to 2.
+TWO_ACTIONS = [[0.0, 0.0, 0.5, 0.5, 0.5, 0.0], [0.0, 0.0, 1.0, 1.0, -0.5, 1.0]]
+
+
+def test_what_is_logged_of_mean_actions_by_hand():
+    lungs = jnp.array([[0.0, 0.0, 0.5, 1.0], [jnp.nan] * 4])
+    logged = HYBRID.metrics(jnp.array(TWO_ACTIONS), {"lung_box": lungs})
+    expected = {
+        "side": 0.75,
+        "lung_iou": 0.5,  # of the first alone
+        "rotation": 0.0,
+        "rotation_std": 20.0,
+        "log2_gamma": 0.5,
+        "log2_gamma_std": 0.5,
+    }
+    assert logged == {k: pytest.approx(v, abs=1e-5) for k, v in expected.items()}
+    assert "lung_iou" not in HYBRID.metrics(jnp.array(TWO_ACTIONS), {})
+
+
+def test_cost_is_of_the_area_alone_and_a_mean_of_the_parts():
+    small, whole = jnp.array(TWO_ACTIONS)
+    assert HYBRID.cost(small) == pytest.approx(0.25 / 3)
+    assert HYBRID.cost(whole) == pytest.approx(1 / 3)
+
+
 def test_rotation_is_pillow_s_counterclockwise():
     image = smooth_image()
     action = jnp.array([0.5])
@@ -184,6 +223,11 @@ def test_mask_hides_what_is_outside_and_moves_nothing():
     np.testing.assert_array_equal(found[2:6, :4], np.asarray(image)[2:6, :4])
     found[2:6, :4] = 0
     assert not found.any()
+
+
+def test_points_of_a_mask_stay_where_they_are():
+    points, action = jnp.array([[0.3, 0.6]]), jnp.array([0.25, 0.5, 0.75, 1.0])
+    np.testing.assert_array_equal(AREAS["mask"].to_source(points, action), points)
 
 
 def test_zoom_magnifies_the_box_and_keeps_the_rest():
