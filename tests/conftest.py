@@ -10,8 +10,12 @@ def pytest_configure(config):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Broadcasting over a missing axis hides shape errors: vectors never meet matrices.
     os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
-    # Most of the time of these tests is compilation; half of that, XLA's optimizations.
+    # Most of the time of these tests is compilation; half of that, XLA's optimizations,
+    # and of the rest, more than half is what it emits for fused loops.
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    flags, name = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters"
+    if name not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {name}=false".lstrip()
     cache = getattr(config, "cache", None)  # absent under `-p no:cacheprovider`
     if cache is None:
         # Programs would keep what they compile in the user's folder.
@@ -60,10 +64,19 @@ def tiny_config():
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory, tiny_config):
     """Folder of an uninterrupted run of `tiny_config`; look, do not touch."""
+    import fcntl
+
     from hapre_jax import train
 
-    workdir = tmp_path_factory.mktemp("finished") / "run"
-    train.train_and_evaluate(tiny_config, workdir)
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers, of which one trains
+    workdir = folder / "finished" / "run"
+    workdir.parent.mkdir(exist_ok=True)
+    with open(workdir.parent / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # If it is finished, this reads its results.
+        train.train_and_evaluate(tiny_config, workdir)
     return workdir
 
 

@@ -162,12 +162,6 @@ def test_what_is_logged_of_mean_actions_by_hand():
     assert "lung_iou" not in HYBRID.metrics(jnp.array(TWO_ACTIONS), {})
 
 
-def test_cost_is_of_the_area_alone_and_a_mean_of_the_parts():
-    small, whole = jnp.array(TWO_ACTIONS)
-    assert HYBRID.cost(small) == pytest.approx(0.25 / 3)
-    assert HYBRID.cost(whole) == pytest.approx(1 / 3)
-
-
 def test_rotation_is_pillow_s_counterclockwise():
     image = smooth_image()
     action = jnp.array([0.5])

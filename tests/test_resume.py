@@ -118,12 +118,16 @@ def _without_seconds(path):
     return results
 
 
+def assert_same_checkpoints(first, second):
+    for name in ("last", "best"):
+        (step, state, progress), other = _arrays(first, name), _arrays(second, name)
+        assert (step, progress) == (other[0], other[2])
+        chex.assert_trees_all_equal(state, other[1])
+
+
 def _assert_same_run(first, second):
     for a, b in ((first, second), (first / "plain", second / "plain")):
-        for name in ("last", "best"):
-            (step, state, progress), other = _arrays(a, name), _arrays(b, name)
-            assert (step, progress) == (other[0], other[2])
-            chex.assert_trees_all_equal(state, other[1])
+        assert_same_checkpoints(a, b)
         for name in ("metrics.jsonl", "config.json", "learning.png"):
             assert (a / name).read_bytes() == (b / name).read_bytes()
         results = (_without_seconds(run / "results.json") for run in (a, b))
@@ -142,6 +146,8 @@ def test_comparison_notices_one_bit(tmp_path, finished_run):
     assert np.abs(kernel).max() > 0  # the policy has learned something
 
 
+# In `test_train` a run of the plain classifier stops so by default.
+@pytest.mark.slow
 def test_six_steps_are_three_and_three_in_a_new_process(
     tmp_path, tiny_config, finished_run
 ):

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -63,7 +64,7 @@ print(json.dumps(found))
 
 
 def _eight(code, *arguments):
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
@@ -102,16 +103,14 @@ def test_devices_that_are_not_there(settings, said):
         sharding.make_mesh(config_lib.TrainConfig(**settings))
 
 
-def test_a_batch_that_devices_cannot_share():
-    code = """
-import json
-from hapre_jax import config, errors, sharding
-try:
-    sharding.make_mesh(config.TrainConfig(devices=0, batch_size=20, model_devices=2))
-    sharding.make_mesh(config.TrainConfig(devices=0, batch_size=20))
-except errors.UserError as error:
-    print(json.dumps(str(error)))
-"""
-    assert _eight(code) == (
+def test_a_batch_that_devices_cannot_share(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [None] * 8)
+    monkeypatch.setattr(jax, "make_mesh", lambda shape, *_, **__: shape)
+    shared = {"devices": 0, "batch_size": 20}
+    mesh = sharding.make_mesh(config_lib.TrainConfig(**shared, model_devices=2))
+    assert mesh == (4, 2)
+    with pytest.raises(UserError) as error:
+        sharding.make_mesh(config_lib.TrainConfig(**shared))
+    assert str(error.value) == (
         "train.batch_size is 20, but must be a multiple of the 8 devices that share it"
     )
