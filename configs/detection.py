@@ -7,7 +7,7 @@ Hardware: a CPU core, minutes.
 Expected result: docs/extending.md.
 """
 
-from hapre_jax.config import Config, DataConfig, PolicyConfig, TaskConfig
+from hapre_jax.config import Config, DataConfig, PolicyConfig, TaskConfig, TrainConfig
 
 
 def get_config() -> Config:
@@ -15,6 +15,15 @@ def get_config() -> Config:
     return Config(
         data=DataConfig(image_size=64, train_images=2400, test_images=600),
         task=TaskConfig(image_size=24),
-        policy=PolicyConfig(image_size=16, grid=8, train_crops=2),
+        policy=PolicyConfig(
+            image_size=16,
+            grid=8,
+            # Leaving out a consolidation costs much more than a closer look gains:
+            # without a cost of area that falls, the policy stays at the whole film.
+            area_cost=1.0,
+            final_area_cost=0.1,
+            train_crops=2,
+        ),
+        train=TrainConfig(eval_every=100),
         compare_plain=False,
     )

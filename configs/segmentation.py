@@ -28,6 +28,6 @@ def get_config() -> Config:
             warmup_steps=200,
             train_crops=2,
         ),
-        train=TrainConfig(steps=600, batch_size=16),
+        train=TrainConfig(steps=600, batch_size=16, eval_every=100),
         compare_plain=False,
     )

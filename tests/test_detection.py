@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from hapre_jax import centers, config, log, metrics, nets, operations, state, tasks
+from hapre_jax import centers, config, log, metrics, nets, operations, tasks
 from hapre_jax.config import DataConfig
 from hapre_jax.data import feed, pipeline
 from hapre_jax.errors import UserError
@@ -247,10 +247,3 @@ def test_boxes_of_a_batch_are_padded():
     np.testing.assert_array_equal(taken.boxes, films.boxes[[4, 0]])
     batch = next(feed.eval_batches(films, 6))
     np.testing.assert_array_equal(batch["boxes"], films.boxes)
-
-
-def test_flips_take_the_boxes_along():
-    batch = {"image": jnp.zeros((1, 4, 4, 1)), "boxes": jnp.array([[BOX, NOWHERE]])}
-    flipped = state.flip(batch, jax.random.key(0), axis="horizontal", probability=1.0)
-    expected = [[[0.2, 0.2, 0.4, 0.5], NOWHERE]]
-    np.testing.assert_allclose(flipped["boxes"], expected, atol=1e-6)
