@@ -18,8 +18,8 @@ def get_config() -> Config:
         policy=PolicyConfig(
             image_size=16,
             grid=8,
-            # Leaving out a consolidation costs much more than a closer look gains:
-            # without a cost of area that falls, the policy stays at the whole film.
+            # At first a closer look gains too little (docs/extending.md): without a
+            # cost of area that falls, the policy stays at the whole film.
             area_cost=1.0,
             final_area_cost=0.1,
             train_crops=2,
