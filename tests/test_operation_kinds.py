@@ -220,8 +220,11 @@ def test_mask_hides_what_is_outside_and_moves_nothing():
 
 
 def test_points_of_a_mask_stay_where_they_are():
-    points, action = jnp.array([[0.3, 0.6]]), jnp.array([0.25, 0.5, 0.75, 1.0])
-    np.testing.assert_array_equal(AREAS["mask"].to_source(points, action), points)
+    mask, action = AREAS["mask"], jnp.array([0.25, 0.5, 0.75, 1.0])
+    points = jnp.array([[0.3, 0.6], [0.3, 0.4]])
+    np.testing.assert_array_equal(mask.to_source(points, action), points)
+    np.testing.assert_array_equal(mask.from_source(points, action), points)
+    np.testing.assert_array_equal(mask.is_seen(points, action), [True, False])
 
 
 def test_zoom_magnifies_the_box_and_keeps_the_rest():
