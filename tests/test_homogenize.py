@@ -65,8 +65,12 @@ def test_a_hospital_becomes_a_data_set_of_key_areas(
 
 def test_what_cannot_work_is_refused_in_one_sentence(finished_run, hospital, tmp_path):
     films = ["--data.name", "folder", "--data.root", str(hospital)]
-    with pytest.raises(UserError, match="is not empty"):
+    with pytest.raises(UserError, match="lies among the films of"):
         homogenize.main([str(finished_run), *films, "--out", str(hospital)])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    with pytest.raises(UserError, match="is not empty"):
+        homogenize.main([str(finished_run), *films, "--out", str(tmp_path / "full")])
     with pytest.raises(UserError, match="--size is 0"):
         homogenize.main([str(finished_run), *films, "--size", "0"])
     with pytest.raises(UserError, match="homogenize takes --data flags only"):

@@ -79,7 +79,8 @@ def _plot(picture, place):
 def test_everything_that_a_policy_logs_has_a_panel(texts):
     picture = learning_curves.draw(_policy_run(), steps=10, warmup_steps=3)
     assert isinstance(picture, Image.Image) and picture.width == 1274
-    assert [text for text in texts if text in TITLES] == TITLES
+    # The last two panels are of other tasks.
+    assert [text for text in texts if text in TITLES] == TITLES[:9]
     assert texts.count("training step") == 9
     for label in ("10 to 90 % of a batch", "whole image", "mean lung box", "D1 < 0"):
         assert texts.count(label) == 1
