@@ -302,7 +302,9 @@ def score_parameter(found: np.ndarray, truth: np.ndarray | None) -> dict:
     scored["error_but_for_a_constant"] = float(np.mean(but_for_a_constant))
     # Where nothing is done: what is to be beaten.
     scored["error_untouched"] = float(np.mean(np.abs(truth)))
-    if np.std(found) > 0 and np.std(truth) > 0:
+    # In float32 the deviation of equal numbers is not always 0.
+    found, truth = np.asarray(found, np.float64), np.asarray(truth, np.float64)
+    if np.ptp(found) > 0 and np.ptp(truth) > 0:
         scored["correlation"] = float(np.corrcoef(found, truth)[0, 1])
     return scored
 

@@ -83,12 +83,20 @@ def _add(row, score, values):
 
 
 def table(rows: list[dict]) -> rich.table.Table:
-    """The rows for the terminal: mean ± 95 % interval over seeds."""
+    """The rows for the terminal: mean ± 95 % interval over seeds.
+
+    Scores or runs are its columns, whichever are fewer: a terminal is narrow.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
-    shown = rich.table.Table("run", "seeds", *names, title="mean ± 95 % over seeds")
-    for row in rows:
-        cells = [_cell(row["scores"].get(name)) for name in names]
-        shown.add_row(row["run"], str(row["n"]), *cells)
+    runs = [f"{row['run']}, seeds: {row['n']}" for row in rows]
+    cells = [[_cell(row["scores"].get(name)) for name in names] for row in rows]
+    columns, lines = names, runs
+    if len(runs) < len(names):
+        columns, lines = runs, names
+        cells = [list(column) for column in zip(*cells, strict=True)]
+    shown = rich.table.Table("", *columns, title="mean ± 95 % over seeds")
+    for line, of_line in zip(lines, cells, strict=True):
+        shown.add_row(line, *of_line)
     return shown
 
 

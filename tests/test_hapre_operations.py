@@ -78,6 +78,10 @@ def test_parameter_scores_by_hand():
     assert unknown["mean"] == 2 and unknown["error"] is None
     still = evaluate.score_parameter(np.zeros(3), truth)
     assert still["correlation"] is None
+    # The mean of these in float32 is not 0.1, so that their deviation is not 0.
+    same = np.full(300, 0.1, np.float32)
+    assert np.std(same) > 0
+    assert evaluate.score_parameter(same, np.arange(300.0))["correlation"] is None
 
 
 def test_what_was_done_to_the_films_of_a_variant_is_undone(monkeypatch):
