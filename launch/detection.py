@@ -34,21 +34,13 @@ def make(config: Config, data: dataset.Splits) -> framework.Method:
         raise UserError(
             f"no lesion boxes are known of {config.data.name}, or of one of its splits"
         )
-    settings = config.policy
     trunk = nets.NETS[config.task.net](num_classes=0, norm=config.task.norm)
-    operation = hapre.operation(settings)
-    return framework.make(
-        Detection(
-            nets.CenterNet(trunk, grid=_GRID),
-            config.task.image_size,
-            normalize=config.task.normalize,
-        ),
-        hapre.policy_network(settings, operation),
-        operation,
-        hapre.learning(config),
-        policy_image_size=settings.image_size,
-        policy_normalize=config.task.normalize,
+    task = Detection(
+        nets.CenterNet(trunk, grid=_GRID),
+        config.task.image_size,
+        normalize=config.task.normalize,
     )
+    return hapre.of_task(config, task)
 
 
 def score(

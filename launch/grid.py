@@ -68,10 +68,10 @@ def summarize(runs: list[Experiment]) -> list[dict]:
             _add(row["scores"], score, map(read, results))
         # How an operation was set, beside the truth, where that is known.
         parameters = [result["test"].get("parameters", {}) for result in results]
-        for name in parameters[0] if parameters else ():
+        for parameter in parameters[0] if parameters else ():
             for score in _BESIDE_THE_TRUTH:
-                values = [of[name][score] for of in parameters]
-                _add(row["scores"], f"{name}: {score.replace('_', ' ')}", values)
+                values = [of[parameter][score] for of in parameters]
+                _add(row["scores"], f"{parameter}: {score.replace('_', ' ')}", values)
         rows.append(row)
     return rows
 

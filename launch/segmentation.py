@@ -31,7 +31,6 @@ _FILMS = 8  # in the picture
 def make(config: Config, data: dataset.Splits) -> framework.Method:
     """The framework's method with a U-Net as task network."""
     del data
-    settings = config.policy
     if config.task.image_size % 4:
         raise UserError(
             f"task.image_size is {config.task.image_size}, but the U-Net halves it "
@@ -43,15 +42,7 @@ def make(config: Config, data: dataset.Splits) -> framework.Method:
         whole_size=config.data.image_size,
         normalize=config.task.normalize,
     )
-    operation = hapre.operation(settings)
-    return framework.make(
-        task,
-        hapre.policy_network(settings, operation),
-        operation,
-        hapre.learning(config),
-        policy_image_size=settings.image_size,
-        policy_normalize=config.task.normalize,
-    )
+    return hapre.of_task(config, task)
 
 
 def score(

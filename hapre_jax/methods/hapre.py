@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from hapre_jax import framework, nets, operations
+from hapre_jax import framework, nets, operations, tasks
 from hapre_jax.config import Config, PolicyConfig
 from hapre_jax.methods import plain
 
@@ -76,16 +76,24 @@ def learning(config: Config) -> framework.Learning:
 
 def make(config: Config, num_classes: int) -> framework.Method:
     """The method of Yuan et al. 2022, section 3, with the config's learning rule."""
+    task = plain.classification(config, num_classes)
+    return of_task(config, task, prober=_prober(config, num_classes))
+
+
+def of_task(
+    config: Config, task: tasks.Task, *, prober: tasks.Task | None = None
+) -> framework.Method:
+    """The same with any task; see `framework.make` for the prober."""
     settings = config.policy
     chosen = operation(settings)
     return framework.make(
-        plain.classification(config, num_classes),
+        task,
         policy_network(settings, chosen),
         chosen,
         learning(config),
         policy_image_size=settings.image_size,
         policy_normalize=config.task.normalize,
-        prober=_prober(config, num_classes),
+        prober=prober,
     )
 
 
