@@ -125,7 +125,7 @@ def presets(name: str) -> Preset:
     Only `cpu` was ever run.
     """
     if name == "cpu":
-        return Preset(("resnet8", "resnet10"), ("resnet8", "resnet10", "resnet18"), {})
+        return Preset(("resnet8", "resnet14"), ("resnet8", "resnet14", "resnet18"), {})
     if name == "gpu":
         values = {
             "task.image_size": "224",

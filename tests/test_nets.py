@@ -51,6 +51,8 @@ def count(tree):
         ("densenet169", 3, 12_489_475),
         ("vgg16", 3, 134_272_835),
         ("vgg19", 3, 139_582_531),
+        # He et al.'s 6n + 2 layers with projections, by hand: stem, three stages, head.
+        ("resnet14", 3, 464 + 9_344 + 33_088 + 131_712 + 195),
         # Without a head.
         ("resnet18", 0, 11_176_512),
         ("densenet121", 0, 6_953_856),
@@ -77,6 +79,7 @@ def test_one_channel_saves_two_of_three_planes_of_the_stem():
     ("name", "shapes"),
     [
         ("resnet8", [(64, 64, 16), (32, 32, 32), (16, 16, 64)]),
+        ("resnet14", [(64, 64, 16), (32, 32, 32), (16, 16, 64)]),
         ("resnet10", [(16, 16, 16), (8, 8, 32), (4, 4, 64), (2, 2, 128)]),
         ("resnet18", [(16, 16, 64), (8, 8, 128), (4, 4, 256), (2, 2, 512)]),
         ("resnet50", [(16, 16, 256), (8, 8, 512), (4, 4, 1024), (2, 2, 2048)]),

@@ -135,12 +135,12 @@ def test_runs_come_seed_by_seed():
     assert [str(run.folder.relative_to("work")) for run in tables.by_seed(groups)] == [
         "phantom_low/resnet8/resnet/seed-0",
         "phantom_low/resnet8/cbam/seed-0",
-        "phantom_low/resnet10/resnet/seed-0",
-        "phantom_low/resnet10/cbam/seed-0",
+        "phantom_low/resnet14/resnet/seed-0",
+        "phantom_low/resnet14/cbam/seed-0",
         "phantom_low/resnet8/resnet/seed-1",
         "phantom_low/resnet8/cbam/seed-1",
-        "phantom_low/resnet10/resnet/seed-1",
-        "phantom_low/resnet10/cbam/seed-1",
+        "phantom_low/resnet14/resnet/seed-1",
+        "phantom_low/resnet14/cbam/seed-1",
     ]
     seeds = [config_of(run).seed for run in tables.by_seed(groups)]
     assert seeds == [0, 0, 0, 0, 1, 1, 1, 1]
@@ -168,8 +168,8 @@ def test_dry_run_prints_what_would_be_run():
     arguments = ["--table", "4", "--seeds", "1", "--rows", "danet", "--shard", "2/2"]
     assert dry_run("w", *arguments, "--sources", "phantom_high") == [
         "python -m hapre_jax.train --config configs/baselines.py:danet@phantom "
-        "--workdir w/phantom_high/resnet10/danet/seed-0 --data.quality high "
-        "--task.net resnet10+danet --seed 0"
+        "--workdir w/phantom_high/resnet14/danet/seed-0 --data.quality high "
+        "--task.net resnet14+danet --seed 0"
     ]
 
 
@@ -358,7 +358,7 @@ def test_table_3_tests_each_training_on_every_source(tmp_path, write_run):
     }
     for (trained, tested), (plain, ours) in figures.items():
         elsewhere = "" if trained == tested else tested
-        here = tmp_path / trained / "resnet10"
+        here = tmp_path / trained / "resnet14"
         write_run(here / "resnet" / "seed-0", plain, misses=True, tested=elsewhere)
         # At home there is nothing to gain.
         write_run(
@@ -369,13 +369,13 @@ def test_table_3_tests_each_training_on_every_source(tmp_path, write_run):
     assert parts[0] == "**trained on phantom_high**"
     none, more = "+0.0 [+0.0, +0.0], p = 1.000", "+26.7 [+26.7, +26.7], p < 0.002"
     assert parts[1].splitlines()[2:] == [
-        "| phantom_high: resnet10, ResNet "
+        "| phantom_high: resnet14, ResNet "
         "| <u>90.0</u> | <u>90.0</u> | <u>90.0</u> | <u>90.0</u> |  |",
-        "| phantom_high: resnet10, HAPre-KRS "
+        "| phantom_high: resnet14, HAPre-KRS "
         f"| **95.0** | **95.0** | **95.0** | **95.0** | {none} |",
-        "| phantom_low: resnet10, ResNet "
+        "| phantom_low: resnet14, ResNet "
         "| <u>30.0</u> | <u>30.0</u> | <u>30.0</u> | <u>30.0</u> |  |",
-        f"| phantom_low: resnet10, HAPre-KRS "
+        f"| phantom_low: resnet14, HAPre-KRS "
         f"| **60.0** | **60.0** | **60.0** | **60.0** | {more} |",
     ]
     assert parts[2] == "**trained on phantom_low**"
@@ -433,8 +433,8 @@ def test_table_4_compares_with_the_plain_network_of_the_same_depth(tmp_path, wri
     here = tmp_path / "phantom_low"
     write_run(here / "resnet8" / "resnet" / "seed-0", 0.5, misses=True)
     write_run(here / "resnet8" / "hapre_krs" / "seed-0", 0.6)
-    write_run(here / "resnet10" / "resnet" / "seed-0", 0.8)
-    write_run(here / "resnet10" / "cbam" / "seed-0", 0.7, misses=True)
+    write_run(here / "resnet14" / "resnet" / "seed-0", 0.8)
+    write_run(here / "resnet14" / "cbam" / "seed-0", 0.7, misses=True)
     (title, table, _), _ = finished(tmp_path, "4")
     assert title == "**phantom_low, 20 test films**"
     assert table.splitlines() == [
@@ -443,8 +443,8 @@ def test_table_4_compares_with_the_plain_network_of_the_same_depth(tmp_path, wri
         "| resnet8, ResNet | 50.0 | 50.0 | 50.0 | 50.0 |  |",
         "| resnet8, HAPre-KRS | 60.0 | 60.0 | 60.0 | 60.0 "
         "| +26.7 [+26.7, +26.7], p < 0.002 |",
-        "| resnet10, ResNet | **80.0** | **80.0** | **80.0** | **80.0** |  |",
-        "| resnet10, CBAM | <u>70.0</u> | <u>70.0</u> | <u>70.0</u> | <u>70.0</u> "
+        "| resnet14, ResNet | **80.0** | **80.0** | **80.0** | **80.0** |  |",
+        "| resnet14, CBAM | <u>70.0</u> | <u>70.0</u> | <u>70.0</u> | <u>70.0</u> "
         "| −26.7 [−26.7, −26.7], p < 0.002 |",
     ]
 
@@ -517,7 +517,7 @@ def test_failed_runs_are_listed_and_the_others_are_shown(
     arguments = ["--table", "5", "--seeds", "1", "--workdir", str(tmp_path)]
     assert tables.main(arguments) == 1
     said = capsys.readouterr().out
-    for net in ("resnet10", "resnet18"):
+    for net in ("resnet14", "resnet18"):
         folder = f"{tmp_path}/phantom_low/{net}/resnet/seed-0"
         assert f"failed: {folder}: error: the disk is full (see {folder}.log)" in said
     text = (tmp_path / "table5.md").read_text(encoding="utf-8")
@@ -536,7 +536,7 @@ def test_failed_test_on_another_source_is_listed_and_not_fatal(
     tmp_path, write_run, capsys, monkeypatch
 ):
     for source in ("phantom_high", "phantom_low"):
-        for net in ("resnet8", "resnet10"):
+        for net in ("resnet8", "resnet14"):
             write_run(tmp_path / source / net / "resnet" / "seed-0", 0.5)
     monkeypatch.setattr(experiments.subprocess, "call", fail)
     arguments = ["--table", "3", "--seeds", "1", "--workdir", str(tmp_path)]
