@@ -49,7 +49,9 @@ def measure(*, net, dtype, batch, side, tried, grid, devices, repeat):
     inputs = {"image": image, "label": label, "index": index}
     inputs = {k: v if k == "image" else v.astype(np.int32) for k, v in inputs.items()}
     inputs = sharding.put_batch(inputs, mesh)
-    step = state.make_step(method, optimizer, config, mesh).lower(now, inputs).compile()
+    step = state.make_step(method, optimizer, config, mesh)
+    (root,) = step.args
+    step = step.func.lower(root, now, inputs).compile()
     memory = step.memory_analysis()
     clock = time.perf_counter
     if jax.default_backend() == "cpu":
@@ -57,7 +59,7 @@ def measure(*, net, dtype, batch, side, tried, grid, devices, repeat):
     times = []
     for _ in range(repeat + 1):
         start = clock()
-        now, metrics = step(now, inputs)
+        now, metrics = step(root, now, inputs)
         jax.block_until_ready((now, metrics))
         times.append(clock() - start)
     planned = memory.temp_size_in_bytes + memory.argument_size_in_bytes

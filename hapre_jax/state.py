@@ -1,5 +1,6 @@
 """What a checkpoint holds, and the jitted update that carries it from step to step."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -225,8 +226,10 @@ def make_step(
     config: Config,
     mesh: Mesh | None = None,
 ) -> Callable:
-    """The jitted `(state, batch) -> (state, metrics)`; the state is donated.
+    """The step `(state, batch) -> (state, metrics)`; the state is donated.
 
+    A `functools.partial` of the jitted `(root, state, batch)`: the key data that the
+    seed gives is an argument, so that what is compiled for one seed serves them all.
     With `train.steps_per_call` > 1 it takes a tuple of so many batches, and each of its
     metrics is `f32[steps]`.
 
@@ -235,11 +238,10 @@ def make_step(
     `train.on_nonfinite` at skip, the state keeps all but its step where one is not.
     Over the devices of a mesh, state and batch lie as `sharding` puts them.
     """
-    root = jax.random.key(config.seed)
     axis, probability = config.data.flip, config.data.flip_probability
 
-    def step(state, batch):
-        key = jax.random.fold_in(root, state.step)
+    def step(root, state, batch):
+        key = jax.random.fold_in(jax.random.wrap_key_data(root), state.step)
         flip_key, loss_key = jax.random.split(key)
         batch = flip(to_float(batch), flip_key, axis=axis, probability=probability)
         if "partner" in batch:  # see `Method`; it is flipped on its own
@@ -275,12 +277,17 @@ def make_step(
             new = kept._replace(step=state.step + 1)
         return sharding.keep_state(new, mesh), metrics
 
-    def several(state, batches):
+    def several(root, state, batches):
         stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *batches)
-        return jax.lax.scan(step, state, stacked)
+        return jax.lax.scan(functools.partial(step, root), state, stacked)
 
     is_single = config.train.steps_per_call == 1
-    return jax.jit(step if is_single else several, donate_argnums=0)
+    jitted = jax.jit(step if is_single else several, donate_argnums=1)
+    # Data, as a key cannot be put on the devices of several processes.
+    root = jax.random.key_data(jax.random.key(config.seed))
+    if mesh is not None:
+        root = sharding.put_state(root, mesh)
+    return functools.partial(jitted, root)
 
 
 def _gradients(loss, state, batch, key, *, parts):

@@ -57,7 +57,7 @@ for devices, model in json.loads(sys.argv[1]):
         "answers": scored.table.probabilities.ravel().tolist(),
         "devices": len(now.params["task"]["head"]["bias"].sharding.device_set),
         "channels": kernel.addressable_shards[0].data.shape[-1],
-        "compilations": step._cache_size(),
+        "compilations": step.func._cache_size(),
     })
 print(json.dumps(found))
 """

@@ -317,6 +317,24 @@ def test_noise_of_a_step_depends_on_seed_and_step_alone():
     assert len({*noises(0), *noises(1), *noises(2**32 - 1)}) == 9
 
 
+@pytest.mark.parametrize("name", ["hapre", "plain", "cutout"])
+def test_what_one_seed_compiled_serves_another(name, tiny_config):
+    texts = []
+    for seed in (0, 1):
+        config = dataclasses.replace(tiny_config, method=name, seed=seed)
+        method, optimizer = METHODS[name](config, 3), state.make_optimizer(config)
+        side = config.data.image_size
+        batch = {
+            "image": jax.ShapeDtypeStruct((2, side, side, 1), jnp.uint8),
+            "label": jax.ShapeDtypeStruct((2,), jnp.int32),
+            "index": jax.ShapeDtypeStruct((2,), jnp.int32),
+        }
+        step = state.make_step(method, optimizer, config)
+        lowered = step.func.lower(*step.args, state.blank(method, config), batch)
+        texts.append(lowered.as_text())
+    assert texts[0] == texts[1]
+
+
 def test_init_depends_on_the_seed_and_shares_no_buffer(tiny_config):
     config = dataclasses.replace(tiny_config, method="plain")
     method = METHODS["plain"](config, 3)
@@ -363,7 +381,7 @@ def test_one_compilation_serves_a_whole_run(tmp_path, tiny_config):
     checkpoints.close()
     now, _ = step(now, jax.device_put(next(batches)))
     assert now.step == 4
-    assert step._cache_size() == 1
+    assert step.func._cache_size() == 1
     # What the guard would have said.
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         with jax.transfer_guard("disallow"):

@@ -24,7 +24,7 @@ def _lower(config):
         "index": jax.ShapeDtypeStruct((count,), jnp.int32),
     }
     step = state.make_step(method, state.make_optimizer(config), config)
-    return step.lower(state.blank(method, config), batch)
+    return step.func.lower(*step.args, state.blank(method, config), batch)
 
 
 def _forward(net, side):
