@@ -31,8 +31,9 @@ from hapre_jax import (
     training,
 )
 from hapre_jax import evaluate as evaluation
-from hapre_jax.config import Config
+from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
+from hapre_jax.data import phantom
 from hapre_jax.framework import Method
 from hapre_jax.methods import METHODS
 
@@ -229,11 +230,19 @@ def main(argv: list[str]) -> int:
     written = ["report.html", "results.json", "predictions.csv", "metrics.jsonl"]
     written += [name for name in _PICTURES if (workdir / name).exists()]
     log.say(console, f"Everything is in {workdir}: {', '.join(written)}")
-    source = (
-        "--data.quality medium" if config.data.name == "phantom" else "--data.root DIR"
-    )
-    log.say(console, f"Next: python -m hapre_jax.evaluate {workdir} {source}")
+    log.say(console, f"Next: {_next(config.data, workdir)}")
     return 0
+
+
+def _next(data: DataConfig, workdir: pathlib.Path) -> str:
+    """The command after a run: a test elsewhere, where its classes are known."""
+    evaluation = f"python -m hapre_jax.evaluate {workdir}"
+    if data.name != "phantom":
+        return f"{evaluation} --data.root DIR"
+    if data.quality in phantom.QUALITIES:
+        other = "low" if data.quality == "medium" else "medium"
+        return f"{evaluation} --data.quality {other}"
+    return f"open {workdir / 'report.html'}"
 
 
 if __name__ == "__main__":

@@ -97,6 +97,22 @@ def test_a_run_says_where_it_is_and_what_is_next(finished_run, capsys, tmp_path)
     )
 
 
+@pytest.mark.parametrize(
+    ("data", "command"),
+    [
+        ({"quality": "medium"}, "python -m hapre_jax.evaluate RUN --data.quality low"),
+        ({"quality": "exposed"}, "open RUN/report.html"),  # none has its classes
+        (
+            {"name": "nih_chest_xray"},
+            "python -m hapre_jax.evaluate RUN --data.root DIR",
+        ),
+    ],
+)
+def test_next_command_is_one_that_can_be_given(data, command):
+    said = train._next(config.DataConfig(**data), pathlib.Path("RUN"))
+    assert said == command
+
+
 def test_a_run_on_one_s_own_films(tmp_path, experiment, capsys):
     """Lungs unknown, two classes, other numbers of images than a batch divides."""
     films = _films(tmp_path / "films")
