@@ -36,6 +36,10 @@ from hapre_jax.methods import METHODS
 from hapre_jax.predictions import Predictions
 from hapre_jax.state import TrainState, to_float
 
+# Framing of a film -> below which share of its side the longer side of the lungs is:
+# between what phantoms of these qualities have.
+_FRAMINGS = {"low": 0.6, "medium": 0.875, "high": np.inf}
+
 
 class Evaluation(NamedTuple):
     """Scores of a split, and the answer for each of its N images."""
@@ -167,7 +171,10 @@ def evaluate(
         **probabilities.summary(table.probabilities, table.labels),
         "scaled_calibration_error": scaled,
         "confusion_matrix": np.asarray(matrix).tolist(),
-        "views": _score_views(source.views, truth, table.answers, space),
+        "views": _score_groups(source.views, truth, table.answers, space),
+        "framings": _score_groups(
+            _framings(source.lung_boxes), truth, table.answers, space
+        ),
         **score_actions(predicted, source, config=config, mean_box=mean_box),
     }
     return Evaluation(scores, predicted, table)
@@ -212,14 +219,26 @@ def _confusion_matrix(truth, answers, space) -> jax.Array:
     )
 
 
-def _score_views(views, truth, answers, space) -> dict[str, dict]:
-    """Scores of each view, which may go with the label: the sick are filmed in bed."""
+def _score_groups(names, truth, answers, space) -> dict[str, dict]:
+    """Scores of the films of each view, or of each framing; "" is unknown.
+
+    A view may go with the label, as the sick are filmed in bed.
+    """
     scored = {}
-    for view in sorted(set(views)):
-        rows = np.array(views) == view
+    for name in sorted(set(names)):
+        rows = np.array(names) == name
         matrix = _confusion_matrix(truth[rows], answers[rows], space)
-        scored[view or "unknown"] = {"n": int(rows.sum()), **metrics.summary(matrix)}
+        scored[name or "unknown"] = {"n": int(rows.sum()), **metrics.summary(matrix)}
     return scored
+
+
+def _framings(lung_boxes: np.ndarray | None) -> list[str]:
+    """How well each film is framed, by the longer side of its lungs; "" is unknown."""
+    if lung_boxes is None:
+        return []
+    sides = np.max(lung_boxes[:, 2:] - lung_boxes[:, :2], axis=1)
+    names = (*_FRAMINGS, "")  # NaN is above all bounds
+    return [names[at] for at in np.digitize(sides, list(_FRAMINGS.values()))]
 
 
 def score_key_areas(

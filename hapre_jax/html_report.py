@@ -142,12 +142,8 @@ def _scores(methods) -> list[str]:
     for key, name in names.items():
         values = [scores.get(key) for scores, _ in methods.values()]
         rows.append([name, *("–" if v is None else f"{v:.3f}" for v in values)])
-    views = next(iter(methods.values()))[0]["views"]
-    for view, there in views.items():
-        values = [scores["views"][view]["macro_f1"] for scores, _ in methods.values()]
-        rows.append(
-            [f"macro F1 of view {view} ({there['n']})", *(f"{v:.3f}" for v in values)]
-        )
+    groups = report.by_group([scores for scores, _ in methods.values()])
+    rows += [[f"macro F1 of {label}", *values] for label, values in groups.items()]
     return [html_page.heading("Scores"), html_page.table("", ["", *methods], rows)]
 
 

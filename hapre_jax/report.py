@@ -10,6 +10,29 @@ _OF_PROBABILITIES = {
     "scaled_calibration_error": "  with the temperature",
 }
 
+_GROUPS = {"views": "view", "framings": "framing"}
+
+
+def by_group(columns: list[dict]) -> dict[str, list[str]]:
+    """Macro-F1 of each view and framing of the test films, where they differ.
+
+    Args:
+      columns: test scores of methods on the same films.
+
+    Returns:
+      Such as "view AP (200)" -> a figure a column; a dash where an older version did
+      not count it.
+    """
+    rows = {}
+    for kind, label in _GROUPS.items():
+        groups = next((of[kind] for of in columns if of.get(kind)), {})
+        for name, there in groups.items() if len(groups) > 1 else ():
+            found = [scores.get(kind, {}).get(name) for scores in columns]
+            rows[f"{label} {name} ({there['n']})"] = [
+                f"{of['macro_f1']:.3f}" if of else "-" for of in found
+            ]
+    return rows
+
 
 def summary_table(results: dict) -> rich.table.Table:
     """The run's scores on the test split, the plain classifier's beside them."""
@@ -31,12 +54,9 @@ def summary_table(results: dict) -> rich.table.Table:
         if known[-1] is not None:
             shown = ("-" if value is None else f"{value:.3f}" for value in known)
             table.add_row(label, *shown)
-    for view, there in test["views"].items():
-        row = [
-            f"{scores['views'][view]['macro_f1']:.3f}" for scores in columns.values()
-        ]
-        name = rich.markup.escape(view)  # a table of films may call it [a]
-        table.add_row(f"macro f1 of view {name} ({there['n']})", *row)
+    for label, values in by_group(list(columns.values())).items():
+        # A table of films may call its view [a].
+        table.add_row(f"macro f1 of {rich.markup.escape(label)}", *values)
     area = test["key_area"]
     if area:
         rows = {

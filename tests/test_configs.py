@@ -38,6 +38,7 @@ SCORES = {
     "scaled_calibration_error",
     "confusion_matrix",
     "views",
+    "framings",
     "key_area",
     "parameters",
 }

@@ -136,6 +136,29 @@ def test_views_are_scored_apart():
     assert scores["views"]["PA"]["macro_recall"] == pytest.approx(1 / 3)
 
 
+def test_framings_are_scored_apart():
+    table = np.eye(3, dtype=np.float32)[[0, 1, 1, 2, 0]]
+    # Longer sides 0.55, 0.6, 0.95, 0.5, unknown.
+    boxes = [(0.1, 0.1, 0.5, 0.65), (0.0, 0.1, 0.6, 0.5), (0.0, 0.0, 0.95, 0.8)]
+    boxes += [(0.5, 0.5, 1.0, 0.9), (np.nan,) * 4]
+    source = dataclasses.replace(
+        _dataset([0, 1, 2, 1, 0]), lung_boxes=np.array(boxes, np.float32)
+    )
+    scores = evaluate.evaluate(_lookup(table), STATE, source, config=Config()).scores
+    assert {name: of["n"] for name, of in scores["framings"].items()} == {
+        "unknown": 1,
+        "high": 1,
+        "low": 2,
+        "medium": 1,
+    }
+    assert scores["framings"]["low"]["accuracy"] == 0.5  # film 3 is called 2
+    assert scores["framings"]["high"]["accuracy"] == 0.0
+    # Nothing is known of where the lungs are.
+    source = dataclasses.replace(source, lung_boxes=None)
+    scores = evaluate.evaluate(_lookup(table), STATE, source, config=Config()).scores
+    assert scores["framings"] == {}
+
+
 def test_a_split_smaller_than_a_batch_is_one_batch():
     seen = []
     table = np.eye(3, dtype=np.float32)

@@ -87,6 +87,19 @@ def test_views_have_lines_of_their_own():
     ]
 
 
+def test_framings_have_lines_where_they_differ():
+    test = _scores(0.8) | {"framings": {"low": {"n": 600, "macro_f1": 0.5}}}
+    _, rows = _shown(_results("hapre", test))
+    assert not any("framing" in row[0] for row in rows)
+    test["framings"]["high"] = {"n": 200, "macro_f1": 0.75}
+    # Of a plain classifier that an older version has scored.
+    _, rows = _shown(_results("hapre", test, _scores(0.7)))
+    assert rows[-2:] == [
+        ["macro f1 of framing low (600)", "-", "0.500"],
+        ["macro f1 of framing high (200)", "-", "0.750"],
+    ]
+
+
 def test_parameters_of_operations_have_lines_beside_the_truth():
     found = {"mean": 2.0, "std": 1.5, "error": 0.5, "correlation": 0.9}
     found |= {"error_but_for_a_constant": 0.25, "error_untouched": 9.0}
