@@ -344,7 +344,9 @@ def _lesion_coverage(areas, lesion_boxes) -> float | None:
 
 def mean_lung_box(source: datasets.Dataset) -> np.ndarray | None:
     """Mean lung box `f32[4]` of a split, or None where no lungs are known."""
-    return None if source.lung_boxes is None else np.nanmean(source.lung_boxes, axis=0)
+    if source.lung_boxes is None or np.isnan(source.lung_boxes).all():
+        return None
+    return np.nanmean(source.lung_boxes, axis=0)
 
 
 # What a film looks like and how it is read; not which films there are, nor their split.

@@ -287,6 +287,8 @@ def test_mean_lung_box_ignores_films_without():
     found = evaluate.mean_lung_box(_dataset([0, 1, 2], lungs))
     np.testing.assert_allclose(found, [0.1, 0.1, 0.6, 0.7], rtol=1e-6)
     assert evaluate.mean_lung_box(_dataset([0, 1, 2])) is None
+    unknown = np.full((3, 4), np.nan, np.float32)
+    assert evaluate.mean_lung_box(_dataset([0, 1, 2], unknown)) is None
 
 
 def _read(path):
