@@ -4,7 +4,7 @@ Command:  python launch/grid.py --config configs/operations.py:rotated \
               --workdir runs/operations/rotated
           also :exposed and :rotated_exposed; one seed of it is
           python -m hapre_jax.train --config configs/operations.py:rotated
-Hardware: a CPU core, minutes a seed.
+Hardware: a CPU core, three to five minutes a seed.
 Expected result: docs/extending.md.
 """
 
