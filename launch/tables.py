@@ -436,7 +436,9 @@ def command(arguments: argparse.Namespace) -> str:
     words += [f"--test-on {pathlib.Path(path).name}" for path in arguments.test_on]
     if arguments.preset != "cpu":
         words.append(f"--preset {arguments.preset}")
-    return " ".join(["python launch/tables.py", *words, f"--seeds {arguments.seeds}"])
+    if arguments.table != "1":
+        words.append(f"--seeds {arguments.seeds}")
+    return " ".join(["python launch/tables.py", *words])
 
 
 def main(argv: list[str]) -> int:
@@ -498,7 +500,7 @@ def main(argv: list[str]) -> int:
         if arguments.dry_run:
             return 0
         tables, records = table_1(names, root)
-        notes = "Counted by `python launch/tables.py --table 1`."
+        notes = f"Counted by `{command(arguments)}`."
         text = result_table.write(workdir / "table1", tables, records, notes=notes)
         console.print(rich.markdown.Markdown(text))
         return 0

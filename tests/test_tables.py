@@ -489,6 +489,7 @@ def test_table_1_counts_the_films(tmp_path, capsys):
         "| phantom_low | 3900 | 3900 | 1300 normal, 1300 bacterial, 1300 viral "
         f"| {unknown} | {unknown} |  |",
     ]
+    assert lines[-1] == "Counted by `python launch/tables.py --table 1`."
     assert json.loads((tmp_path / "table1.json").read_text())["records"] == [
         {
             "source": "phantom_low",
