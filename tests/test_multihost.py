@@ -89,7 +89,8 @@ def test_each_process_puts_its_part_of_a_new_state():
 
 @pytest.mark.multihost
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "begun"), [("hapre", 3), ("plain", 0)])
+# HAPre-KRS goes on; DRL-DA begins with a plain training and that of its agent.
+@pytest.mark.parametrize(("name", "begun"), [("hapre", 3), ("drl_da", 0)])
 def test_two_processes_do_what_one_does(tmp_path, tiny_config, name, begun):
     """Go on or begin, to the same end; and one reads what two have written."""
     settings = config.override_all(
