@@ -88,11 +88,13 @@ def _read_torch(path):
     wrong = [name for name, value in content.items() if not torch.is_tensor(value)]
     if wrong:
         raise UserError(f"{path} holds {wrong[0]!r}, which is no tensor")
+    # Of a parameter, which asks for gradients, PyTorch gives no array.
+    tensors = {str(name): value.detach() for name, value in content.items()}
     return {
-        str(name).removeprefix("module."): (
+        name.removeprefix("module."): (
             value.float() if value.is_floating_point() else value
         ).numpy()
-        for name, value in content.items()
+        for name, value in tensors.items()
     }
 
 
@@ -181,7 +183,7 @@ def convert(
         raise UserError(f"{source} has a tensor {unexpected[0]!r}, which {net} has not")
     notes = []
     if "head" in kept:
-        count = tensors[f"{head}bias"].shape[0]
+        count = tensors[f"{head}weight"].shape[0]
         notes.append(f"{source}: its head of {count} classes is left out")
     fresh = sorted({name.partition(".")[0] for name in kept} - {"head"})
     if fresh:
