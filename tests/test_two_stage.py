@@ -337,6 +337,15 @@ def test_each_stage_starts_from_its_own_file(monkeypatch, tiny_config):
         assert all((leaf == value).all() for leaf in jax.tree.leaves(params[name]))
 
 
+def test_weights_of_stage_one_need_their_statistics(tiny_config):
+    task = dataclasses.replace(tiny_config.task, norm="group")
+    settings = dataclasses.replace(tiny_config, task=task)
+    METHODS["two_stage"](settings, 3)
+    settings = with_baseline(settings, stage_one_pretrained="w.safetensors")
+    with pytest.raises(UserError, match=r"stage_one_pretrained .* not group"):
+        METHODS["two_stage"](settings, 3)
+
+
 @pytest.mark.parametrize("net", ["vgg16", "resnet18+danet"])
 def test_only_a_head_on_mean_features_has_a_class_activation_map(net):
     task = config.TaskConfig(net=net, image_size=32)

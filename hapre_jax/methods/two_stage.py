@@ -68,6 +68,11 @@ def make(config: Config, num_classes: int) -> Method:
     """
     normal = normal_class(config, num_classes)
     task = plain.classification(config, num_classes)
+    if config.baseline.stage_one_pretrained and config.task.norm == "group":
+        raise UserError(
+            "baseline.stage_one_pretrained weights come with the statistics of "
+            "BatchNorm: task.norm must be batch or frozen, not group"
+        )
     net = config.stage_one_net
     stage_one = dataclasses.replace(config.task, net=net, pretrained="")
     gate = plain.classification(dataclasses.replace(config, task=stage_one), 2)
