@@ -4,8 +4,9 @@ Command:  python -m hapre_jax.train --config configs/baselines.py:cutmix
           python -m hapre_jax.train --data.root DIR \\
               --config configs/baselines.py:cutmix@ped_pneumonia
           rows: resnet random_aug cutout cutmix mixup drl_da cbam danet dre_net
-          dre_net_official two_stage mag_sd hapre_krs; sources: phantom (default)
-          ped_pneumonia ped_pneumonia_low. `launch/tables.py` runs them all.
+          dre_net_official two_stage mag_sd hapre_krs; beside the paper's, random_crop
+          true_lungs; sources: phantom (default) ped_pneumonia ped_pneumonia_low.
+          `launch/tables.py` runs them all.
 Hardware: two CPU cores, minutes.
 Expected result: docs/baselines.md.
 """

@@ -498,7 +498,7 @@ class BaselineConfig:
     normal_class: int | None = option(
         None,
         "two_stage: which class of a folder is normal; its classes are sorted by name "
-        "and counted from 0. Of other data sets it is known.",
+        "and counted from 0. Of other data sets with such a class it is known.",
         at_least=0,
     )
 

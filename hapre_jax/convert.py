@@ -19,16 +19,19 @@ def convert(source: pathlib.Path, target: pathlib.Path) -> int:
       The number of tensors.
 
     Raises:
-      UserError: `source` cannot be read, or `target` is no .safetensors file.
+      UserError: `source` cannot be read, or `target` is no .safetensors file or cannot
+        be written.
     """
     if target.suffix != ".safetensors":
         raise UserError(f"{str(target)!r} must end in .safetensors")
     tensors = pretrained.read(source)
+    # A transposed tensor would be written in the order of its memory.
+    packed = safetensors.numpy.save(
+        {name: value.copy(order="C") for name, value in tensors.items()}
+    )
+    # Not `save_file`, which lets nobody else read it, and has errors of its own.
     with atomic.replacing(target) as partial:
-        # A transposed tensor would be written in the order of its memory.
-        safetensors.numpy.save_file(
-            {name: value.copy(order="C") for name, value in tensors.items()}, partial
-        )
+        partial.write_bytes(packed)
     return len(tensors)
 
 

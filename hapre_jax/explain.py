@@ -23,6 +23,13 @@ EXPLAINED = (
     "mixup",
     "drl_da",
 )
+# After which the classifier sees a part of a film, or all of it, as it is.
+_OPERATIONS = ("key_area", "none")
+
+
+def is_of_film(config: Config) -> bool:
+    """Whether where a run's classifier looks is a place in the film as it is."""
+    return config.method != "hapre" or config.policy.operation in _OPERATIONS
 
 
 def make(config: Config, num_classes: int) -> Callable | None:
@@ -31,9 +38,9 @@ def make(config: Config, num_classes: int) -> Callable | None:
     `heat` f32[B, 64, 64] is the Grad-CAM of the class that is answered, at the last
     features of the task network; of a key area it is put back into its place. `batch`
     is as for `Method.predict`. There is none for methods whose answer is more than that
-    of one network.
+    of one network, nor for operations that turn, mask or recolor what it sees.
     """
-    if config.method not in EXPLAINED:
+    if config.method not in EXPLAINED or not is_of_film(config):
         return None
     method = METHODS[config.method](config, num_classes)
     task = plain.classification(config, num_classes)

@@ -74,7 +74,9 @@ def grad_cam(
 
     zeros = jnp.zeros(shape.shape, shape.dtype)
     gradient, value = jax.grad(logit, has_aux=True)(zeros)
-    return jax.nn.relu(cam(value, jnp.mean(gradient[0], axis=(0, 1))))
+    # Of a network in bfloat16 too.
+    gradient, value = (x.astype(jnp.float32) for x in (gradient[0], value))
+    return jax.nn.relu(cam(value, jnp.mean(gradient, axis=(0, 1))))
 
 
 def paste(heat: jax.Array, area: jax.Array, *, size: int) -> jax.Array:

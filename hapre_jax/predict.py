@@ -25,6 +25,7 @@ from hapre_jax import (
     appearance,
     boxes,
     cli,
+    explain,
     figures,
     heatmap,
     inference,
@@ -306,9 +307,10 @@ def predict_films(
       UserError: of heatmaps, if the method has none; or the folder cannot be made.
     """
     if heatmaps and model.explain is None:
-        raise UserError(
-            f"where method {model.config.method} looks is not one map: leave --heatmaps"
-        )
+        name = model.config.method
+        if not explain.is_of_film(model.config):
+            name += f" with policy.operation {model.config.policy.operation}"
+        raise UserError(f"where method {name} looks is not one map: leave --heatmaps")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

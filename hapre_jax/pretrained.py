@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hapre_jax.errors import UserError
@@ -31,7 +32,9 @@ class Loaded(NamedTuple):
 
 
 def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Tensors by name of a `.safetensors` file or a PyTorch checkpoint.
+    """Tensors by name of a `.safetensors` file or a PyTorch checkpoint, in float32.
+
+    Integers, such as counts of batches, stay integers.
 
     A `.pth` or `.pt` file is a pickle, which could run any program: it is read by
     PyTorch with `weights_only`, which executes nothing. A checkpoint that holds its
@@ -58,9 +61,16 @@ def _read_safetensors(path):
     import safetensors.numpy
 
     try:
-        return safetensors.numpy.load_file(path)
+        tensors = safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
         raise UserError(f"{path} is no readable safetensors file: {error}") from error
+    return {
+        # Of JAX, which knows bfloat16.
+        name: value.astype(np.float32, copy=False)
+        if jnp.issubdtype(value.dtype, jnp.floating)
+        else value
+        for name, value in tensors.items()
+    }
 
 
 def _read_torch(path):
@@ -88,11 +98,13 @@ def _read_torch(path):
     wrong = [name for name, value in content.items() if not torch.is_tensor(value)]
     if wrong:
         raise UserError(f"{path} holds {wrong[0]!r}, which is no tensor")
+    # Of a parameter, which asks for gradients, PyTorch gives no array.
+    tensors = {str(name): value.detach() for name, value in content.items()}
     return {
-        str(name).removeprefix("module."): (
+        name.removeprefix("module."): (
             value.float() if value.is_floating_point() else value
         ).numpy()
-        for name, value in content.items()
+        for name, value in tensors.items()
     }
 
 
@@ -181,7 +193,7 @@ def convert(
         raise UserError(f"{source} has a tensor {unexpected[0]!r}, which {net} has not")
     notes = []
     if "head" in kept:
-        count = tensors[f"{head}bias"].shape[0]
+        count = tensors[f"{head}weight"].shape[0]
         notes.append(f"{source}: its head of {count} classes is left out")
     fresh = sorted({name.partition(".")[0] for name in kept} - {"head"})
     if fresh:

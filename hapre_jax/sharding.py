@@ -118,7 +118,19 @@ def shapes(state: Any, mesh: Mesh) -> Any:
 def put_state(tree: Any, mesh: Mesh) -> Any:
     """A state, the same in every process, on the devices of a mesh."""
     shardings = jax.tree.map(functools.partial(of_state, mesh=mesh), tree)
+    if jax.process_count() > 1:
+        return jax.tree.map(_put_part, tree, shardings)
     return jax.device_put(tree, shardings)
+
+
+def _put_part(leaf, sharding):
+    """Puts what this process's devices hold of an array that every process has."""
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.device_put(leaf, sharding)
+    # JAX would copy an array that is on a device to those of the other processes, which
+    # few backends can.
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
 
 
 def gather(tree: Any, mesh: Mesh) -> Any:

@@ -189,12 +189,13 @@ def _best_scale(measured, areas, lung_boxes) -> dict | None:
 def _learn_before(config, method, workdir, data, console, now) -> state.TrainState:
     """The state with what the method learns from the plain classifier's best one.
 
-    Interrupted, it starts anew: it is as good as random numbers until it is done.
+    Interrupted, it starts anew: it is as good as random numbers until it is done. Of
+    several processes each learns it by itself, all from the same films: the same.
     """
     plain_method = METHODS["plain"](_plain(config), len(data.train.classes))
     best = checkpoint.restore_best(workdir / "plain", _plain(config), plain_method)
     with (
-        contextlib.closing(training.iterate(config, data.train)) as batches,
+        contextlib.closing(training.iterate(config, data.train, whole=True)) as batches,
         log.progress_bar(console, f"{config.method}, before training") as update,
     ):
         learned = method.prepare(*best.average, batches, data.validation, update)

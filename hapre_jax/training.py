@@ -101,8 +101,9 @@ def iterate(
     *,
     start: int = 0,
     partners: bool = False,
+    whole: bool = False,
 ) -> feed.TrainIterator:
-    """This process's share of the batches of a run, from step `start` on."""
+    """The batches of a run from step `start` on: this process's share, or `whole`."""
     return feed.train_iterator(
         films,
         batch_size=config.train.batch_size,
@@ -110,7 +111,7 @@ def iterate(
         start=start,
         threads=config.data.threads,
         processes=config.data.processes,
-        shard=sharding.share(),
+        shard=(0, 1) if whole else sharding.share(),
         partners=partners,
     )
 

@@ -34,11 +34,14 @@ def make(config: Config, data: dataset.Splits) -> framework.Method:
         raise UserError(
             f"no lesion boxes are known of {config.data.name}, or of one of its splits"
         )
-    trunk = nets.NETS[config.task.net](num_classes=0, norm=config.task.norm)
+    settings = config.task
+    trunk = nets.NETS[settings.net](
+        num_classes=0, norm=settings.norm, dtype=settings.dtype
+    )
     task = Detection(
-        nets.CenterNet(trunk, grid=_GRID),
-        config.task.image_size,
-        normalize=config.task.normalize,
+        nets.CenterNet(trunk, grid=_GRID, dtype=settings.dtype),
+        settings.image_size,
+        normalize=settings.normalize,
     )
     return hapre.of_task(config, task)
 

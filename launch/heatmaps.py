@@ -181,6 +181,11 @@ def _config(folder: pathlib.Path, root: str | None) -> Config:
             f"{folder} is of method {config.method}, whose network has a head of its "
             f"own; heatmaps are drawn of {', '.join(explain_lib.EXPLAINED)}"
         )
+    if not explain_lib.is_of_film(config):
+        raise UserError(
+            f"{folder} is of policy.operation {config.policy.operation}, which changes "
+            "what its network sees; heatmaps are drawn of key_area and none"
+        )
     return config_lib.override(config, "data.root", root) if root else config
 
 

@@ -37,7 +37,7 @@ def make(config: Config, data: dataset.Splits) -> framework.Method:
             "twice: it must be a multiple of 4"
         )
     task = Segmentation(
-        nets.UNet(norm=config.task.norm),
+        nets.UNet(norm=config.task.norm, dtype=config.task.dtype),
         config.task.image_size,
         whole_size=config.data.image_size,
         normalize=config.task.normalize,

@@ -229,6 +229,25 @@ def test_a_split_is_scored_by_the_boxes_of_all_its_films():
     assert picture.size == (160, 160)  # of the only sick film
 
 
+def test_program_computes_in_the_type_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(detection.hapre, "of_task", lambda config, task: task)
+    films = dataclasses.make_dataclass("Films", ["lesion_boxes"])(())
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        settings = config.override(config.Config(), "task.dtype", dtype)
+        net = detection.make(settings, (films,) * 3).network
+        output, variables = jax.eval_shape(
+            lambda key, net=net: net.init_with_output(
+                key, jnp.zeros((1, 16, 16, 1)), train=False
+            ),
+            jax.random.key(0),
+        )
+        assert {of.dtype.name for of in jax.tree.leaves(variables)} == {"float32"}
+        found[dtype] = {of.dtype.name for of in output.features.values()}
+        assert output.logits.dtype == jnp.float32
+    assert found == {"float32": {"float32"}, "bfloat16": {"bfloat16"}}
+
+
 def test_films_without_known_boxes_are_refused(tmp_path):
     films = dataclasses.make_dataclass("Films", ["lesion_boxes"])(None)
     with pytest.raises(UserError, match="no lesion boxes are known of phantom"):

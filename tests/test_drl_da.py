@@ -1,5 +1,7 @@
 import dataclasses
 import functools
+import pathlib
+import types
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import rich.console
 import scipy.ndimage
 
-from hapre_jax import config, framework, image_ops, nets, tasks
+from hapre_jax import config, framework, image_ops, nets, sharding, state, tasks, train
 from hapre_jax.data import dataset
 from hapre_jax.methods import METHODS, drl_da, plain
 from hapre_jax.nets import resnet
@@ -908,3 +911,34 @@ def test_training_of_an_agent_takes_as_many_actions_as_configured(tiny_config):
     assert len(biases) == 7 and all(bias.any() for bias in biases)
     chex.assert_tree_all_finite(agent)
     np.testing.assert_array_equal(classifier["params"]["kernel"], _kernel())
+
+
+def test_each_of_several_processes_learns_from_whole_batches(monkeypatch, tiny_config):
+    """Else each would make an agent of its own, of a state that must be the same."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(256, size=(8, 32, 32, 1), dtype=np.uint8)
+    names = tuple("abcdefgh")
+    films = dataset.Dataset(
+        pixels, np.arange(8, dtype=np.int32) % 3, names, names, ("x", "y", "z")
+    )
+    best = types.SimpleNamespace(average=({"task": 1}, {"task": 2}))
+    monkeypatch.setattr(train.checkpoint, "restore_best", lambda *_: best)
+    asked = []
+
+    def prepare(params, model_state, batches, validation, progress):
+        asked.append((params, model_state, next(batches)["index"].tolist()))
+        return {"guide": 3}
+
+    method = framework.Method(*[None] * 4, prepare=prepare)
+    zero = jnp.zeros(())
+    before = state.TrainState(zero, {"task": zero}, {"task": zero}, (), ())
+    console = rich.console.Console(quiet=True)
+    splits = dataset.Splits(films, films, films)
+    for share in ((0, 1), (0, 2), (1, 2)):
+        monkeypatch.setattr(sharding, "share", lambda share=share: share)
+        now = train._learn_before(
+            tiny_config, method, pathlib.Path(), splits, console, before
+        )
+        assert now.model_state == {"task": 0, "guide": 3}
+    assert tiny_config.train.batch_size == 4 == len(set(asked[0][2]))
+    assert asked == [({"task": 1}, {"task": 2}, asked[0][2])] * 3

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -70,6 +71,19 @@ def test_grad_cam_of_an_inner_feature_has_the_gradient_of_the_logit(example):
     heat = heatmap.grad_cam(net, variables, image, 1, "stage1")
     assert heat.shape == (8, 8) and heat.max() > 0
     np.testing.assert_allclose(heat, expected, atol=0.05 * float(heat.max()))
+
+
+def test_grad_cam_of_bfloat16_is_that_of_float32(example):
+    variables, image = example
+    half = dataclasses.replace(net, dtype=jnp.bfloat16)
+    found, expected = (
+        heatmap.grad_cam(each, variables, image, 1, "stage2") for each in (half, net)
+    )
+    assert found.dtype == expected.dtype == jnp.float32
+    assert float(expected.max()) > 0
+    np.testing.assert_allclose(found, expected, atol=0.03 * float(expected.max()))
+    # Sums of channels have more digits than bfloat16, whose last 16 bits are 0.
+    assert (np.asarray(found).view(np.uint32) & 0xFFFF).any()
 
 
 def test_grad_cam_of_a_policy_network(example):

@@ -69,3 +69,6 @@ def test_what_cannot_be_compared_is_refused(finished_run, tmp_path):
     with pytest.raises(UserError, match="method mag_sd, whose network has a head"):
         heatmaps.main([f"a={other}"])
     assert json.loads((other / "config.json").read_text())["method"] == "mag_sd"
+    pretend(policy=dataclasses.replace(settings.policy, operation="rotation"))
+    with pytest.raises(UserError, match=r"policy\.operation rotation, which changes"):
+        heatmaps.main([f"a={other}"])

@@ -531,6 +531,12 @@ def test_trunk_starts_from_a_file_of_torchvision_s_weights():
         "w.safetensors: its head of 7 classes is left out",
         "w.safetensors has no weights for resnet18's attention, which starts new",
     )
+    # This head has no bias, so the file's need not have one.
+    without = {name: value for name, value in tensors.items() if name != "fc.bias"}
+    again = pretrained.convert(
+        without, "resnet18", *zeros(variables), source="w.safetensors"
+    )
+    assert again.notes == loaded.notes
 
 
 @pytest.mark.parametrize("net", ["resnet8+danet", "densenet121", "vgg16"])

@@ -39,32 +39,81 @@ def _start(tmp_path, workdir, rank, count, port):
     )
 
 
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+# A state of one device, as it is before the first step, over two processes whose
+# devices share its channels; prints what this one holds.
+PUT = """
+import sys
+import jax, numpy as np
+from hapre_jax import config, sharding
+
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+train = config.TrainConfig(distributed=True, batch_size=1, model_devices=2)
+mesh = sharding.make_mesh(train)
+state = {"bias": np.arange(3.0), "kernel": np.arange(8.0).reshape(2, 4)}
+state = jax.device_put(state, jax.local_devices()[0])
+once = sharding.put_state(state, mesh)
+for put in (once, sharding.put_state(once, mesh)):
+    bias, kernel = (put[name].addressable_data(0).tolist() for name in sorted(put))
+    assert bias == [0, 1, 2]
+    total = jax.jit(jax.numpy.sum)(put["kernel"])
+    print(kernel, float(total))
+"""
+
+
+@pytest.mark.multihost
+def test_each_process_puts_its_part_of_a_new_state():
+    port = str(_free_port())
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PUT, port, str(rank)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    parts = ("[[0.0, 1.0], [4.0, 5.0]]", "[[2.0, 3.0], [6.0, 7.0]]")
+    for process, part in zip(started, parts, strict=True):
+        said, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+        lines = [line for line in said.splitlines() if not line.startswith("[Gloo]")]
+        assert lines == [f"{part} 28.0"] * 2
+
+
 @pytest.mark.multihost
 @pytest.mark.slow
-def test_two_processes_go_on_with_the_run_of_one(tmp_path, tiny_config):
-    """From a checkpoint of one to the same end; and one reads what two have written."""
+# HAPre-KRS goes on; DRL-DA begins with a plain training and that of its agent.
+@pytest.mark.parametrize(("name", "begun"), [("hapre", 3), ("drl_da", 0)])
+def test_two_processes_do_what_one_does(tmp_path, tiny_config, name, begun):
+    """Go on or begin, to the same end; and one reads what two have written."""
     settings = config.override_all(
-        tiny_config, {"method": "hapre", "compare_plain": "false"}
+        tiny_config, {"method": name, "compare_plain": "false"}
     )
     text = json.dumps(config.to_dict(settings))
     (tmp_path / "experiment.json").write_text(text)
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    assert train.train_and_evaluate(settings, shared, stop_after=3) is None
+    if begun:
+        assert train.train_and_evaluate(settings, shared, stop_after=begun) is None
     expected = train.train_and_evaluate(settings, alone)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = _free_port()
     started = [_start(tmp_path, shared, rank, 2, port) for rank in range(2)]
     said = [process.communicate(timeout=500) for process in started]
     for process, (_, errors) in zip(started, said, strict=True):
         assert process.returncode == 0, errors
-    assert "hapre: going on from step 3" in said[0][0]
+    assert (f"{name}: going on from step {begun}" in said[0][0]) == bool(begun)
     # The second one is silent, but for the library that connects them.
     assert all(line.startswith("[Gloo]") for line in said[1][0].splitlines())
 
     found = checkpoint.read_json(shared / "results.json")
     assert found["test"]["confusion_matrix"] == expected["test"]["confusion_matrix"]
-    method = METHODS["hapre"](settings, 3)
+    method = METHODS[name](settings, 3)
     like = state.blank(method, settings)
     states = []
     for workdir in (alone, shared):
@@ -82,8 +131,8 @@ def test_two_processes_go_on_with_the_run_of_one(tmp_path, tiny_config):
     ]
     for one, two in zip(*records, strict=True):
         assert (one["kind"], one["step"]) == (two["kind"], two["step"])
-        for name in ("task_loss", "reward", "macro_f1"):
-            assert one.get(name) == pytest.approx(two.get(name), abs=1e-5)
+        for metric in ("task_loss", "reward", "macro_f1"):
+            assert one.get(metric) == pytest.approx(two.get(metric), abs=1e-5)
     names = [sorted(path.name for path in run.iterdir()) for run in (alone, shared)]
     assert names[0] == names[1]
 

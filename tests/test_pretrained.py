@@ -197,6 +197,31 @@ def test_unknown_files(tmp_path):
         convert.convert(tmp_path / "weights.h5", tmp_path / "out.npz")
 
 
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32"])
+def test_converted_tensors_are_float32_and_anyone_may_read_them(tmp_path, kind):
+    weights = np.array([[1, 2, 3], [4, 5, 6.5]]).astype(jnp.dtype(kind))
+    stored = {"weight": weights, "count": np.array(7)}
+    source, target = (tmp_path / f"{name}.safetensors" for name in ("in", "out"))
+    safetensors.numpy.save_file(stored, source)
+    assert convert.main([str(source), str(target)]) == 0
+    found = safetensors.numpy.load_file(target)
+    assert {name: str(value.dtype) for name, value in found.items()} == {
+        "weight": "float32",
+        "count": "int64",
+    }
+    assert found["weight"].tolist() == [[1, 2, 3], [4, 5, 6.5]]
+    assert found["count"] == 7
+    (tmp_path / "usual").touch()
+    assert target.stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path, weights_file):
+    target = tmp_path / "missing" / "out.safetensors"
+    with pytest.raises(UserError, match="cannot be written: No such file or directory"):
+        convert.convert(weights_file, target)
+    assert not list(tmp_path.iterdir())
+
+
 def paper_config(weights_file, **task):
     return config.override_all(
         config.Config(),

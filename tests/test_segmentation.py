@@ -302,6 +302,24 @@ def test_program_trains_goes_on_and_scores_masks_of_whole_films(tmp_path, capsys
     assert whole | {"seconds": 0} == results | {"seconds": 0}
 
 
+def test_program_computes_in_the_type_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(segmentation.hapre, "of_task", lambda config, task: task)
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        settings = config.override(Config(), "task.dtype", dtype)
+        net = segmentation.make(settings, None).network
+        image = jax.ShapeDtypeStruct((1, 16, 16, 1), jnp.float32)
+        output, variables = jax.eval_shape(
+            functools.partial(net.init_with_output, train=False),
+            jax.random.key(0),
+            image,
+        )
+        assert {of.dtype.name for of in jax.tree.leaves(variables)} == {"float32"}
+        found[dtype] = {of.dtype.name for of in output.features.values()}
+        assert output.logits.dtype == jnp.float32
+    assert found == {"float32": {"float32"}, "bfloat16": {"bfloat16"}}
+
+
 def test_program_refuses_what_the_network_cannot_halve(tmp_path):
     workdir = tmp_path / "run"
     command = [*TINY, f"--workdir={workdir}", "--task.image_size=18"]

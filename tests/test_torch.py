@@ -164,6 +164,17 @@ def test_checkpoint_is_read_and_converted(tmp_path, torchvision):
         np.testing.assert_array_equal(read[name], value.numpy())
 
 
+def test_checkpoint_of_parameters_is_read(tmp_path):
+    """As `state_dict(keep_vars=True)` has them, which ask for gradients."""
+    model = torch.nn.BatchNorm1d(3)
+    torch.save(model.state_dict(keep_vars=True), tmp_path / "in.pth")
+    found = pretrained.read(tmp_path / "in.pth")
+    expected = {"weight": [1] * 3, "bias": [0] * 3}
+    expected |= {"running_mean": [0] * 3, "running_var": [1] * 3}
+    expected["num_batches_tracked"] = 0
+    assert {name: value.tolist() for name, value in found.items()} == expected
+
+
 class Hostile:
     """Would write a file when it is unpickled."""
 

@@ -56,6 +56,24 @@ def test_normal_is_the_first_class_of_every_data_set_but_a_folder():
         assert two_stage.normal_class(settings, len(source.CLASSES)) == 0
 
 
+def test_phantoms_that_are_not_of_a_disease_have_no_normal_class():
+    normal = {}
+    for quality in config.options(config.Config())["data.quality"].choices:
+        settings = config.Config(data=config.DataConfig(quality=quality))
+        finding = (phantom.QUALITIES | phantom.VARIANTS)[quality].finding
+        classes = phantom.CLASSES_OF[finding]
+        normal[quality] = "normal" in classes
+        if normal[quality]:
+            assert classes[two_stage.normal_class(settings, len(classes))] == "normal"
+            continue
+        with pytest.raises(UserError, match=f"phantoms of quality {quality} have no"):
+            METHODS["two_stage"](settings, len(classes))
+        # One may say what stage 1 is to tell from the others.
+        settings = with_baseline(settings, normal_class=1)
+        assert two_stage.normal_class(settings, len(classes)) == 1
+    assert set(normal.values()) == {False, True}
+
+
 def test_of_a_folder_one_must_say_which_class_is_normal():
     folder = config.Config(data=config.DataConfig(name="folder"))
     message = "must know which class of folder is normal: set baseline.normal_class"
@@ -317,6 +335,15 @@ def test_each_stage_starts_from_its_own_file(monkeypatch, tiny_config):
     params = state.start_from_files(fresh, settings)[0].params
     for name, value in (("task", 5), ("gate", 7)):
         assert all((leaf == value).all() for leaf in jax.tree.leaves(params[name]))
+
+
+def test_weights_of_stage_one_need_their_statistics(tiny_config):
+    task = dataclasses.replace(tiny_config.task, norm="group")
+    settings = dataclasses.replace(tiny_config, task=task)
+    METHODS["two_stage"](settings, 3)
+    settings = with_baseline(settings, stage_one_pretrained="w.safetensors")
+    with pytest.raises(UserError, match=r"stage_one_pretrained .* not group"):
+        METHODS["two_stage"](settings, 3)
 
 
 @pytest.mark.parametrize("net", ["vgg16", "resnet18+danet"])

@@ -418,7 +418,7 @@ def train_agent(
     films = _films(batches, shrink)
     learner = jax.jit(start)(root, world, *next(films))
     # Donated arrays must be apart: the agent and its target start as one.
-    learner = jax.device_put(learner, jax.devices()[0], may_alias=False)
+    learner = jax.device_put(learner, jax.local_devices()[0], may_alias=False)
     rewards: list[jax.Array] = []
     for taken in range(1, settings.drl_da_steps + 1):
         learner, metrics = act_once(learner, world, *next(films))

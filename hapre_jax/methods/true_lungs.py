@@ -14,7 +14,7 @@ from hapre_jax.config import Config
 from hapre_jax.framework import Method
 from hapre_jax.methods import plain
 
-# A box thinner than this share of the image is magnified, not cut.
+# Shortest side of what is shown, share of the image: a thinner lung box is widened.
 _MIN_SIDE = 0.05
 
 

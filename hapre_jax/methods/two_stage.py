@@ -52,8 +52,9 @@ from hapre_jax.framework import Aux, Method, Prediction, resize, split_variables
 from hapre_jax.methods import plain
 from hapre_jax.operations import KeyArea
 
-# Data sets of ours whose first class is "normal".
+# Data sets of ours whose first class is "normal"; of phantoms, those of a disease.
 _NORMAL_FIRST = ("phantom", "ped_pneumonia", "rsna_pneumonia", "nih_chest_xray")
+_OF_DISEASE = ("high", "medium", "low")
 # Of what stage 1 tells apart; the other one, 1, is everything that is not normal.
 _NORMAL = 0
 
@@ -67,6 +68,11 @@ def make(config: Config, num_classes: int) -> Method:
     """
     normal = normal_class(config, num_classes)
     task = plain.classification(config, num_classes)
+    if config.baseline.stage_one_pretrained and config.task.norm == "group":
+        raise UserError(
+            "baseline.stage_one_pretrained weights come with the statistics of "
+            "BatchNorm: task.norm must be batch or frozen, not group"
+        )
     net = config.stage_one_net
     stage_one = dataclasses.replace(config.task, net=net, pretrained="")
     gate = plain.classification(dataclasses.replace(config, task=stage_one), 2)
@@ -152,14 +158,20 @@ def normal_class(config: Config, num_classes: int) -> int:
     """The index of the class "normal".
 
     Raises:
-      UserError: nothing says which it is, or there are fewer classes.
+      UserError: nothing says which it is, there is none, or there are fewer classes.
     """
-    index = config.baseline.normal_class
-    if index is None and config.data.name in _NORMAL_FIRST:
+    index, data = config.baseline.normal_class, config.data
+    if index is None and data.name == "phantom" and data.quality not in _OF_DISEASE:
+        raise UserError(
+            f"phantoms of quality {data.quality} have no class that is normal, which "
+            "method two_stage tells from the others: data.quality must be one of "
+            f"{', '.join(_OF_DISEASE)}"
+        )
+    if index is None and data.name in _NORMAL_FIRST:
         index = 0
     if index is None:
         raise UserError(
-            f"method two_stage must know which class of {config.data.name} is normal: "
+            f"method two_stage must know which class of {data.name} is normal: "
             "set baseline.normal_class to its place among the names of the classes, "
             "sorted and counted from 0"
         )

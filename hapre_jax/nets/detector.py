@@ -47,7 +47,7 @@ class CenterNet(nn.Module):
             if merged.shape[1] >= self.grid:
                 break
         shape = (len(image), self.grid, self.grid, self.width)
-        merged = nn.relu(jax.image.resize(nn.relu(merged), shape, "linear"))
+        merged = jax.image.resize(nn.relu(merged), shape, "linear")
         merged = nn.relu(
             nn.Conv(self.width, (3, 3), dtype=self.dtype, name="mix")(merged)
         )
