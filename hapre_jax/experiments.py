@@ -4,13 +4,14 @@ A finished one is skipped, an interrupted one goes on, a failed one is not fatal
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, NamedTuple
 
 import rich.console
 
@@ -117,10 +118,29 @@ def run_program(command: Sequence[str], output: pathlib.Path) -> bool:
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("a") as file:
         print(_PROMPT + shlex.join(["python", "-m", *command]), file=file, flush=True)
-        code = subprocess.call(
-            [sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT
-        )
-    return code == 0
+        with started(command, file) as process:
+            return process.wait() == 0
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], output: IO[str]) -> Iterator[subprocess.Popen]:
+    """Starts `python -m ...`; whoever leaves the block early has it stop first.
+
+    It is waited for then, not killed: a training saves what it has learned.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], stdout=output, stderr=subprocess.STDOUT
+    )
+    try:
+        yield process
+    except KeyboardInterrupt:
+        # Ctrl-C has reached the program too, which a second signal would end at once.
+        process.wait()
+        raise
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
 
 
 def add_slurm_flags(parser: argparse.ArgumentParser) -> None:

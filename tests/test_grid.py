@@ -80,10 +80,11 @@ def test_unknown_field_is_refused_before_anything_runs(tmp_path):
 
 
 def test_failed_run_is_listed_and_not_fatal(tmp_path, capsys, monkeypatch):
-    def fail(command, *, stdout, stderr):
-        stdout.write("error: the disk is full\n")
-        return 2
+    def fail(command, output):
+        output.parent.mkdir(parents=True)
+        output.write_text("error: the disk is full\n")
+        return False
 
-    monkeypatch.setattr(experiments.subprocess, "call", fail)
+    monkeypatch.setattr(experiments, "run_program", fail)
     assert grid.main(["--workdir", str(tmp_path), "--seeds", "1"]) == 1
     assert "the disk is full" in capsys.readouterr().out.replace("\n", " ")
