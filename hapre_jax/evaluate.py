@@ -434,12 +434,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--out {output} is no file in a folder that exists")
     trained = config_lib.load(str((workdir / "config.json").absolute()))
     config = of_other_films(config, trained, program="evaluate")
-    if not (workdir / "results.json").exists():
-        raise UserError(
-            f"{workdir} has no results.json: its training is not finished; give its "
-            "command again to go on"
-        )
-    results = checkpoint.read_json(workdir / "results.json")
+    results = checkpoint.read_results(workdir)
     # The run's own split is reused; of another source the test part is taken.
     saved = splits_file(workdir)
     own = same_films(config.data, trained.data)

@@ -25,7 +25,7 @@ def by_group(columns: list[dict]) -> dict[str, list[str]]:
     """
     rows = {}
     for kind, label in _GROUPS.items():
-        groups = next((of[kind] for of in columns if of.get(kind)), {})
+        groups: dict[str, dict] = next((of[kind] for of in columns if of.get(kind)), {})
         for name, there in groups.items() if len(groups) > 1 else ():
             found = [scores.get(kind, {}).get(name) for scores in columns]
             rows[f"{label} {name} ({there['n']})"] = [

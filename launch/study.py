@@ -64,7 +64,11 @@ def collect(folder: pathlib.Path) -> list[Variant]:
     return [
         Variant(
             name,
-            [checkpoint.read_json(f) for f in files if f.parent.parent.name == name],
+            [
+                checkpoint.read_results(file.parent)
+                for file in files
+                if file.parent.parent.name == name
+            ],
         )
         for name in names
     ]
