@@ -222,12 +222,15 @@ def _confusion_matrix(truth, answers, space) -> jax.Array:
 def _score_groups(names, truth, answers, space) -> dict[str, dict]:
     """Scores of the films of each view, or of each framing; "" is unknown.
 
-    A view may go with the label, as the sick are filmed in bed.
+    A view may go with the label, as the sick are filmed in bed: a class that a group
+    has no film of, nor an answer, does not count there.
     """
     scored = {}
     for name in sorted(set(names)):
         rows = np.array(names) == name
         matrix = _confusion_matrix(truth[rows], answers[rows], space)
+        there = np.union1d(truth[rows], answers[rows])
+        matrix = matrix[np.ix_(there, there)]
         scored[name or "unknown"] = {"n": int(rows.sum()), **metrics.summary(matrix)}
     return scored
 
