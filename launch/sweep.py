@@ -333,6 +333,7 @@ def main(argv: list[str]) -> int:
         prog="python launch/sweep.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="with get_space()")
     parser.add_argument("--trials", type=int, default=30, help="of the whole study")
