@@ -47,14 +47,18 @@ def load_space(file: str) -> dict:
     Raises:
       UserError: the file has no `get_space`, or it names a field that is not there.
     """
+    _optuna()  # which the file imports
     base = config_lib.load(file)
-    path = next(
-        (p for p in (pathlib.Path(file), _REPOSITORY / file) if p.is_file()), None
-    )
+    places = (pathlib.Path(file), _REPOSITORY / file)
+    path = next((p for p in places if p.is_file() and p.suffix == ".py"), None)
     space = runpy.run_path(str(path)).get("get_space") if path else None
     if not callable(space):
         raise UserError(f"config file {file} has no get_space()")
-    found = space()
+    try:
+        found = space()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"get_space() of {file} fails with {reason}") from error
     for field, distribution in found.items():
         choices = getattr(distribution, "choices", None)
         ends = choices or (distribution.low, distribution.high)

@@ -250,6 +250,17 @@ def test_a_wrong_space_is_refused_in_one_sentence(tmp_path, before, after, messa
     assert not (tmp_path / "runs").exists()
 
 
+def test_files_without_a_space_are_refused_in_one_sentence(tmp_path, space):
+    run = tmp_path / "config.json"
+    run.write_text('{"compare_plain": false}')
+    with pytest.raises(UserError, match=r"config\.json has no get_space\(\)$"):
+        sweep.load_space(str(run))
+    file = tmp_path / "wrong.py"
+    file.write_text(SPACE.replace("(0.2, 0.5)", "(0.5, 0.2)"))
+    with pytest.raises(UserError, match=r"get_space\(\) of .*wrong\.py fails with Val"):
+        sweep.load_space(str(file))
+
+
 def test_wrong_flags_are_refused(space):
     with pytest.raises(UserError, match="--trials is 0"):
         sweep.main(["--config", space, "--trials", "0"])
