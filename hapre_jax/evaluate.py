@@ -471,9 +471,10 @@ def main(argv: list[str]) -> int:
     )
     results |= {"dataset": config.data.name, "test": tested.scores, "plain": None}
     results |= {"config": config_lib.to_dict(config)}
-    checkpoint.write_json(output, results)
     by_image = output.with_name(f"{output.stem}_predictions.csv")
     predictions.write(by_image, tested.table)
+    # Last: it says that the test is finished.
+    checkpoint.write_json(output, results)
     console.print(report.summary_table(results))
     log.say(console, f"Written to {output}, image by image to {by_image}.")
     return 0
