@@ -42,6 +42,12 @@ def mean_f1(runs: Sequence[Predictions], *, seed: int = 0) -> Score:
     return _resample([[run] for run in runs], lambda f1: f1[0], seed)
 
 
+def is_pair(ours: Predictions, theirs: Predictions) -> bool:
+    """Whether both are of the same images in the same order, with the same truth."""
+    same = all(getattr(ours, of) == getattr(theirs, of) for of in _OF_IMAGES)
+    return same and np.array_equal(ours.labels, theirs.labels)
+
+
 def mean_gain(
     pairs: Sequence[tuple[Predictions, Predictions]], *, seed: int = 0
 ) -> Score:
@@ -52,10 +58,8 @@ def mean_gain(
     Raises:
       ValueError: they are not.
     """
-    for ours, theirs in pairs:
-        same = all(getattr(ours, of) == getattr(theirs, of) for of in _OF_IMAGES)
-        if not same or (ours.labels != theirs.labels).any():
-            raise ValueError("the predictions of a pair are of other images")
+    if not all(is_pair(*pair) for pair in pairs):
+        raise ValueError("the predictions of a pair are of other images")
     return _resample([list(pair) for pair in pairs], lambda f1: f1[0] - f1[1], seed)
 
 

@@ -341,14 +341,28 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def read_results(workdir: pathlib.Path) -> dict[str, Any]:
-    """What `results.json` of a finished run holds.
+    """What `results.json` of a finished run of classification holds.
 
     Raises:
-      UserError: the run is not finished, or the file is damaged.
+      UserError: the run is not finished, or of another task, or the file is damaged.
     """
+    if not workdir.is_dir():
+        raise UserError(f"there is no folder {workdir}")
+    if (workdir / "bundle.json").exists():  # of hapre_jax.export
+        raise UserError(f"{workdir} is a bundle, but this program takes a finished run")
     if not (workdir / "results.json").exists():
-        raise UserError(f"{workdir} has no results.json: it is no finished run")
-    return read_json(workdir / "results.json")
+        why = "it is no finished run"
+        if (workdir / "config.json").exists():
+            why = "its training is not finished; give its command again to go on"
+        raise UserError(f"{workdir} has no results.json: {why}")
+    results = read_json(workdir / "results.json")
+    task = results.get("task", "classification")
+    if task != "classification":
+        raise UserError(
+            f"{workdir} is a run of {task}; this program takes runs of "
+            "hapre_jax.train, which classify"
+        )
+    return results
 
 
 def check_workdir(workdir: pathlib.Path, config: Config) -> None:

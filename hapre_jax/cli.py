@@ -180,6 +180,11 @@ def _add_fields(parser, base):
     groups = {}
     for path, field in config_lib.options(base or Config()).items():
         section = path.rpartition(".")[0]
+        if base is None and section != "data":
+            # What of a finished run stays as it is, and is told so in a sentence.
+            hidden = argparse.SUPPRESS
+            parser.add_argument(f"--{path}", default=hidden, help=hidden)
+            continue
         if section not in groups:
             about = getattr(Config(), section).__doc__ if section else "The experiment."
             groups[section] = parser.add_argument_group(section or "config", about)

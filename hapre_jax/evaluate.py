@@ -222,12 +222,15 @@ def _confusion_matrix(truth, answers, space) -> jax.Array:
 def _score_groups(names, truth, answers, space) -> dict[str, dict]:
     """Scores of the films of each view, or of each framing; "" is unknown.
 
-    A view may go with the label, as the sick are filmed in bed.
+    A view may go with the label, as the sick are filmed in bed: a class that a group
+    has no film of, nor an answer, does not count there.
     """
     scored = {}
     for name in sorted(set(names)):
         rows = np.array(names) == name
         matrix = _confusion_matrix(truth[rows], answers[rows], space)
+        there = np.union1d(truth[rows], answers[rows])
+        matrix = matrix[np.ix_(there, there)]
         scored[name or "unknown"] = {"n": int(rows.sum()), **metrics.summary(matrix)}
     return scored
 
@@ -434,12 +437,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--out {output} is no file in a folder that exists")
     trained = config_lib.load(str((workdir / "config.json").absolute()))
     config = of_other_films(config, trained, program="evaluate")
-    if not (workdir / "results.json").exists():
-        raise UserError(
-            f"{workdir} has no results.json: its training is not finished; give its "
-            "command again to go on"
-        )
-    results = checkpoint.read_json(workdir / "results.json")
+    results = checkpoint.read_results(workdir)
     # The run's own split is reused; of another source the test part is taken.
     saved = splits_file(workdir)
     own = same_films(config.data, trained.data)
@@ -473,9 +471,10 @@ def main(argv: list[str]) -> int:
     )
     results |= {"dataset": config.data.name, "test": tested.scores, "plain": None}
     results |= {"config": config_lib.to_dict(config)}
-    checkpoint.write_json(output, results)
     by_image = output.with_name(f"{output.stem}_predictions.csv")
     predictions.write(by_image, tested.table)
+    # Last: it says that the test is finished.
+    checkpoint.write_json(output, results)
     console.print(report.summary_table(results))
     log.say(console, f"Written to {output}, image by image to {by_image}.")
     return 0

@@ -4,13 +4,14 @@ A finished one is skipped, an interrupted one goes on, a failed one is not fatal
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, NamedTuple
 
 import rich.console
 
@@ -117,10 +118,29 @@ def run_program(command: Sequence[str], output: pathlib.Path) -> bool:
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("a") as file:
         print(_PROMPT + shlex.join(["python", "-m", *command]), file=file, flush=True)
-        code = subprocess.call(
-            [sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT
-        )
-    return code == 0
+        with started(command, file) as process:
+            return process.wait() == 0
+
+
+@contextlib.contextmanager
+def started(command: Sequence[str], output: IO[str]) -> Iterator[subprocess.Popen]:
+    """Starts `python -m ...`; whoever leaves the block early has it stop first.
+
+    It is waited for then, not killed: a training saves what it has learned.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", *command], stdout=output, stderr=subprocess.STDOUT
+    )
+    try:
+        yield process
+    except KeyboardInterrupt:
+        # Ctrl-C has reached the program too, which a second signal would end at once.
+        process.wait()
+        raise
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
 
 
 def add_slurm_flags(parser: argparse.ArgumentParser) -> None:
@@ -161,17 +181,40 @@ def submit(
       console: says their numbers.
 
     Raises:
-      UserError: submitit is not installed.
+      UserError: submitit is not installed, there is no Slurm, or a job failed.
     """
     try:
         import submitit
     except ModuleNotFoundError as error:
         raise UserError("--slurm needs submitit: pip install -e '.[sweep]'") from error
-    executor = submitit.AutoExecutor(folder=folder, cluster=flags.cluster)
-    executor.update_parameters(name="hapre_jax", **flags.slurm_args)
-    jobs = [executor.submit(function, one) for one in inputs]
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=flags.cluster)
+        executor.update_parameters(name="hapre_jax", **flags.slurm_args)
+        jobs = [executor.submit(function, one) for one in inputs]
+    except Exception as error:  # submitit has no class of its own
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"jobs cannot be submitted: {reason}") from error
     log.say(console, f"Submitted {', '.join(job.job_id for job in jobs)}")
-    return [job.result() for job in jobs]
+    came, failed = [], []
+    for job in jobs:  # of all, before anything is said of one
+        try:
+            came.append(job.result())
+        except Exception as error:
+            log.say(console, f"job {job.job_id}: {_last_line(error)}")
+            failed.append(job)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(jobs)} jobs failed, see {failed[0].paths.stderr}; "
+            "the same command goes on"
+        )
+    return came
+
+
+def _last_line(error) -> str:
+    """Of submitit's report, which holds the traceback of a job."""
+    lines = [of for of in str(error).splitlines() if of and not of.startswith("-")]
+    ends = [row for row, of in enumerate(lines) if of.startswith("You can check")]
+    return lines[ends[0] - 1 if ends else -1] if lines else type(error).__name__
 
 
 def say_failures(failures: Sequence[Failure], console: rich.console.Console) -> None:

@@ -63,8 +63,7 @@ def mistakes_sheet(
 
     Args:
       source: N images, with the true lungs where they are known.
-      predictions: NumPy arrays of the same N images; without key areas, as of the
-        whole image.
+      predictions: NumPy arrays of the same N images, with key areas or without.
       count: most images to show.
 
     Returns:
@@ -74,9 +73,6 @@ def mistakes_sheet(
     rows = worst_mistakes(probabilities, source.labels)[:count]
     if not len(rows):
         return None
-    if predictions.action is None:
-        whole = jnp.tile(jnp.array(boxes.WHOLE), (len(source), 1))
-        predictions = predictions._replace(action=whole)
     note = "The most confident wrong answers of the test split. p: probability."
     return _sheet(source, predictions, rows, "The worst mistakes", note)
 
@@ -93,10 +89,14 @@ def worst_mistakes(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _sheet(source, predictions, shown, title, note) -> Image.Image:
-    """Films of the rows `shown` with their key areas, crops and answers."""
-    areas, lung_boxes = np.asarray(predictions.action), source.lung_boxes
-    overlaps = lung_overlaps(areas, lung_boxes)
-    has_lungs = bool(np.isfinite(overlaps).any())
+    """Films of the rows `shown` with their key areas, crops and answers.
+
+    Of a method without key areas the crops are the whole films.
+    """
+    areas, lung_boxes = predictions.action, source.lung_boxes
+    overlaps = np.full(len(source), np.nan, np.float32)
+    if areas is not None:
+        overlaps = lung_overlaps(np.asarray(areas), lung_boxes)
 
     cell_width = _FILM + _INNER + _CROP
     top = 122
@@ -110,15 +110,16 @@ def _sheet(source, predictions, shown, title, note) -> Image.Image:
         SHEET,
     )
     draw = ImageDraw.Draw(sheet)
-    _sheet_header(draw, title, note, overlaps, has_lungs)
+    _sheet_header(draw, title, note, overlaps, has_areas=areas is not None)
     for place, row in enumerate(shown):
         x = _MARGIN + place % _COLUMNS * (cell_width + _GAP)
         y = top + place // _COLUMNS * (_FILM + _GAP)
         lungs = None
         if lung_boxes is not None and np.isfinite(overlaps[row]):
             lungs = lung_boxes[row]
-        sheet.paste(film_with_boxes(source.images[row], areas[row], lungs), (x, y))
-        sheet.paste(_crop(source.images[row], areas[row]), (x + _FILM + _INNER, y))
+        area = None if areas is None else areas[row]
+        sheet.paste(film_with_boxes(source.images[row], area, lungs), (x, y))
+        sheet.paste(_crop(source.images[row], area), (x + _FILM + _INNER, y))
         probabilities = predictions.probabilities[row]
         answer, label = int(np.argmax(probabilities)), int(source.labels[row])
         color = TEXT if answer == label else WRONG_COLOR
@@ -176,8 +177,9 @@ def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
     return np.lexsort((labels, rank))[:count]
 
 
-def _sheet_header(draw, title, note, overlaps, has_lungs):
+def _sheet_header(draw, title, note, overlaps, *, has_areas):
     draw.text((_MARGIN, 22), title, TEXT, font(24))
+    has_lungs = bool(np.isfinite(overlaps).any())
     if has_lungs:
         known = overlaps[np.isfinite(overlaps)]
         note += (
@@ -186,7 +188,7 @@ def _sheet_header(draw, title, note, overlaps, has_lungs):
         )
     draw.text((_MARGIN, 56), note, DIM, font(15))
 
-    x = box_legend(draw, _MARGIN, 86, has_lungs)
+    x = box_legend(draw, _MARGIN, 86, has_lungs) if has_areas else _MARGIN
     _legend(draw, x, 86, "wrong answer", WRONG_COLOR)
 
 
@@ -213,9 +215,10 @@ def _caption(draw, x, y, label, text, color):
 
 
 def _crop(pixels, area):
-    """The key area stretched to a square, as the task network gets it."""
+    """The key area, or the whole film, as a square, as the task network gets it."""
     film = _picture(pixels)
-    y_low, x_low, y_high, x_high = np.clip(area, 0.0, 1.0).astype(float)
+    seen = np.asarray(boxes.WHOLE if area is None else area, float)
+    y_low, x_low, y_high, x_high = np.clip(seen, 0.0, 1.0)
     box = (
         x_low * film.width,
         y_low * film.height,
@@ -224,7 +227,9 @@ def _crop(pixels, area):
     )
     crop = film.resize((_CROP, _CROP), Image.Resampling.BICUBIC, box=box)
     ImageDraw.Draw(crop).rectangle(
-        (0, 0, _CROP - 1, _CROP - 1), outline=KEY_AREA_COLOR, width=2
+        (0, 0, _CROP - 1, _CROP - 1),
+        outline=_FRAME if area is None else KEY_AREA_COLOR,
+        width=2,
     )
     return crop
 

@@ -86,10 +86,11 @@ def in_words(
     """
     test = results["test"]
     f1 = bootstrap.mean_f1([ours])
+    right = round(test["accuracy"] * test["n"])  # 99.96 % would be shown as 100.0 %
     said = [
         f"On {test['n']} test films it has never seen, {results['method']} has a "
         f"macro-F1 of {f1.value:.3f} (95 % interval over test patients {f1.low:.3f} to "
-        f"{f1.high:.3f}) and is right in {test['accuracy']:.1%}."
+        f"{f1.high:.3f}) and is right in {right} ({test['accuracy']:.1%})."
     ]
     if compared is not None:
         gain = bootstrap.mean_gain([(ours, compared)])

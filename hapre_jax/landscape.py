@@ -170,14 +170,14 @@ def measure_and_draw(
     state: states.TrainState,
     source: datasets.Dataset,
     workdir: pathlib.Path,
+    *,
+    stem: str = "landscape",
 ) -> Landscape:
-    """Measures, and writes `landscape.png` and `landscape.json` into a run's folder."""
+    """Measures, and writes `STEM.png` and `STEM.json` into a run's folder."""
     landscape = measure(method, state, source)
-    figures.save(figures.landscape_heatmap(landscape), workdir / "landscape.png")
+    figures.save(figures.landscape_heatmap(landscape), workdir / f"{stem}.png")
     values = {name: _jsonable(value) for name, value in landscape._asdict().items()}
-    checkpoint.write_json(
-        workdir / "landscape.json", {"step": int(state.step), **values}
-    )
+    checkpoint.write_json(workdir / f"{stem}.json", {"step": int(state.step), **values})
     return landscape
 
 
@@ -287,13 +287,22 @@ def main(argv: list[str]) -> int:
         argv,
         program="python -m hapre_jax.landscape",
         description="Shows on which boxes a run's task network is good: mean loss on "
-        "validation images against size and place of a box around the true lungs.",
-        examples=("runs/phantom", "runs/phantom/plain"),
+        "validation images against size and place of a box around the true lungs. With "
+        "--data flags the films are others, and the run's own picture stays.",
+        examples=(
+            "runs/phantom",
+            "runs/phantom/plain",
+            "runs/phantom --data.quality medium",
+        ),
     )
     console = rich.console.Console()
     workdir = pathlib.Path(arguments.run)
+    trained = config_lib.load(str((workdir / "config.json").absolute()))
+    config = evaluation.of_other_films(config, trained, program="landscape")
+    classes = None
+    if (workdir / "results.json").exists():  # a run may still be at work
+        classes = tuple(checkpoint.read_results(workdir)["classes"])
     # The division of the run belongs to its own images, not to other ones.
-    trained = config_lib.load(str(workdir / "config.json"))
     own = evaluation.same_films(config.data, trained.data)
     with console.status(f"Reading the {config.data.name} images"):
         data = pipeline.load(
@@ -301,12 +310,18 @@ def main(argv: list[str]) -> int:
             seed=config.seed,
             splits_file=evaluation.splits_file(workdir) if own else None,
         )
+    if classes is not None and classes != data.validation.classes:
+        raise UserError(
+            f"the run tells {', '.join(classes)} apart, and these films are "
+            f"{', '.join(data.validation.classes)}: a landscape needs the same classes"
+        )
     method = METHODS[trained.method](trained, len(data.validation.classes))
     best = checkpoint.restore_best(workdir, config, method)
-    landscape = measure_and_draw(method, best, data.validation, workdir)
+    stem = "landscape" if config.data == trained.data else "landscape_elsewhere"
+    landscape = measure_and_draw(method, best, data.validation, workdir, stem=stem)
     console.print(table(landscape))
     console.print(verdict(landscape), highlight=False)
-    written = f"Written: {workdir}/landscape.png and landscape.json"
+    written = f"Written: {workdir}/{stem}.png and {stem}.json"
     console.print(written, soft_wrap=True, highlight=False)
     return 0
 

@@ -292,7 +292,7 @@ def predict_films(
     """Answers all films and writes what was asked for.
 
     Args:
-      run: see `load`.
+      model: see `inference.load`.
       films: see `inputs.find`.
       out: folder to write to.
       crop_size: pixels of a side of the key areas written to `crops/`; 0 writes none.

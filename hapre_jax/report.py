@@ -25,7 +25,7 @@ def by_group(columns: list[dict]) -> dict[str, list[str]]:
     """
     rows = {}
     for kind, label in _GROUPS.items():
-        groups = next((of[kind] for of in columns if of.get(kind)), {})
+        groups: dict[str, dict] = next((of[kind] for of in columns if of.get(kind)), {})
         for name, there in groups.items() if len(groups) > 1 else ():
             found = [scores.get(kind, {}).get(name) for scores in columns]
             rows[f"{label} {name} ({there['n']})"] = [
@@ -92,6 +92,8 @@ def summary_table(results: dict) -> rich.table.Table:
 
 # A policy whose map differs by less from the even one of the start has not moved.
 _MOVED = 0.02
+# Where the whole image overlaps the lungs by more, it is as good as a key area.
+_WELL_FRAMED = 0.7
 _PUBLISHED_RULE = (
     "The published rule never pushes away from a box: set policy.estimator to "
     "reinforce, with policy.warmup_steps."
@@ -105,6 +107,13 @@ def verdict(results: dict) -> str | None:
         return None
     is_published_rule = results["config"]["policy"]["estimator"] == "paper"
     if area["side_fraction"] > 0.97:
+        whole = area["trivial_iou"]["whole"]
+        if whole is not None and whole > _WELL_FRAMED:
+            return (
+                "The key area is the whole image. These films are framed about the "
+                f"lungs already (IoU of the whole image {whole:.2f}), so that a crop "
+                "has little to gain."
+            )
         # Results of older versions do not say how far the map is from its start.
         if area.get("map_change", 1.0) < _MOVED:
             return (

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from hapre_jax import bootstrap, checkpoint, metrics, predictions, result_table
+from hapre_jax.errors import UserError
 from hapre_jax.experiments import Experiment
 
 METRICS = {
@@ -39,16 +40,28 @@ def record(
         seeds that only one has do not count.
       tested: source that they were tested on, if it is not their own: then results are
         in `on/SOURCE.json` of each run's folder.
+
+    Raises:
+      UserError: files are missing or damaged, or a run and its reference were tested on
+        other films.
     """
     found = [_read(run, tested) for run in runs]
     answers = [of for _, of in found]
     results = [of for of, _ in found]
     known = {run.values["seed"]: run for run in reference}
-    pairs = [
-        (of, _read(known[run.values["seed"]], tested)[1])
-        for run, of in zip(runs, answers, strict=True)
-        if run.values["seed"] in known
-    ]
+    pairs = []
+    for run, of in zip(runs, answers, strict=True):
+        if beside := known.get(run.values["seed"]):
+            pairs.append((of, _read(beside, tested)[1]))
+            if not bootstrap.is_pair(*pairs[-1]):
+                raise UserError(
+                    f"{run.folder} and {beside.folder} were tested on other films"
+                    + (
+                        f" of {tested}: delete on/{tested}.json in both"
+                        if tested
+                        else ""
+                    )
+                )
     scores = {
         name: across_seeds([of["test"][name] for of in results]) for name in METRICS
     }

@@ -67,6 +67,8 @@ def square(path, size, geometry):
 
 def main(paths):
     """Prints a line a film."""
+    if not paths:
+        sys.exit("usage: python answer.py FILM...")
     folder = pathlib.Path(__file__).parent
     about = json.loads((folder / "bundle.json").read_text())
     answer = load(folder)

@@ -7,6 +7,7 @@ where a mask is known. Films are taken at equal distances from the sorted names.
 """
 
 import argparse
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from hapre_jax import cli, figures
 from hapre_jax.data import degrade, images, ped_pneumonia
+from hapre_jax.errors import UserError
 
 _FILM, _GAP = 180, 6  # pixels
 
@@ -66,16 +68,23 @@ def _picture(film, lungs, level, seed) -> Image.Image:
 
 def main(argv: Sequence[str]) -> int:
     """The program."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = cli.Parser(
+        prog="python launch/degrade_sheet.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("root", metavar="DIR", help="folder or zip of Ped-Pneumonia")
-    parser.add_argument("--out", default="degrade.png", help="picture to write")
+    parser.add_argument(
+        "--out", default="degrade.png", type=pathlib.Path, help="picture to write"
+    )
     parser.add_argument("--films", type=int, default=6, help="how many columns")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
+    if arguments.films < 1:
+        raise UserError(f"--films is {arguments.films}, but must be at least 1")
     sheet = draw_sheet(arguments.root, count=arguments.films, seed=arguments.seed)
-    sheet.save(arguments.out)
+    figures.save(sheet, arguments.out)
     print(f"Written to {arguments.out}.")
     return 0
 

@@ -30,7 +30,8 @@ _FILMS, _SIDE = 8, 160  # in the picture, and pixels of a side
 
 def make(config: Config, data: dataset.Splits) -> framework.Method:
     """The framework's method with a detector as task network."""
-    if any(split.lesion_boxes is None for split in data):
+    # Without a lesion there is no average precision to choose by, nor to report.
+    if not all(any(map(len, split.lesion_boxes or ())) for split in data):
         raise UserError(
             f"no lesion boxes are known of {config.data.name}, or of one of its splits"
         )

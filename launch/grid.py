@@ -36,10 +36,12 @@ def grid(
         path, equals, values = setting.partition("=")
         if not equals or not path or not values:
             raise UserError(f"--set {setting!r} is not PATH=VALUE,VALUE,...")
-        axes.append([(path, value) for value in values.split(",")])
+        # A value given twice would count its seeds twice.
+        axes.append([(path, value) for value in dict.fromkeys(values.split(","))])
     runs = []
     for combination in itertools.product(*axes):
         name = ",".join(f"{path}={value}" for path, value in combination) or "default"
+        name = name.replace("/", "_")  # a path as a value is one folder too
         for seed in range(seeds):
             values = dict(combination) | {"seed": str(seed)}
             folder = workdir / name / f"seed-{seed}"
@@ -109,10 +111,11 @@ def _cell(score):
 
 def main(argv: list[str]) -> int:
     """The program; 1 if a run failed."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python launch/grid.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", default="configs/phantom.py", help="experiment")
     parser.add_argument("--workdir", default="runs/grid", help="folder of all runs")
@@ -128,6 +131,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
     arguments = parser.parse_args(argv)
 
+    if arguments.seeds < 1:
+        raise UserError(f"--seeds is {arguments.seeds}, but must be at least 1")
     console = rich.console.Console()
     workdir = pathlib.Path(arguments.workdir)
     runs = grid(arguments.config, arguments.set, arguments.seeds, workdir)

@@ -122,10 +122,11 @@ def sheet(
 
 def main(argv: list[str]) -> int:
     """The program."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python launch/heatmaps.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN", help="finished runs")
     parser.add_argument("--out", type=pathlib.Path, default="heatmaps.png")

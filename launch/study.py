@@ -64,7 +64,11 @@ def collect(folder: pathlib.Path) -> list[Variant]:
     return [
         Variant(
             name,
-            [checkpoint.read_json(f) for f in files if f.parent.parent.name == name],
+            [
+                checkpoint.read_results(file.parent)
+                for file in files
+                if file.parent.parent.name == name
+            ],
         )
         for name in names
     ]
@@ -126,15 +130,20 @@ def plot(variants: list[Variant], file: pathlib.Path, *, title: str) -> None:
     axes[0].set_yticks(rows, [variant.name for variant in variants])
     axes[0].invert_yaxis()
     figure.suptitle(title, fontsize=11)
-    figure.savefig(file, dpi=110)
+    try:
+        figure.savefig(file, dpi=110)
+    except (OSError, ValueError) as error:  # no such folder, no such kind of file
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{file} cannot be written: {reason}") from error
 
 
 def main(argv: list[str]) -> int:
     """The program."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python launch/study.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("folder", type=pathlib.Path, help="folder of the study's runs")
     parser.add_argument("--plot", type=pathlib.Path, help="picture to write")

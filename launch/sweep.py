@@ -19,9 +19,10 @@ import contextlib
 import fcntl
 import pathlib
 import runpy
-import subprocess
-import sys
 import time
+import zlib
+from collections.abc import Iterator
+from typing import IO
 
 import rich.console
 import rich.table
@@ -46,14 +47,18 @@ def load_space(file: str) -> dict:
     Raises:
       UserError: the file has no `get_space`, or it names a field that is not there.
     """
+    _optuna()  # which the file imports
     base = config_lib.load(file)
-    path = next(
-        (p for p in (pathlib.Path(file), _REPOSITORY / file) if p.is_file()), None
-    )
+    places = (pathlib.Path(file), _REPOSITORY / file)
+    path = next((p for p in places if p.is_file() and p.suffix == ".py"), None)
     space = runpy.run_path(str(path)).get("get_space") if path else None
     if not callable(space):
         raise UserError(f"config file {file} has no get_space()")
-    found = space()
+    try:
+        found = space()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"get_space() of {file} fails with {reason}") from error
     for field, distribution in found.items():
         choices = getattr(distribution, "choices", None)
         ends = choices or (distribution.low, distribution.high)
@@ -78,10 +83,27 @@ def open_study(name: str, workdir: pathlib.Path, *, storage: str, seed: int):
         storage=backend,
         load_if_exists=True,
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=seed),
+        sampler=_sampler(seed),
         # A policy that still waits for its classifier says nothing of the setting.
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
     )
+
+
+def _sampler(seed):
+    optuna = _optuna()
+
+    class ByTrial(optuna.samplers.TPESampler):
+        """Draws anew for each trial, by its number.
+
+        Of one generator for all of them, every worker, and every one that goes on with
+        a study, would draw the same settings again.
+        """
+
+        def before_trial(self, study, trial):
+            super().__init__(seed=zlib.crc32(f"{seed} {trial.number}".encode()))
+            super().before_trial(study, trial)
+
+    return ByTrial()
 
 
 def _optuna():
@@ -94,35 +116,56 @@ def _optuna():
 
 
 @contextlib.contextmanager
-def _claim(folder: pathlib.Path):
-    """Holds a trial's folder while a worker is at it; yields whether it was free."""
+def _claim(folder: pathlib.Path) -> Iterator[IO[str] | None]:
+    """Holds a trial's folder while a worker is at it; yields its lock.
+
+    The lock holds the number of the trial. None if another worker is at it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{folder.name}.lock").open("w") as file:
+    with _lock(folder).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            yield False
+            yield None
         else:
-            yield True
+            yield file
+
+
+def _lock(folder):
+    return folder.parent / f"{folder.name}.lock"
+
+
+def _write(lock, text):
+    lock.truncate(0)
+    lock.write(text)
+    lock.flush()
 
 
 def take_up_interrupted(study) -> int:
     """Puts trials whose worker has died in front; returns how many.
 
-    They go on in their folder, from their last checkpoint.
+    They go on in their folder, from their last checkpoint. A trial whose number the
+    folder's lock does not hold is left alone: another worker is about to begin it, or
+    it is at work on a machine that shares the study, but no folder.
     """
     state = _optuna().trial.TrialState
     count = 0
     for trial in study.get_trials(states=[state.RUNNING]):
-        folder = trial.user_attrs.get(_FOLDER)
-        if not folder:
+        named = trial.user_attrs.get(_FOLDER)
+        if not named or not _lock(folder := pathlib.Path(named)).exists():
             continue
-        with _claim(pathlib.Path(folder)) as is_free:
-            if is_free:
+        with _claim(folder) as lock:
+            if lock and _number(lock) == str(trial.number):
                 study.tell(trial.number, state=state.FAIL)
-                study.enqueue_trial(trial.params, user_attrs={_FOLDER: folder})
+                study.enqueue_trial(trial.params, user_attrs={_FOLDER: str(folder)})
+                _write(lock, "")
                 count += 1
     return count
+
+
+def _number(lock):
+    lock.seek(0)
+    return lock.read()
 
 
 def run_trial(trial, *, config: str, workdir: pathlib.Path, seed: int) -> float:
@@ -137,21 +180,14 @@ def run_trial(trial, *, config: str, workdir: pathlib.Path, seed: int) -> float:
     values = {field: config_lib.to_text(value) for field, value in trial.params.items()}
     experiment = Experiment(config, values | {"seed": str(seed)}, folder)
     output = folder.parent / f"{folder.name}.log"
-    with _claim(folder) as is_free, output.open("a") as said:
-        if not is_free:
+    with _claim(folder) as lock, output.open("a") as said:
+        if not lock:
             raise TrialFailed(f"another worker is at {folder}")
+        _write(lock, str(trial.number))
         trial.set_user_attr(_FOLDER, str(folder))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "hapre_jax.train", *experiment.arguments],
-            stdout=said,
-            stderr=subprocess.STDOUT,
-        )
-        try:
+        command = ["hapre_jax.train", *experiment.arguments]
+        with experiments.started(command, said) as process:
             _watch(process, trial, folder)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
     if process.returncode:
         raise TrialFailed(Failure(str(folder), output).reason)
     return max(validations(folder).values())
@@ -301,6 +337,7 @@ def main(argv: list[str]) -> int:
         prog="python launch/sweep.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="with get_space()")
     parser.add_argument("--trials", type=int, default=30, help="of the whole study")

@@ -443,10 +443,11 @@ def command(arguments: argparse.Namespace) -> str:
 
 def main(argv: list[str]) -> int:
     """The program; 1 if a run failed."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python launch/tables.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--table", required=True, choices=tuple("12345"))
     parser.add_argument(

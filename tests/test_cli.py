@@ -150,6 +150,8 @@ def test_finished_run_gives_the_config(finished_run):
 def test_help_of_a_program_for_runs_needs_no_run(capsys):
     text = _help(capsys, "--help", default_config=None)
     assert "RUN [options]" in text and "--data.root TEXT" in text
+    # Flags that such programs refuse are not offered.
+    assert "--train.steps" not in text and "--seed" not in text
     assert "--workdir" not in text and "default" not in text
 
 

@@ -27,6 +27,8 @@ _SPEC.loader.exec_module(detection)
 
 NOWHERE = [math.nan] * 4
 BOX = [0.2, 0.5, 0.4, 0.8]  # middle (0.3, 0.65)
+# Of a film with a lesion beside one without, and of two without.
+BOXES_OF = [[np.array([BOX]), np.zeros((0, 4))], [np.zeros((0, 4))] * 2]
 KEY_AREA = operations.KeyArea()
 
 
@@ -252,6 +254,10 @@ def test_films_without_known_boxes_are_refused(tmp_path):
     films = dataclasses.make_dataclass("Films", ["lesion_boxes"])(None)
     with pytest.raises(UserError, match="no lesion boxes are known of phantom"):
         detection.make(config.load("configs/detection.py"), (films,) * 3)
+    # Of validation films without a lesion no checkpoint would be the best.
+    sick, sound = (dataclasses.replace(films, lesion_boxes=of) for of in BOXES_OF)
+    with pytest.raises(UserError, match="of phantom, or of one of its splits"):
+        detection.make(config.load("configs/detection.py"), (sick, sound, sick))
 
 
 def test_boxes_of_a_batch_are_padded():

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from sklearn import metrics
 
-from hapre_jax import boxes, checkpoint, cli, evaluate
+from hapre_jax import boxes, checkpoint, cli, evaluate, predictions
 from hapre_jax.config import Config, DataConfig, PolicyConfig, TrainConfig
 from hapre_jax.data import pipeline, splits
 from hapre_jax.data.dataset import Dataset
@@ -131,7 +131,14 @@ def test_views_are_scored_apart():
         "PA": 2,
     }
     assert scores["views"]["PA"]["accuracy"] == pytest.approx(0.5)
-    assert scores["views"]["AP"]["accuracy"] == 1.0
+    # Right in all of AP: that it has films of class 1 alone is no mistake.
+    assert scores["views"]["AP"] == {
+        "n": 1,
+        "accuracy": 1.0,
+        "macro_precision": 1.0,
+        "macro_recall": 1.0,
+        "macro_f1": 1.0,
+    }
     # Of PA: class 0 right, class 1 answered once and never true, class 2 missed.
     assert scores["views"]["PA"]["macro_recall"] == pytest.approx(1 / 3)
 
@@ -346,6 +353,18 @@ def test_plain_classifier_of_a_run_is_evaluated_on_the_run_s_split(
     assert not (finished_run / "plain" / "splits.csv").exists()
 
 
+def test_scores_are_written_when_all_else_is(tmp_path, finished_run, monkeypatch):
+    """Tables take a test that has scores for finished, and never repeat it."""
+
+    def interrupt(file, table):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predictions, "write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main([str(finished_run / "plain"), "--out", str(tmp_path / "e.json")])
+    assert not list(tmp_path.iterdir())
+
+
 def test_another_quality_of_films(tmp_path, finished_run, capsys):
     out = tmp_path / "high.json"
     arguments = [str(finished_run), "--data.quality", "high", "--out", str(out)]
@@ -453,6 +472,9 @@ def test_a_run_that_is_not_finished(tmp_path, monkeypatch, capsys):
         "command again to go on"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
+    (tmp_path / "bundle.json").write_text("{}")
+    said = _fails(monkeypatch, capsys, tmp_path)
+    assert said == f"{tmp_path} is a bundle, but this program takes a finished run"
 
 
 def test_damaged_files_of_a_run(tmp_path, monkeypatch, capsys):

@@ -123,6 +123,8 @@ def test_the_program_answers_a_film(bundle, tmp_path):
         command, check=True, cwd=tmp_path, capture_output=True, text=True
     ).stdout
     assert said.startswith("film.png: normal 0.") and "; key area [" in said
+    with pytest.raises(SystemExit, match=r"^usage: python answer\.py FILM\.\.\.$"):
+        standalone.main([])
 
 
 def test_predict_takes_a_bundle(bundle, finished_run, tmp_path):

@@ -42,6 +42,35 @@ def test_grid_is_all_combinations_with_all_seeds(tmp_path):
     )
 
 
+def test_a_path_as_a_value_is_one_folder_and_a_line_of_its_own(tmp_path):
+    setting = "data.root=/first/films,/second/films,/first/films"
+    runs = grid.grid("c.py", [setting], 1, tmp_path)
+    assert [run.folder for run in runs] == [
+        tmp_path / "data.root=_first_films" / "seed-0",
+        tmp_path / "data.root=_second_films" / "seed-0",
+    ]
+    assert runs[0].values["data.root"] == "/first/films"
+    assert [row["run"] for row in grid.summarize(runs)] == [
+        "data.root=_first_films",
+        "data.root=_second_films",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--seeds", "0"], "--seeds is 0, but must be at least 1"),
+        # Not an abbreviation of --seeds, which would train three of them.
+        (["--seed", "3"], "unrecognized arguments: --seed 3"),
+    ],
+)
+def test_wrong_flags_are_refused_in_one_sentence(flags, sentence, tmp_path):
+    with pytest.raises(UserError) as error:
+        grid.main(["--workdir", str(tmp_path / "new"), *flags])
+    assert str(error.value) == sentence
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("setting", ["policy.sigma", "=1", "policy.sigma="])
 def test_malformed_setting_is_refused(setting, tmp_path):
     with pytest.raises(UserError, match="PATH=VALUE"):
@@ -80,10 +109,11 @@ def test_unknown_field_is_refused_before_anything_runs(tmp_path):
 
 
 def test_failed_run_is_listed_and_not_fatal(tmp_path, capsys, monkeypatch):
-    def fail(command, *, stdout, stderr):
-        stdout.write("error: the disk is full\n")
-        return 2
+    def fail(command, output):
+        output.parent.mkdir(parents=True)
+        output.write_text("error: the disk is full\n")
+        return False
 
-    monkeypatch.setattr(experiments.subprocess, "call", fail)
+    monkeypatch.setattr(experiments, "run_program", fail)
     assert grid.main(["--workdir", str(tmp_path), "--seeds", "1"]) == 1
     assert "the disk is full" in capsys.readouterr().out.replace("\n", " ")

@@ -324,3 +324,19 @@ def test_program_measures_a_run_on_its_own_split(tmp_path, capsys):
     np.testing.assert_allclose(values["losses"], expected.losses, rtol=1e-5)
     assert values["policy"] is None and (run / "landscape.png").exists()
     assert not (run / "splits.csv").exists()
+
+    # Other films leave the run's own picture, which its page shows.
+    assert landscape.main([str(run), "--data.quality", "high"]) == 0
+    assert "landscape_elsewhere.png" in capsys.readouterr().out
+    assert json.loads((run / "landscape.json").read_text()) == values
+    other = json.loads((run / "landscape_elsewhere.json").read_text())
+    assert other["losses"] != values["losses"]
+    with pytest.raises(UserError, match=r"^task\.image_size was 16 in training; land"):
+        landscape.main([str(run), "--task.image_size", "32"])
+    checkpoint.write_json(run / "results.json", {"classes": ["normal", "pneumonia"]})
+    with pytest.raises(UserError) as error:
+        landscape.main([str(run)])
+    assert str(error.value) == (
+        "the run tells normal, pneumonia apart, and these films are normal, bacterial, "
+        "viral: a landscape needs the same classes"
+    )

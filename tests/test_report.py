@@ -181,6 +181,16 @@ def test_verdict_on_the_published_rule_does_not_name_what_it_lacks(changes):
     assert "policy.train_crops" not in sentences and "policy.samples" not in sentences
 
 
+def test_verdict_on_films_that_need_no_crop_asks_for_no_change():
+    framed = {"trivial_iou": {"whole": 0.774, "central80": 0.7, "mean_box": 0.88}}
+    assert _verdict(WHOLE | framed | {"map_change": 0.0}) == (
+        "The key area is the whole image. These films are framed about the lungs "
+        "already (IoU of the whole image 0.77), so that a crop has little to gain."
+    )
+    unknown = {"trivial_iou": {"whole": None, "central80": None, "mean_box": None}}
+    assert _verdict(WHOLE | unknown).startswith("The key area is still the whole image")
+
+
 def test_verdict_on_results_of_an_older_version():
     area = {k: v for k, v in (AREA | WHOLE).items() if k != "map_change"}
     sentences = report.verdict(_results("hapre", _scores(0.9, area)))

@@ -4,6 +4,8 @@ What their answers are worth is in `write_run`: a macro-F1 of 1, with misses of 
 and no resampling of patients changes either.
 """
 
+import shutil
+
 import pytest
 
 from hapre_jax import scores
@@ -105,6 +107,25 @@ def test_gain_is_over_the_seeds_that_both_have(run):
     assert gain == pytest.approx([2 / 15, 2 / 15, 2 / 15, SMALLEST_P])
     assert record["seeds"] == [0, 1, 2]
     assert record["f1_over_images"]["value"] == pytest.approx((1 + 1 + 11 / 15) / 3)
+
+
+def test_a_pair_of_other_films_is_named(run):
+    ours, plain = run("ours", 0, 0.5), run("plain", 0, 0.5)
+    file = plain.folder / "predictions.csv"
+    file.write_text(file.read_text().replace("film-7", "film-70"))
+    with pytest.raises(UserError) as error:
+        scores.record([ours], [plain])
+    assert str(error.value) == (
+        f"{ours.folder} and {plain.folder} were tested on other films"
+    )
+    # The films of a folder, of which there are more by now.
+    for one in (ours, plain):
+        (one.folder / "on").mkdir()
+        for end in ("results.json", "predictions.csv"):
+            there = "mine.json" if end == "results.json" else "mine_predictions.csv"
+            shutil.copy(one.folder / end, one.folder / "on" / there)
+    with pytest.raises(UserError, match=r"films of mine: delete on/mine\.json in both"):
+        scores.record([ours], [plain], tested="mine")
 
 
 def test_no_seed_in_common_is_no_gain(run):

@@ -67,6 +67,23 @@ def test_plot_is_a_picture_with_a_line_a_variant(runs, tmp_path, capsys):
         assert picture.size[0] == width and picture.size[1] < height
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("nowhere/study.png", "No such file"), ("study.docx", "Format 'docx' is not")],
+)
+def test_a_picture_that_cannot_be_written(runs, tmp_path, name, reason):
+    file = tmp_path / name
+    with pytest.raises(UserError, match=f"^{file} cannot be written: {reason}"):
+        study.main([str(runs), "--plot", str(file)])
+
+
+def test_runs_of_another_task_are_named(runs):
+    file = runs / "default" / "seed-1" / "results.json"
+    file.write_text('{"task": "segmentation", "test": {"dice": 0.5}}')
+    with pytest.raises(UserError, match="seed-1 is a run of segmentation; this pro"):
+        study.main([str(runs)])
+
+
 def test_folder_without_runs_is_named(tmp_path):
     with pytest.raises(UserError, match="has no finished run"):
         study.main([str(tmp_path)])

@@ -68,7 +68,7 @@ def training(tmp_path, monkeypatch):
             assert command[1:3] == ["-m", "hapre_jax.train"]
             return popen([sys.executable, str(program), *command[3:]], **settings)
 
-        monkeypatch.setattr(sweep.subprocess, "Popen", start)
+        monkeypatch.setattr(sweep.experiments.subprocess, "Popen", start)
 
     monkeypatch.setattr(sweep, "_POLL_SECONDS", 0.02)
     return use
@@ -145,7 +145,7 @@ spec = importlib.util.spec_from_file_location("sweep", {str(SWEEP)!r})
 sweep = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sweep)
 popen = subprocess.Popen
-sweep.subprocess.Popen = lambda command, **settings: popen(
+sweep.experiments.subprocess.Popen = lambda command, **settings: popen(
     [sys.executable, {str(program)!r}, *command[3:]], **settings)
 sweep.main(["--config", {space!r}, "--trials", "1", "--workdir", {str(workdir)!r}])
 """
@@ -172,6 +172,59 @@ sweep.main(["--config", {space!r}, "--trials", "1", "--workdir", {str(workdir)!r
     assert not (workdir / "trial-0001").exists()
 
 
+def test_workers_draw_settings_of_their_own(tmp_path, space):
+    distributions = sweep.load_space(space)
+    # Each opens the study, as every worker does, and every command that goes on.
+    drawn = [_study(tmp_path / "one").ask(distributions).params for _ in range(3)]
+    assert len({of["policy.sigma"] for of in drawn}) == 3
+    # What a trial draws depends on its number, not on who asks.
+    alone = _study(tmp_path / "other")
+    assert [alone.ask(distributions).params for _ in range(3)] == drawn
+
+
+@pytest.fixture
+def dead(tmp_path, space):
+    """A study whose only worker has died: its trial 0 runs for ever."""
+    study = _study(tmp_path)
+    trial = study.ask(sweep.load_space(space))
+    folder = tmp_path / "trial-0000"
+    trial.set_user_attr("folder", str(folder))
+    with sweep._claim(folder) as lock:
+        sweep._write(lock, "0")
+    return study
+
+
+def test_two_workers_take_up_a_trial_once(tmp_path, dead, monkeypatch):
+    get_trials = dead.get_trials
+
+    def meanwhile(**settings):
+        """Another worker takes it up after this one has seen it."""
+        seen = get_trials(**settings)
+        monkeypatch.undo()
+        assert sweep.take_up_interrupted(_study(tmp_path)) == 1
+        return seen
+
+    monkeypatch.setattr(dead, "get_trials", meanwhile)
+    assert sweep.take_up_interrupted(dead) == 0
+    states = [of.state.name for of in dead.get_trials()]
+    assert states == ["FAIL", "WAITING"]
+
+
+def test_a_trial_that_was_taken_up_is_left_to_its_worker(tmp_path, dead, space):
+    assert sweep.take_up_interrupted(dead) == 1
+    # Asked for by its new worker, which is not in its folder yet.
+    assert dead.ask(sweep.load_space(space)).number == 1
+    assert sweep.take_up_interrupted(_study(tmp_path)) == 0
+
+
+def test_trials_of_machines_that_share_no_folder_are_left_alone(tmp_path, space):
+    trial = _study(tmp_path).ask(sweep.load_space(space))
+    elsewhere = tmp_path / "disk-of-another-machine" / "trial-0000"
+    trial.set_user_attr("folder", str(elsewhere))
+    assert sweep.take_up_interrupted(_study(tmp_path)) == 0
+    assert not elsewhere.parent.exists()
+
+
 def test_dry_run_shows_the_space_and_writes_nothing(tmp_path, space, capsys):
     workdir = tmp_path / "runs"
     flags = ["--config", space, "--workdir", str(workdir), "--dry-run"]
@@ -195,6 +248,17 @@ def test_a_wrong_space_is_refused_in_one_sentence(tmp_path, before, after, messa
     with pytest.raises(UserError, match=message):
         sweep.main(["--config", str(file), "--workdir", str(tmp_path / "runs")])
     assert not (tmp_path / "runs").exists()
+
+
+def test_files_without_a_space_are_refused_in_one_sentence(tmp_path, space):
+    run = tmp_path / "config.json"
+    run.write_text('{"compare_plain": false}')
+    with pytest.raises(UserError, match=r"config\.json has no get_space\(\)$"):
+        sweep.load_space(str(run))
+    file = tmp_path / "wrong.py"
+    file.write_text(SPACE.replace("(0.2, 0.5)", "(0.5, 0.2)"))
+    with pytest.raises(UserError, match=r"get_space\(\) of .*wrong\.py fails with Val"):
+        sweep.load_space(str(file))
 
 
 def test_wrong_flags_are_refused(space):

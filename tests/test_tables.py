@@ -505,16 +505,17 @@ def test_table_1_counts_the_films(tmp_path, capsys):
 # Failures.
 
 
-def fail(command, *, stdout, stderr):
-    stdout.write("error: the disk is full\n")
-    return 2
+def fail(command, output):
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text("error: the disk is full\n")
+    return False
 
 
 def test_failed_runs_are_listed_and_the_others_are_shown(
     tmp_path, write_run, capsys, monkeypatch
 ):
     write_run(tmp_path / "phantom_low" / "resnet8" / "resnet" / "seed-0", 0.5)
-    monkeypatch.setattr(experiments.subprocess, "call", fail)
+    monkeypatch.setattr(experiments, "run_program", fail)
     arguments = ["--table", "5", "--seeds", "1", "--workdir", str(tmp_path)]
     assert tables.main(arguments) == 1
     said = capsys.readouterr().out
@@ -526,7 +527,7 @@ def test_failed_runs_are_listed_and_the_others_are_shown(
 
 
 def test_reason_is_given_where_all_runs_fail(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(experiments.subprocess, "call", fail)
+    monkeypatch.setattr(experiments, "run_program", fail)
     arguments = ["--table", "5", "--seeds", "1", "--workdir", str(tmp_path)]
     with contextlib.suppress(UserError):
         tables.main(arguments)
@@ -539,7 +540,7 @@ def test_failed_test_on_another_source_is_listed_and_not_fatal(
     for source in ("phantom_high", "phantom_low"):
         for net in ("resnet8", "resnet14"):
             write_run(tmp_path / source / net / "resnet" / "seed-0", 0.5)
-    monkeypatch.setattr(experiments.subprocess, "call", fail)
+    monkeypatch.setattr(experiments, "run_program", fail)
     arguments = ["--table", "3", "--seeds", "1", "--workdir", str(tmp_path)]
     arguments += ["--rows", "resnet", "--sources", "phantom_high,phantom_low"]
     assert tables.main(arguments) == 1

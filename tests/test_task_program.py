@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hapre_jax import checkpoint, log, task_program, train
+from hapre_jax import (
+    checkpoint,
+    evaluate,
+    export,
+    homogenize,
+    html_report,
+    landscape,
+    log,
+    predict,
+    serve,
+    task_program,
+    train,
+)
 from hapre_jax.errors import UserError
 from hapre_jax.framework import Aux, Method, Prediction
 from hapre_jax.task_program import Program, train_and_test
@@ -117,6 +129,36 @@ def test_a_folder_of_another_task_is_refused(tmp_path, settings):
     checkpoint.write_json(tmp_path / "results.json", {"test": {}})
     with pytest.raises(UserError, match="of classification, not of regression"):
         train_and_test(settings, tmp_path, LINE)
+
+
+_BUNDLE = ["--out", "{folder}/new"]
+
+
+@pytest.mark.parametrize(
+    ("program", "flags"),
+    [
+        (evaluate, []),
+        (export, _BUNDLE),
+        (homogenize, _BUNDLE),
+        (html_report, []),
+        (landscape, []),
+        (predict, ["film.png", *_BUNDLE]),
+        (serve, ["--port", "0"]),
+    ],
+)
+def test_programs_of_classification_refuse_a_run_of_another_task(
+    tmp_path, settings, program, flags
+):
+    run = tmp_path / "run"
+    checkpoint.write_config(run, settings)
+    checkpoint.write_json(run / "results.json", {"task": "regression", "classes": []})
+    with pytest.raises(UserError) as error:
+        program.main([str(run), *(flag.format(folder=tmp_path) for flag in flags)])
+    assert str(error.value) == (
+        f"{run} is a run of regression; this program takes runs of hapre_jax.train, "
+        "which classify"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_another_method_is_refused_and_leaves_nothing(tmp_path, settings):
