@@ -90,6 +90,12 @@ def train_and_test(
             f"method is {config.method}, but {program.task} has hapre alone; "
             "policy.operation none is the whole film"
         )
+    for name, default in (("probe_size", 0), ("probe_dtype", "same")):
+        if (value := getattr(config.policy, name)) != default:
+            raise UserError(
+                f"policy.{name} is {value}, but {program.task} tries areas as it "
+                f"trains on them: leave it at {default}"
+            )
     with contextlib.ExitStack() as claims:
         data = training.open_run(
             config,

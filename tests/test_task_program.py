@@ -168,6 +168,24 @@ def test_another_method_is_refused_and_leaves_nothing(tmp_path, settings):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "default"),
+    [("probe_size", 8, "0"), ("probe_dtype", "bfloat16", "same")],
+)
+def test_cheaper_probes_are_of_classification(
+    field, value, default, tmp_path, settings
+):
+    policy = dataclasses.replace(settings.policy, **{field: value})
+    other = dataclasses.replace(settings, policy=policy)
+    with pytest.raises(UserError) as error:
+        train_and_test(other, tmp_path / "run", LINE)
+    assert str(error.value) == (
+        f"policy.{field} is {value}, but regression tries areas as it trains on them: "
+        f"leave it at {default}"
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_a_task_lacks_is_found_before_its_folder_is_made(tmp_path, settings):
     def refuse(config, data):
         raise UserError(f"these {len(data.test)} films will not do")
