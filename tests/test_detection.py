@@ -233,7 +233,7 @@ def test_a_split_is_scored_by_the_boxes_of_all_its_films():
 
 def test_program_computes_in_the_type_that_is_asked_for(monkeypatch):
     monkeypatch.setattr(detection.hapre, "of_task", lambda config, task: task)
-    films = dataclasses.make_dataclass("Films", ["lesion_boxes"])(())
+    films = dataclasses.make_dataclass("Films", ["lesion_boxes"])(BOXES_OF[0])
     found = {}
     for dtype in ("float32", "bfloat16"):
         settings = config.override(config.Config(), "task.dtype", dtype)

@@ -32,9 +32,11 @@ pathlib.Path("started").touch()
 time.sleep(60)
 """
 LAUNCHER = """
-import pathlib
+import pathlib, signal
 from hapre_jax import cli, experiments
 
+# Ignored where the tests run in the background of a shell.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 cli.run(lambda argv: experiments.run_program(["program"], pathlib.Path("said.log")))
 """
 
@@ -54,8 +56,6 @@ def test_a_training_saves_before_its_launcher_ends(
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
         start_new_session=True,
-        # In the background of a shell SIGINT is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 120
     while not (tmp_path / "started").exists():
