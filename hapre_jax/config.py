@@ -264,9 +264,10 @@ class PolicyConfig:
     )
     readout: str = option(
         "moments",
-        "How a box is read off the map: by its moments, or as the box with the largest "
-        "sum of logits, which has no gradient (estimators paper and elite).",
-        choices=("moments", "max_sum"),
+        "How a box is read off the map: by its moments; as the mean of boxes that its "
+        "cells propose (dense anchors); or as the box with the largest sum of logits, "
+        "which has no gradient (estimators paper and elite).",
+        choices=("moments", "anchors", "max_sum"),
     )
     reward_weight: str = option(
         "published",

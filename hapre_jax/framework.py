@@ -342,7 +342,12 @@ def make(
         action = jax.vmap(operation.clip)(mean)
         variables = {"params": params["task"], **model_state["task"]}
         outputs, _ = task.apply(variables, jax.vmap(see)(image, action), train=False)
-        maps = [leaf for leaf in jax.tree.leaves(logits) if leaf.ndim == 3]
+        # Of several maps of an area the first, which says where it is.
+        maps = [
+            leaf.reshape(*leaf.shape[:3], -1)[..., 0]
+            for leaf in jax.tree.leaves(logits)
+            if leaf.ndim > 2
+        ]
         return Prediction(
             task.whole_answers(outputs, operation, action),
             jax.vmap(operation.area)(action),

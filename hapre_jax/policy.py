@@ -77,6 +77,28 @@ def max_sum_box(logits: jax.Array) -> jax.Array:
     return edges.astype(logits.dtype) / grid
 
 
+def anchor_box(logits: jax.Array) -> jax.Array:
+    """The mean of the boxes that the cells propose, each as much as it is sure of it.
+
+    Every cell is an anchor: it says how likely the key area is centered on it, and the
+    height and width of that area. Unlike a map's moments, which spread as far as the
+    area is large, center and size have logits of their own. Zeros are the whole image.
+
+    Args:
+      logits: `f32[g, g, 3]`: log weight of a cell, log height, log width.
+
+    Returns:
+      `f32[4]` yxyx, never clipped, as of `mean_box`.
+    """
+    chex.assert_shape(logits, (None, None, 3))
+    weights = jax.nn.softmax(logits[..., 0], axis=(0, 1))
+    rows, columns = ((jnp.arange(cells) + 0.5) / cells for cells in weights.shape)
+    y = jnp.sum(jnp.sum(weights, axis=1) * rows)
+    x = jnp.sum(jnp.sum(weights, axis=0) * columns)
+    size = jnp.exp(jnp.sum(weights[..., None] * logits[..., 1:], axis=(0, 1)))
+    return boxes.center_to_yxyx(jnp.stack([y, x, *size]))
+
+
 def standardize(action: jax.Array, mean: jax.Array, *, sigma: float) -> jax.Array:
     """`f32[4]`: shift relative to the mean's sides, log ratio of sides; in sigmas."""
     center, mean_center = boxes.yxyx_to_center(action), boxes.yxyx_to_center(mean)

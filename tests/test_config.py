@@ -50,7 +50,7 @@ def test_options_follow_the_order_of_declaration():
         ("policy.alpha", "a number > 1"),
         ("policy.held_out", "a number >= 0 and <= 0.9"),
         ("policy.explore", "true or false"),
-        ("policy.readout", "one of moments, max_sum"),
+        ("policy.readout", "one of moments, anchors, max_sum"),
         ("baseline.crop_area", "a number > 0 and <= 1"),
         ("data.root", "a text"),
         ("data.geometry", "one of letterbox, squash, cover"),

@@ -318,21 +318,25 @@ def _distance(box):
 
 
 @pytest.mark.parametrize(
-    ("name", "rate", "gamma", "overlap"),
+    ("name", "readout", "rate", "gamma", "overlap"),
     # What a map says weakly of cells far off widens its box: imitation needs long to
     # be sure of them, so elite gets close more slowly.
     [
-        ("reinforce", 0.1, 2.0, 0.8),
-        ("pathwise", 0.1, 2.0, 0.9),
-        ("elite", 0.3, 0.0, 0.7),
+        ("reinforce", "moments", 0.1, 2.0, 0.8),
+        ("pathwise", "moments", 0.1, 2.0, 0.9),
+        ("elite", "moments", 0.3, 0.0, 0.7),
+        ("reinforce", "anchors", 0.1, 2.0, 0.8),
+        ("pathwise", "anchors", 0.1, 2.0, 0.9),
+        ("elite", "anchors", 0.1, 2.0, 0.8),
     ],
 )
 def test_gradient_steps_on_the_logits_find_the_box_of_lowest_loss(
-    name, rate, gamma, overlap
+    name, readout, rate, gamma, overlap
 ):
     """From the whole image, with nothing but losses of boxes."""
     optimizer, learning = optax.adam(rate), _learning(gamma=gamma)
-    start = jnp.zeros((GRID, GRID))
+    operation = dataclasses.replace(KEY_AREA, readout=readout)
+    start = jnp.zeros(operation.logits_shape(GRID))
     estimator, evaluate = framework.ESTIMATORS[name], jax.vmap(_distance)
 
     def update(carry, inputs):
@@ -341,7 +345,7 @@ def test_gradient_steps_on_the_logits_find_the_box_of_lowest_loss(
 
         def loss(logits):
             trials = jax.vmap(
-                lambda k: estimator(KEY_AREA, learning, evaluate, logits, k, sigma)
+                lambda k: estimator(operation, learning, evaluate, logits, k, sigma)
             )(jax.random.split(key, 16))
             return jnp.mean(trials.policy_loss)
 
@@ -351,8 +355,8 @@ def test_gradient_steps_on_the_logits_find_the_box_of_lowest_loss(
     keys, sigmas = jax.random.split(KEY, 300), jnp.geomspace(0.3, 0.1, 300)
     carry = (start, optimizer.init(start))
     (logits, _), _ = jax.lax.scan(update, carry, (keys, sigmas))
-    assert boxes.iou(policy.mean_box(start), TARGET) < 0.31
-    assert boxes.iou(policy.mean_box(logits), TARGET) > overlap
+    assert boxes.iou(operation.mean(start), TARGET) < 0.31
+    assert boxes.iou(operation.mean(logits), TARGET) > overlap
 
 
 @pytest.mark.parametrize(

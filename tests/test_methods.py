@@ -45,6 +45,19 @@ def test_networks_of_each_method(tiny_config, image, started, name):
     assert params["task"]["head"]["bias"].shape == (3,)
 
 
+def test_map_of_anchors_says_where_the_key_area_is(tiny_config, image):
+    settings = dataclasses.replace(tiny_config.policy, readout="anchors")
+    method = METHODS["hapre"](dataclasses.replace(tiny_config, policy=settings), 3)
+    params, model_state = jax.jit(method.init)(KEY, image[:1])
+    bias = params["policy"]["logits"]["bias"]
+    # Log weight, log height and log width of every cell.
+    params["policy"]["logits"]["bias"] = bias + jnp.log(jnp.array([3.0, 0.5, 0.8]))
+    prediction = jax.jit(method.predict)(params, model_state, {"image": image})
+    np.testing.assert_allclose(prediction.policy_map, np.full((4, 8, 8), 0.75))
+    expected = np.tile([0.25, 0.1, 0.75, 0.9], (4, 1))
+    np.testing.assert_allclose(prediction.action, expected, atol=1e-5)
+
+
 def test_first_key_area_is_the_whole_image_and_the_first_answer_the_plain_one(
     tiny_config, image, started
 ):

@@ -314,8 +314,10 @@ def test_policy_net_gives_numbers_or_several_outputs_as_they_are_asked_for():
     image = image_shape(32, 32, channels=1, batch=2)
     numbers = output_shapes(policy_net(shape=(3,)), image).logits
     assert (numbers.shape, numbers.dtype.name) == ((2, 3), "float32")
-    several = output_shapes(policy_net(shape=((16, 16), (1,), (2,))), image).logits
-    assert [of.shape for of in several] == [(2, 16, 16), (2, 1), (2, 2)]
+    several = output_shapes(
+        policy_net(shape=((16, 16), (1,), (16, 16, 3))), image
+    ).logits
+    assert [of.shape for of in several] == [(2, 16, 16), (2, 1), (2, 16, 16, 3)]
     nothing = output_shapes(policy_net(shape=(0,)), image).logits
     assert nothing.shape == (2, 0)
 

@@ -75,11 +75,18 @@ def test_every_network_gives_the_same_logits(name):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["hapre", "mag_sd", "two_stage", pytest.param("dre_net", marks=pytest.mark.slow)],
+    ("name", "readout"),
+    [
+        ("hapre", "moments"),
+        ("hapre", "anchors"),
+        ("mag_sd", "moments"),
+        ("two_stage", "moments"),
+        pytest.param("dre_net", "moments", marks=pytest.mark.slow),
+    ],
 )
-def test_methods_give_the_same_answers(tiny_config, name):
-    config = dataclasses.replace(tiny_config, method=name)
+def test_methods_give_the_same_answers(tiny_config, name, readout):
+    policy = dataclasses.replace(tiny_config.policy, readout=readout)
+    config = dataclasses.replace(tiny_config, method=name, policy=policy)
     method = METHODS[name](config, 3)
     side = config.data.image_size
     image = np.random.default_rng(1).integers(0, 256, (3, side, side, 1), np.uint8)

@@ -1,6 +1,7 @@
 """Each operation: densities, valid actions, neighbors, and the two ways of its map."""
 
 import inspect
+import math
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,14 @@ NUMBERS = {
     "sharpening": operations.Sharpening(),
 }
 AREAS = {"mask": operations.Mask(), "zoom": operations.Zoom()}
-ALL = {**NUMBERS, **AREAS, "key_area": operations.KeyArea(), "hybrid": HYBRID}
+ANCHORS = operations.KeyArea(readout="anchors")
+ALL = {
+    **NUMBERS,
+    **AREAS,
+    "key_area": operations.KeyArea(),
+    "anchors": ANCHORS,
+    "hybrid": HYBRID,
+}
 KEY = jax.random.key(0)
 SIGMA = 0.3
 
@@ -340,6 +348,25 @@ def test_hybrid_cuts_its_area_from_all_pixels():
         expected = boxes.crop_and_resize(image, area, size=16)
         np.testing.assert_allclose(found, np.clip(expected, 0.5 / 255, 1), atol=3e-3)
         assert found.max() > 0.9
+
+
+def test_imitation_of_anchors_is_half_the_squared_distance():
+    """From the whole image: moved by a tenth up, half as high, as wide."""
+
+    def loss(logits, action, weight):
+        return ANCHORS.imitation_loss(logits, action, weight, 2.0)
+
+    logits, action = jnp.zeros((8, 8, 3)), jnp.array([0.15, 0.0, 0.65, 1.0])
+    arguments = logits, action, jnp.float32(0.5)
+    expected = 0.5 * 0.5 * (0.1**2 + math.log(2) ** 2)
+    assert loss(*arguments) == pytest.approx(expected, rel=1e-5)
+    gradients = jax.grad(loss, argnums=(0, 1, 2))(*arguments)
+    # Cells above are made surer, all heights smaller, each by its share of 1/64. In a
+    # smaller height the move counts for more, by its square.
+    assert gradients[0][0, 3, 0] < 0 < gradients[0][7, 3, 0]
+    expected = 0.5 * (math.log(2) - 0.1**2) / 64
+    np.testing.assert_allclose(gradients[0][..., 1], expected, rtol=1e-4)
+    assert not jnp.any(gradients[1]) and gradients[2] == 0
 
 
 def test_imitation_of_a_hybrid_teaches_every_part():

@@ -44,6 +44,7 @@ def test_functions_take_one_image():
     for call in (
         lambda: policy.mean_box(maps),
         lambda: policy.max_sum_box(maps),
+        lambda: policy.anchor_box(maps),
         lambda: policy.action(many[:, 0], many[0], sigma=SIGMA),
         lambda: policy.entropy(many, sigma=SIGMA),
     ):
@@ -209,6 +210,29 @@ def test_max_sum_box_passes_no_gradient():
     logits = rectangle(4, 2, 12, 9, logit=1.0)
     gradient = jax.grad(lambda z: jnp.sum(policy.max_sum_box(z)))(logits)
     np.testing.assert_array_equal(gradient, np.zeros((16, 16)))
+
+
+def test_anchors_that_say_nothing_are_the_whole_image(variant):
+    box = variant(policy.anchor_box)(jnp.zeros((16, 16, 3)))
+    np.testing.assert_allclose(box, boxes.WHOLE, atol=1e-6)
+
+
+def test_of_anchors_the_one_that_is_sure_says_center_and_size(variant):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(8, 8, 3)).astype(np.float32)
+    logits[2, 5] = 40, np.log(0.5), np.log(0.25)
+    box = variant(policy.anchor_box)(jnp.array(logits))
+    # Its middle lies at 2.5 / 8, 5.5 / 8.
+    expected = [0.3125 - 0.25, 0.6875 - 0.125, 0.3125 + 0.25, 0.6875 + 0.125]
+    np.testing.assert_allclose(box, expected, atol=1e-5)
+
+
+def test_anchors_are_averaged_by_how_sure_they_are():
+    # Of weights 3/4 and 1/4, at x = 1/4 and 3/4: x = 3/8. Log heights 0 and log 1/16,
+    # so the height is 1/2; log widths 0.
+    logits = jnp.array([[[np.log(3), 0, 0], [0, np.log(1 / 16), 0]]])
+    box = policy.anchor_box(logits)
+    np.testing.assert_allclose(box, [0.25, -0.125, 0.75, 0.875], atol=1e-6)
 
 
 def test_standardize_by_hand():

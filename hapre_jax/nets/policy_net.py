@@ -15,9 +15,10 @@ _PLACES = 4
 
 
 class PolicyNet(nn.Module):
-    """Says what the policy reads its mean action from: a map, numbers or several.
+    """Says what the policy reads its mean action from: maps, numbers or several.
 
-    A map says for each cell of a grid whether it belongs to the key area.
+    A map says for each cell of a grid whether it belongs to the key area; of three, the
+    cell proposes an area.
 
     The trunk's stages are merged top down (Lin et al., "Feature Pyramid Networks",
     2017) from the coarsest to the coarsest one that still has `grid` cells a side, so
@@ -74,8 +75,10 @@ class PolicyNet(nn.Module):
 
     def _logits(self, merged, shape, name):
         zeros = nn.initializers.zeros
-        if len(shape) == 2:
-            return nn.Conv(1, (1, 1), kernel_init=zeros, name=name)(merged)[..., 0]
+        if len(shape) > 1:
+            channels = shape[2] if len(shape) == 3 else 1
+            maps = nn.Conv(channels, (1, 1), kernel_init=zeros, name=name)(merged)
+            return maps if len(shape) == 3 else maps[..., 0]
         if not shape[0]:
             return jnp.zeros((merged.shape[0], 0))
         side = min(_PLACES, self.grid)

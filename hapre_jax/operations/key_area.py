@@ -21,8 +21,8 @@ class KeyArea:
       alpha: how much expand and shrink scale the sides; > 1.
       min_side, max_side: bounds of a valid key area's sides.
       moves: which neighbors are tried, see `boxes.neighbors`.
-      readout: how a box is read off the logits: "moments", or "max_sum", which has no
-        gradient.
+      readout: how a box is read off the logits: "moments" of a map; "max_sum" of one,
+        which has no gradient; or "anchors", see `policy.anchor_box`.
     """
 
     alpha: float = 1.25
@@ -35,12 +35,15 @@ class KeyArea:
         return jnp.array(boxes.WHOLE)
 
     def logits_shape(self, grid):
-        return (grid, grid)
+        return (grid, grid, 3) if self.readout == "anchors" else (grid, grid)
 
     def mean(self, logits):
-        if self.readout == "max_sum":
-            return policy.max_sum_box(logits)
-        return policy.mean_box(logits)
+        read = {
+            "moments": policy.mean_box,
+            "max_sum": policy.max_sum_box,
+            "anchors": policy.anchor_box,
+        }
+        return read[self.readout](logits)
 
     def sample(self, key, mean, sigma, num):
         return policy.sample_pathwise(key, mean, sigma=sigma, num_samples=num)
@@ -69,6 +72,12 @@ class KeyArea:
         return boxes.mask(action, grid)
 
     def imitation_loss(self, logits, action, weight, gamma):
+        if self.readout == "anchors":
+            # No map to compare: the log likelihood of a Gaussian of unit width around
+            # the mean, up to what does not depend on the distance.
+            action, weight = jax.lax.stop_gradient((action, weight))
+            distance = policy.standardize(action, self.mean(logits), sigma=1.0)
+            return 0.5 * jnp.sum(distance**2) * weight
         target = self.as_map(action, logits.shape[0])
         return policy_gradient.paper_loss(logits, target, weight, gamma=gamma)
 

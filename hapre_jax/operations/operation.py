@@ -19,8 +19,9 @@ class Operation(Protocol):
     def logits_shape(self, grid: int) -> tuple:
         """What it reads of an image's policy output.
 
-        `(g, g)`, a map; `(n,)`, n numbers; or, of several operations, a tuple of such
-        shapes. The logits are of the same structure, and start at zero.
+        `(g, g)`, a map; `(g, g, n)`, n maps; `(n,)`, n numbers; or, of several
+        operations, a tuple of such shapes. The logits are of the same structure, and
+        start at zero.
         """
 
     def mean(self, logits: Any) -> jax.Array:
