@@ -355,13 +355,31 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any]:
         if (workdir / "config.json").exists():
             why = "its training is not finished; give its command again to go on"
         raise UserError(f"{workdir} has no results.json: {why}")
-    results = read_json(workdir / "results.json")
+    results = read_run(workdir)
     task = results.get("task", "classification")
     if task != "classification":
         raise UserError(
             f"{workdir} is a run of {task}; this program takes runs of "
             "hapre_jax.train, which classify"
         )
+    missing = [name for name in ("classes", "config", "test") if name not in results]
+    if missing:
+        raise UserError(
+            f"{workdir / 'results.json'} does not say {', '.join(missing)}; delete it "
+            "and give the run's command again"
+        )
+    return results
+
+
+def read_run(workdir: pathlib.Path) -> dict[str, Any]:
+    """What `results.json` of a run of any task holds.
+
+    Raises:
+      UserError: the file is missing or damaged.
+    """
+    results = read_json(workdir / "results.json")
+    if not isinstance(results, dict):
+        raise UserError(f"{workdir / 'results.json'} holds no results; delete it")
     return results
 
 

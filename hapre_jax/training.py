@@ -420,7 +420,7 @@ def finished(workdir: pathlib.Path, task: str) -> dict[str, Any] | None:
     """
     if not (workdir / "results.json").exists():
         return None
-    results = checkpoint.read_json(workdir / "results.json")
+    results = checkpoint.read_run(workdir)
     found = results.get("task", "classification")
     if found != task:
         raise UserError(

@@ -405,7 +405,8 @@ def test_true_lungs_is_not_tested_on_films_of_unknown_lungs(
     run = tmp_path / "run"
     settings = dataclasses.replace(tiny_config, method="true_lungs")
     checkpoint.write_config(run, settings)
-    (run / "results.json").write_text('{"classes": ["normal", "viral"]}')
+    results = {"classes": ["normal", "viral"], "config": {}, "test": {}}
+    checkpoint.write_json(run / "results.json", results)
     flags = _folder_flags(tmp_path / "films", "normal", "viral")
     assert _fails(monkeypatch, capsys, run, *flags) == NO_LUNGS
     assert not (run / "evaluation.json").exists()
@@ -482,6 +483,16 @@ def test_damaged_files_of_a_run(tmp_path, monkeypatch, capsys):
     (tmp_path / "results.json").write_text('{"classes": [')
     said = _fails(monkeypatch, capsys, tmp_path)
     assert said.startswith(f"{tmp_path}/results.json is not JSON: ")
+    for text, expected in (
+        ("[]", "holds no results; delete it"),
+        (
+            '{"classes": ["normal"]}',
+            "does not say config, test; delete it and give the run's command again",
+        ),
+    ):
+        (tmp_path / "results.json").write_text(text)
+        said = _fails(monkeypatch, capsys, tmp_path)
+        assert said == f"{tmp_path}/results.json {expected}"
     (tmp_path / "config.json").write_text("{")
     said = _fails(monkeypatch, capsys, tmp_path)
     assert said.startswith(f"config file {tmp_path}/config.json cannot be read: ")

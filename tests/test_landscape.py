@@ -333,7 +333,9 @@ def test_program_measures_a_run_on_its_own_split(tmp_path, capsys):
     assert other["losses"] != values["losses"]
     with pytest.raises(UserError, match=r"^task\.image_size was 16 in training; land"):
         landscape.main([str(run), "--task.image_size", "32"])
-    checkpoint.write_json(run / "results.json", {"classes": ["normal", "pneumonia"]})
+    results = json.loads((run / "results.json").read_text())
+    results |= {"classes": ["normal", "pneumonia"]}
+    checkpoint.write_json(run / "results.json", results)
     with pytest.raises(UserError) as error:
         landscape.main([str(run)])
     assert str(error.value) == (

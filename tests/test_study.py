@@ -20,6 +20,8 @@ def _write(folder, variant, seed, f1, iou=None, plain=None):
     if iou is not None:
         area = {"lung_iou": iou, "trivial_iou": {"mean_box": 0.4}, "at_bound": 0.0}
     results = {
+        "classes": ["normal", "pneumonia"],
+        "config": {},
         "seed": seed,
         "test": {"macro_f1": f1, "key_area": area},
         "landscape": None,
