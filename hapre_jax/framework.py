@@ -344,7 +344,7 @@ def make(
         outputs, _ = task.apply(variables, jax.vmap(see)(image, action), train=False)
         # Of several maps of an area the first, which says where it is.
         maps = [
-            leaf.reshape(*leaf.shape[:3], -1)[..., 0]
+            leaf if leaf.ndim == 3 else leaf[..., 0]
             for leaf in jax.tree.leaves(logits)
             if leaf.ndim > 2
         ]
