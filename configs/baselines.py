@@ -13,7 +13,7 @@ Expected result: docs/baselines.md.
 
 import pathlib
 
-from hapre_jax import config
+from hapre_jax import config, config_file
 from hapre_jax.errors import UserError
 
 _RECIPE = pathlib.Path(__file__).with_name("hapre_krs_best.py")
@@ -48,5 +48,5 @@ def get_config(row: str = "resnet") -> config.Config:
     if row not in ROWS:
         raise UserError(f"there is no baseline {row}; there are {', '.join(ROWS)}")
     changes = ROWS[row] | {"compare_plain": "false"}
-    recipe = config.load(f"{_RECIPE}:{source or 'phantom'}")
+    recipe = config_file.load(f"{_RECIPE}:{source or 'phantom'}")
     return config.override_all(recipe, changes)

@@ -11,7 +11,7 @@ Expected result: see docs/learning_the_key_area.md.
 import dataclasses
 import pathlib
 
-from hapre_jax import config
+from hapre_jax import config, config_file
 from hapre_jax.errors import UserError
 
 
@@ -19,7 +19,7 @@ def get_config(source: str = "phantom") -> config.Config:
     """The recipe for phantoms, or for films as they are or degraded."""
     if source == "phantom":
         # The defaults are the recipe: the loss alone leads to the lungs.
-        return config.load(str(pathlib.Path(__file__).with_name("phantom.py")))
+        return config_file.load(str(pathlib.Path(__file__).with_name("phantom.py")))
     if source not in ("ped_pneumonia", "ped_pneumonia_low"):
         raise UserError(
             f"there is no recipe for {source}, but for phantom, ped_pneumonia and "

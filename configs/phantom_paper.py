@@ -8,12 +8,12 @@ Expected result: macro-F1 0.60, below plain; the key area stays near the whole f
 
 import pathlib
 
-from hapre_jax import config
+from hapre_jax import config, config_file
 
 
 def get_config() -> config.Config:
     """The published rule has no warm-up and no random areas."""
-    phantom = config.load(str(pathlib.Path(__file__).with_name("phantom.py")))
+    phantom = config_file.load(str(pathlib.Path(__file__).with_name("phantom.py")))
     rule = {
         "policy.estimator": "paper",
         "policy.warmup_steps": "0",

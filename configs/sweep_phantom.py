@@ -9,12 +9,12 @@ Expected result: not measured.
 import dataclasses
 import pathlib
 
-from hapre_jax import config
+from hapre_jax import config, config_file
 
 
 def get_config() -> config.Config:
     """The experiment that all trials share: phantoms, half of the usual updates."""
-    phantom = config.load(str(pathlib.Path(__file__).with_name("phantom.py")))
+    phantom = config_file.load(str(pathlib.Path(__file__).with_name("phantom.py")))
     train = dataclasses.replace(phantom.train, steps=350, eval_every=50)
     policy = dataclasses.replace(phantom.policy, warmup_steps=150)
     return dataclasses.replace(phantom, train=train, policy=policy, compare_plain=False)

@@ -19,7 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from hapre_jax import atomic
+from hapre_jax import atomic, config_file
 from hapre_jax import config as config_lib
 from hapre_jax import state as state_lib
 from hapre_jax.config import Config
@@ -356,10 +356,9 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any]:
             why = "its training is not finished; give its command again to go on"
         raise UserError(f"{workdir} has no results.json: {why}")
     results = read_run(workdir)
-    task = results.get("task", "classification")
-    if task != "classification":
+    if results["task"] != "classification":
         raise UserError(
-            f"{workdir} is a run of {task}; this program takes runs of "
+            f"{workdir} is a run of {results['task']}; this program takes runs of "
             "hapre_jax.train, which classify"
         )
     missing = [name for name in ("classes", "config", "test") if name not in results]
@@ -372,7 +371,7 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:
-    """What `results.json` of a run of any task holds.
+    """What `results.json` of a run of any task holds, `task` above all.
 
     Raises:
       UserError: the file is missing or damaged.
@@ -380,7 +379,7 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     results = read_json(workdir / "results.json")
     if not isinstance(results, dict):
         raise UserError(f"{workdir / 'results.json'} holds no results; delete it")
-    return results
+    return {"task": "classification"} | results  # which does not name itself
 
 
 def check_workdir(workdir: pathlib.Path, config: Config) -> None:
@@ -388,7 +387,7 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
     path = workdir / "config.json"
     if path.exists():
         before, now = (
-            config_lib.options(c) for c in (config_lib.load(str(path)), config)
+            config_lib.options(c) for c in (config_file.load(str(path)), config)
         )
         changed = [
             f"{name} = {before[name].value}, not {field.value}"

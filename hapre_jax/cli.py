@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from hapre_jax import config as config_lib
+from hapre_jax import config_file
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
 
@@ -69,7 +70,7 @@ def parse(
         first = Parser(add_help=False, allow_abbrev=False)
         first.add_argument("--config", default=default_config)
         spec = first.parse_known_args(argv)[0].config
-        base, default_examples = config_lib.load(spec), _EXAMPLES
+        base, default_examples = config_file.load(spec), _EXAMPLES
 
     parser = Parser(
         prog=program,
@@ -82,7 +83,7 @@ def parse(
     if base is None:
         parser.add_argument("run", metavar="RUN", help="folder of a finished run")
     else:
-        files = ", ".join(config_lib.available())
+        files = ", ".join(config_file.available())
         parser.add_argument(
             "--config",
             metavar="FILE[:ARG]",
@@ -229,7 +230,7 @@ def _config_of_run(folder):
     path = os.path.join(folder, "config.json")
     if not os.path.isfile(path):
         raise UserError(f"{folder!r} is not the folder of a run: it has no config.json")
-    return config_lib.load(os.path.abspath(path))
+    return config_file.load(os.path.abspath(path))
 
 
 def _unknown(rest, parser):

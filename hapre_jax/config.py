@@ -1,17 +1,12 @@
 """The configuration of a run: frozen dataclasses, checked when they are made.
 
-Only `tiny` knows the names of fields, so adding one is adding a line; see `options`.
+Adding a field is adding a line; see `options`. Files that hold one: `config_file`.
 """
 
 import dataclasses
 import functools
-import inspect
-import json
 import math
 import operator
-import pathlib
-import runpy
-import traceback
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -35,7 +30,6 @@ MACHINE = (
     "train.model_devices",
     "train.distributed",
 )
-_PACKAGE = pathlib.Path(__file__).resolve().parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -749,142 +743,6 @@ def _from_dict(kind, values, prefix):
             value = _from_dict(kinds[name], value, f"{path}.")
         arguments[name] = tuple(value) if isinstance(value, list) else value
     return kind(**arguments)
-
-
-def load(spec: str) -> Config:
-    """The config of `FILE[:ARG]`.
-
-    A Python file has `get_config()`, or `get_config(ARG)`, which returns a `Config`;
-    a JSON file holds what `to_dict` gives, as a run's `config.json` does. A relative
-    FILE is looked up in the current directory, then beside the package, where a clone
-    has `configs/`, and then inside it, where an installed package has them.
-
-    Raises:
-      UserError: there is no such file, or it gives no config.
-    """
-    name, colon, argument = spec.partition(".py:")
-    path = _find(f"{name}.py" if colon else spec)
-    if path.suffix == ".json":
-        return _load_json(path)
-    if path.suffix != ".py":
-        raise UserError(
-            f"config file {path} must be a .py file, or a run's config.json"
-        )
-    return _load_python(path, [argument] if argument else [])
-
-
-def available() -> list[str]:
-    """The experiments that come with the library, as `load` takes them."""
-    for folder in (_PACKAGE.parent, _PACKAGE):
-        files = sorted((folder / "configs").glob("*.py"))
-        if files:
-            return [f"configs/{file.name}" for file in files]
-    return []
-
-
-def tiny(config: Config) -> Config:
-    """The same experiment at sizes that a test affords: a few images, steps and pixels.
-
-    Keeps what makes configs differ: method, learning rule, geometry, normalization,
-    schedule, flips, dtype, and a batch of one.
-    """
-    data = dataclasses.replace(
-        config.data,
-        name="phantom",
-        root="",
-        degrade="none",
-        bare_groups=False,
-        view="all",
-        draw=None,
-        image_size=32,
-        train_images=24,
-        validation_images=12,
-        test_images=12,
-    )
-    task = dataclasses.replace(config.task, net="resnet8", image_size=16, pretrained="")
-    policy = dataclasses.replace(
-        config.policy,
-        net="resnet8",
-        image_size=16,
-        pretrained="",
-        grid=8,
-        samples=2,
-        train_crops=min(config.policy.train_crops, 2),
-        warmup_steps=min(config.policy.warmup_steps, 1),
-        probe_size=min(config.policy.probe_size, 8),
-    )
-    train = dataclasses.replace(
-        config.train,
-        steps=6,
-        batch_size=min(config.train.batch_size, 4),
-        lr_warmup_steps=min(config.train.lr_warmup_steps, 1),
-        log_every=1,
-        eval_every=2,
-        checkpoint_every=2,
-    )
-    baseline = dataclasses.replace(
-        config.baseline,
-        stage_one_net="same",
-        stage_one_pretrained="",
-        drl_da_steps=8,
-        drl_da_length=2,
-        drl_da_memory=40,
-    )
-    return dataclasses.replace(
-        config, data=data, task=task, policy=policy, baseline=baseline, train=train
-    )
-
-
-def _find(name):
-    for folder in (pathlib.Path(), _PACKAGE.parent, _PACKAGE):
-        if (folder / name).is_file():
-            return folder / name
-    raise UserError(
-        f"there is no config file {name!r}; there are {', '.join(available())}"
-    )
-
-
-def _load_json(path):
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"config file {path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"config file {path} holds no fields")
-    try:
-        return from_dict(values)
-    except UserError as error:
-        raise UserError(f"config file {path}: {error}") from error
-
-
-def _load_python(path, arguments):
-    try:
-        get_config = runpy.run_path(str(path)).get("get_config")
-        if not callable(get_config):
-            raise UserError("it has no function get_config")
-        try:
-            inspect.signature(get_config).bind(*arguments)
-        except TypeError as error:
-            wrong = "needs an argument"
-            if arguments:
-                wrong = f"takes no argument, got {arguments[0]!r}"
-            raise UserError(f"get_config {wrong}") from error
-        config = get_config(*arguments)
-        if not isinstance(config, Config):
-            raise UserError(f"get_config returned {config!r}, which is no Config")
-        return config
-    except UserError as error:
-        raise UserError(f"config file {path}: {error}") from error
-    except Exception as error:
-        lines = [
-            frame.lineno
-            for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == str(path)
-        ]
-        where = f" in line {lines[-1]}" if lines else ""
-        raise UserError(
-            f"config file {path} fails{where} with {type(error).__name__}: {error}"
-        ) from error
 
 
 def _unknown(path, names):

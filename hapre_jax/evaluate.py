@@ -19,6 +19,7 @@ from hapre_jax import (
     boxes,
     checkpoint,
     cli,
+    config_file,
     log,
     metrics,
     predictions,
@@ -435,7 +436,7 @@ def main(argv: list[str]) -> int:
     output = pathlib.Path(arguments.out or workdir / "evaluation.json")
     if output.is_dir() or not output.parent.is_dir():  # before hours of work
         raise UserError(f"--out {output} is no file in a folder that exists")
-    trained = config_lib.load(str((workdir / "config.json").absolute()))
+    trained = config_file.load(str((workdir / "config.json").absolute()))
     config = of_other_films(config, trained, program="evaluate")
     results = checkpoint.read_results(workdir)
     # The run's own split is reused; of another source the test part is taken.

@@ -15,7 +15,7 @@ from typing import IO, NamedTuple
 
 import rich.console
 
-from hapre_jax import checkpoint, log
+from hapre_jax import checkpoint, config_file, log
 from hapre_jax import config as config_lib
 from hapre_jax.errors import UserError
 
@@ -47,7 +47,7 @@ class Experiment(NamedTuple):
 
         That is an unknown field, a wrong value, or a folder that holds another run.
         """
-        config = config_lib.override_all(config_lib.load(self.config), self.values)
+        config = config_lib.override_all(config_file.load(self.config), self.values)
         checkpoint.check_workdir(self.folder, config)
 
 

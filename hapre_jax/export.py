@@ -18,7 +18,16 @@ import rich.console
 import safetensors.numpy
 from jax import export
 
-from hapre_jax import atomic, checkpoint, cli, inference, log, model_card, standalone
+from hapre_jax import (
+    atomic,
+    checkpoint,
+    cli,
+    config_file,
+    inference,
+    log,
+    model_card,
+    standalone,
+)
 from hapre_jax import config as config_lib
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
@@ -52,7 +61,7 @@ def write_bundle(
     if with_onnx and importlib.util.find_spec("onnx") is None:
         raise UserError("--onnx needs the package onnx: pip install 'hapre_jax[onnx]'")
     results = checkpoint.read_results(workdir)
-    config = config_lib.load(str((workdir / inference.CONFIG).absolute()))
+    config = config_file.load(str((workdir / inference.CONFIG).absolute()))
     classes = results["classes"]
     functions = inference.load_functions(workdir, config, len(classes))
     variables = functions.variables

@@ -11,8 +11,7 @@ from typing import IO
 
 import rich.console
 
-from hapre_jax import cli, evaluate, figures, inference, log, predict
-from hapre_jax import config as config_lib
+from hapre_jax import cli, config_file, evaluate, figures, inference, log, predict
 from hapre_jax.data import dataset, files, inputs, sources
 from hapre_jax.errors import UserError
 from hapre_jax.inference import Model
@@ -137,7 +136,7 @@ def main(argv: list[str]) -> int:
     is_among = out.resolve().is_relative_to(root.resolve())
     if config.data.root and root.is_dir() and is_among:
         raise UserError(f"--out {out} lies among the films of {root}: choose another")
-    trained = config_lib.load(str((folder / inference.CONFIG).absolute()))
+    trained = config_file.load(str((folder / inference.CONFIG).absolute()))
     config = evaluate.of_other_films(config, trained, program="homogenize")
     model = inference.load(folder)
     source = sources.open_source(config.data, seed=config.seed)

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 from jax import export
 
-from hapre_jax import appearance, checkpoint, explain, pretrained
-from hapre_jax import config as config_lib
+from hapre_jax import appearance, checkpoint, config_file, explain, pretrained
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
 from hapre_jax.framework import Prediction
@@ -54,7 +53,7 @@ def load(folder: pathlib.Path) -> Model:
     if (folder / ABOUT).exists():
         return _load_bundle(folder)
     results = checkpoint.read_results(folder)
-    config = config_lib.load(str((folder / CONFIG).absolute()))
+    config = config_file.load(str((folder / CONFIG).absolute()))
     functions = load_functions(folder, config, len(results["classes"]))
     predict = jax.jit(functions.predict)
     explain_films = functions.explain and jax.jit(functions.explain)
@@ -113,7 +112,7 @@ def flatten(variables: tuple[dict, dict]) -> dict[str, np.ndarray]:
 
 def _load_bundle(folder: pathlib.Path) -> Model:
     about = checkpoint.read_json(folder / ABOUT)
-    config = config_lib.load(str((folder / CONFIG).absolute()))
+    config = config_file.load(str((folder / CONFIG).absolute()))
     weights = jax.device_put(pretrained.read(folder / WEIGHTS))
     side = config.data.image_size
     film = jax.ShapeDtypeStruct((1, side, side, 1), np.uint8)

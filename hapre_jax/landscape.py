@@ -15,8 +15,7 @@ import numpy as np
 import rich.console
 import rich.table
 
-from hapre_jax import boxes, checkpoint, cli, figures
-from hapre_jax import config as config_lib
+from hapre_jax import boxes, checkpoint, cli, config_file, figures
 from hapre_jax import evaluate as evaluation
 from hapre_jax import state as states
 from hapre_jax.data import dataset as datasets
@@ -297,7 +296,7 @@ def main(argv: list[str]) -> int:
     )
     console = rich.console.Console()
     workdir = pathlib.Path(arguments.run)
-    trained = config_lib.load(str((workdir / "config.json").absolute()))
+    trained = config_file.load(str((workdir / "config.json").absolute()))
     config = evaluation.of_other_films(config, trained, program="landscape")
     classes = None
     if (workdir / "results.json").exists():  # a run may still be at work

@@ -421,10 +421,9 @@ def finished(workdir: pathlib.Path, task: str) -> dict[str, Any] | None:
     if not (workdir / "results.json").exists():
         return None
     results = checkpoint.read_run(workdir)
-    found = results.get("task", "classification")
-    if found != task:
+    if results["task"] != task:
         raise UserError(
-            f"{workdir} holds a finished run of {found}, not of {task}; choose another "
-            "--workdir"
+            f"{workdir} holds a finished run of {results['task']}, not of {task}; "
+            "choose another --workdir"
         )
     return results

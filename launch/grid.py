@@ -63,8 +63,8 @@ def summarize(runs: list[Experiment]) -> list[dict]:
     }
     rows = []
     for name, group in itertools.groupby(runs, lambda run: run.folder.parent.name):
-        files = [run.folder / "results.json" for run in group]
-        results = [checkpoint.read_json(file) for file in files if file.exists()]
+        done = [run.folder for run in group if run.is_finished]
+        results = [checkpoint.read_results(folder) for folder in done]
         row: dict = {"run": name, "n": len(results), "scores": {}}
         for score, read in columns.items():
             _add(row["scores"], score, map(read, results))

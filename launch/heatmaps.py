@@ -22,7 +22,16 @@ import rich.console
 import rich.table
 from PIL import Image, ImageDraw
 
-from hapre_jax import boxes, checkpoint, cli, evaluate, figures, heatmap, log
+from hapre_jax import (
+    boxes,
+    checkpoint,
+    cli,
+    config_file,
+    evaluate,
+    figures,
+    heatmap,
+    log,
+)
 from hapre_jax import config as config_lib
 from hapre_jax import explain as explain_lib
 from hapre_jax.config import Config
@@ -176,7 +185,7 @@ def _named(text: str) -> tuple[str, pathlib.Path]:
 
 
 def _config(folder: pathlib.Path, root: str | None) -> Config:
-    config = config_lib.load(str((folder / "config.json").absolute()))
+    config = config_file.load(str((folder / "config.json").absolute()))
     if config.method not in explain_lib.EXPLAINED:
         raise UserError(
             f"{folder} is of method {config.method}, whose network has a head of its "

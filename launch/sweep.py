@@ -27,7 +27,7 @@ from typing import IO
 import rich.console
 import rich.table
 
-from hapre_jax import checkpoint, cli, experiments, log
+from hapre_jax import checkpoint, cli, config_file, experiments, log
 from hapre_jax import config as config_lib
 from hapre_jax.errors import UserError
 from hapre_jax.experiments import Experiment, Failure
@@ -48,7 +48,7 @@ def load_space(file: str) -> dict:
       UserError: the file has no `get_space`, or it names a field that is not there.
     """
     _optuna()  # which the file imports
-    base = config_lib.load(file)
+    base = config_file.load(file)
     places = (pathlib.Path(file), _REPOSITORY / file)
     path = next((p for p in places if p.is_file() and p.suffix == ".py"), None)
     space = runpy.run_path(str(path)).get("get_space") if path else None
@@ -288,7 +288,7 @@ def finish(arguments: argparse.Namespace, console: rich.console.Console) -> None
         shown = (_shown(trial.params[field]) for field in fields)
         table.add_row(str(trial.number), f"{trial.value:.4f}", *shown)
     console.print(table)
-    base = config_lib.load(arguments.config)
+    base = config_file.load(arguments.config)
     texts = {f: config_lib.to_text(v) for f, v in complete[0].params.items()}
     best = config_lib.override_all(base, texts)
     checkpoint.write_json(workdir / "best.json", config_lib.to_dict(best))

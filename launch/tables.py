@@ -13,7 +13,7 @@ python launch/tables.py --table 3 --workdir runs/table2 --slurm 4      # through
 
 Each run is an ordinary `python -m hapre_jax.train` in WORKDIR/SOURCE/NET/ROW/seed-N, so
 tables share runs, a finished run is skipped and an interrupted one goes on. Tables are
-made of what is finished: WORKDIR/tableN.md, .tex, .csv and .json.
+made of what is finished: WORKDIR/tableN.html, .md, .tex, .csv and .json.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from hapre_jax import (
     atomic,
     checkpoint,
     cli,
+    config_file,
     experiments,
     html_report,
     log,
@@ -134,7 +135,7 @@ def presets(name: str) -> Preset:
             "train.steps": "4000",
         }
         return Preset(_DEEP, _BACKBONES, values)
-    paper = config_lib.options(config_lib.load(str(_CONFIGS / "hapre_krs.py")))
+    paper = config_lib.options(config_file.load(str(_CONFIGS / "hapre_krs.py")))
     sections = ("task.", "policy.", "train.", "data.image_size", "data.geometry")
     values = {
         path: config_lib.to_text(field.value)
@@ -344,7 +345,7 @@ def evaluate_elsewhere(
 
 def films_of(name: str, root: str) -> dict[str, str]:
     """Config fields of a source's films."""
-    recipe = config_lib.load(f"configs/hapre_krs_best.py:{SOURCES[name].recipe}")
+    recipe = config_file.load(f"configs/hapre_krs_best.py:{SOURCES[name].recipe}")
     values = {
         "data.name": recipe.data.name,
         "data.degrade": recipe.data.degrade,
@@ -370,7 +371,7 @@ def table_1(names, root):
         values = dict(SOURCES[name].values)
         if SOURCES[name].needs_root:
             values["data.root"] = root
-        recipe = config_lib.load(f"configs/hapre_krs_best.py:{SOURCES[name].recipe}")
+        recipe = config_file.load(f"configs/hapre_krs_best.py:{SOURCES[name].recipe}")
         data = config_lib.override_all(recipe, values).data
         source = sources.open_source(data, seed=0)
         counts = np.bincount(
@@ -441,8 +442,7 @@ def command(arguments: argparse.Namespace) -> str:
     return " ".join(["python launch/tables.py", *words])
 
 
-def main(argv: list[str]) -> int:
-    """The program; 1 if a run failed."""
+def _parser() -> cli.Parser:
     parser = cli.Parser(
         prog="python launch/tables.py",
         description=__doc__,
@@ -477,7 +477,12 @@ def main(argv: list[str]) -> int:
         "--finished", action="store_true", help="train nothing, show what there is"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """The program; 1 if a run failed."""
+    arguments = _parser().parse_args(argv)
     console = rich.console.Console()
     table, workdir, root = arguments.table, arguments.workdir, arguments.data_root
     always, with_films = _SOURCES_OF[table]
@@ -502,8 +507,7 @@ def main(argv: list[str]) -> int:
             return 0
         tables, records = table_1(names, root)
         notes = f"Counted by `{command(arguments)}`."
-        text = result_table.write(workdir / "table1", tables, records, notes=notes)
-        console.print(rich.markdown.Markdown(text))
+        _write(workdir, table, tables, records, notes, console)
         return 0
     rows = _chosen(arguments.rows, ROWS[table], ROWS[table], "row")
     groups = plan(
@@ -541,16 +545,17 @@ def main(argv: list[str]) -> int:
         tables, records = table_3(finished, folders)
     else:
         tables, records = tables_by_source(table, finished)
+    _write(workdir, table, tables, records, notes_on(arguments, groups), console)
+    return 1 if failures or any(statuses) else 0
+
+
+def _write(workdir, table, tables, records, notes, console):
     stem = workdir / f"table{table}"
-    notes = notes_on(arguments, groups)
     text = result_table.write(stem, tables, records, notes=notes)
     page = html_report.of_table(f"Table {table}", tables, notes)
     atomic.write_text(stem.with_suffix(".html"), page)
     console.print(rich.markdown.Markdown(text))
-    log.say(
-        console, f"Written to {workdir}/table{table}.html, .md, .tex, .csv and .json."
-    )
-    return 1 if failures or any(statuses) else 0
+    log.say(console, f"Written to {stem}.html, .md, .tex, .csv and .json.")
 
 
 def _chosen(text, allowed, default, what) -> tuple[str, ...]:

@@ -56,9 +56,9 @@ def variant(request):
 @pytest.fixture(scope="session")
 def tiny_config():
     """The default experiment, shrunk: HAPre-KRS beside the plain classifier."""
-    from hapre_jax import config
+    from tiny import get_config
 
-    return config.tiny(config.load("configs/phantom.py"))
+    return get_config()
 
 
 @pytest.fixture(scope="session")

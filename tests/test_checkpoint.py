@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hapre_jax import checkpoint, config
+from hapre_jax import checkpoint, config, config_file
 from hapre_jax.config import Config, DataConfig, TrainConfig
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS
@@ -353,7 +353,7 @@ def test_a_folder_keeps_its_config(tmp_path):
     checkpoint.check_workdir(workdir, settings)
     assert not workdir.parent.exists()
     checkpoint.write_config(workdir, settings)
-    assert config.load(str(workdir / "config.json")) == settings
+    assert config_file.load(str(workdir / "config.json")) == settings
     before = (workdir / "config.json").stat().st_mtime_ns
     checkpoint.write_config(workdir, settings)
     assert (workdir / "config.json").stat().st_mtime_ns == before

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from hapre_jax import cli, config
+from hapre_jax import cli, config, config_file
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
 
@@ -35,7 +35,7 @@ def finished_run(tmp_path):
 
 def test_without_flags_the_default_config_is_taken():
     values, rest = _parse("")
-    assert values == config.load("configs/phantom.py")
+    assert values == config_file.load("configs/phantom.py")
     assert vars(rest) == {"config": "configs/phantom.py", "workdir": "runs/phantom"}
 
 
@@ -45,7 +45,7 @@ def test_flags_change_the_chosen_config():
         "--policy.explore false --workdir w"
     )
     expected = config.override_all(
-        config.load("configs/hapre_krs.py"),
+        config_file.load("configs/hapre_krs.py"),
         {
             "data.root": "a/b",
             "train.steps": "5",
@@ -118,7 +118,7 @@ def test_help_explains_every_field_with_its_value(capsys):
         assert f"--{path} " in text
         assert field.help.removesuffix(".") in text
         assert all(choice in text for choice in field.choices)
-    steps = config.load("configs/phantom.py").train.steps
+    steps = config_file.load("configs/phantom.py").train.steps
     assert (
         f"--train.steps N Updates of the task network (>= 1; default {steps})" in text
     )

@@ -4,8 +4,9 @@ import pathlib
 import runpy
 
 import pytest
+from tiny import shrink
 
-from hapre_jax import config
+from hapre_jax import config, config_file
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
 
@@ -230,7 +231,7 @@ def test_override_reads_the_text_as_the_field_s_type(path, text, value):
 
 
 def test_text_of_a_value_is_read_back():
-    values = config.load("configs/hapre_krs.py")
+    values = config_file.load("configs/hapre_krs.py")
     texts = {k: config.to_text(v.value) for k, v in config.options(values).items()}
     assert config.override_all(Config(), texts) == values
 
@@ -288,7 +289,7 @@ def test_nearest_prefers_the_same_field_of_another_section():
 
 @pytest.mark.parametrize("file", FILES)
 def test_json_round_trip(file):
-    values = config.load(file)
+    values = config_file.load(file)
     text = json.dumps(config.to_dict(values))
     assert config.from_dict(json.loads(text)) == values
     assert json.loads(text) == config.to_dict(values)
@@ -330,8 +331,8 @@ def _write(folder, text, name="x.py"):
 @pytest.mark.parametrize("file", FILES)
 def test_config_files_load_from_anywhere(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert isinstance(config.load(file), Config)
-    assert file in config.available()
+    assert isinstance(config_file.load(file), Config)
+    assert file in config_file.available()
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -349,8 +350,8 @@ def test_config_files_say_how_to_run_them(file):
 
 @pytest.mark.parametrize("file", FILES)
 def test_tiny_shrinks_and_keeps_the_experiment(file):
-    full = config.load(file)
-    tiny = config.tiny(full)
+    full = config_file.load(file)
+    tiny = shrink(full)
     assert tiny.data.name == "phantom" and tiny.data.train_images <= 48
     assert tiny.train.steps <= 6
     assert tiny.task.image_size == tiny.policy.image_size == 16
@@ -366,7 +367,7 @@ def test_tiny_shrinks_and_keeps_the_experiment(file):
 
 
 def test_hapre_krs_is_what_the_paper_states():
-    values = config.load("configs/hapre_krs.py")
+    values = config_file.load("configs/hapre_krs.py")
     assert values.task.net == values.policy.net == "resnet18"
     sizes = values.data.image_size, values.task.image_size, values.policy.image_size
     assert sizes == (640, 640, 640)
@@ -379,8 +380,8 @@ def test_hapre_krs_is_what_the_paper_states():
 
 
 def test_phantom_paper_differs_from_phantom_in_the_learning_rule_alone():
-    phantom = config.load("configs/phantom.py")
-    paper = config.load("configs/phantom_paper.py")
+    phantom = config_file.load("configs/phantom.py")
+    paper = config_file.load("configs/phantom_paper.py")
     assert paper.policy.estimator == "paper" != phantom.policy.estimator
     rule = {
         "policy.estimator": "paper",
@@ -397,8 +398,8 @@ def test_load_passes_the_argument(tmp_path):
         "def get_config(quality='high'):\n"
         "    return Config(data=DataConfig(quality=quality))\n",
     )
-    assert config.load(str(path)).data.quality == "high"
-    assert config.load(f"{path}:low").data.quality == "low"
+    assert config_file.load(str(path)).data.quality == "high"
+    assert config_file.load(f"{path}:low").data.quality == "low"
 
 
 def test_load_prefers_the_current_directory(tmp_path, monkeypatch):
@@ -407,9 +408,9 @@ def test_load_prefers_the_current_directory(tmp_path, monkeypatch):
         "from hapre_jax.config import Config\ndef get_config(): return Config(seed=9)"
     )
     _write(tmp_path / "configs", text, "phantom.py")
-    assert config.load("configs/phantom.py").seed == 0
+    assert config_file.load("configs/phantom.py").seed == 0
     monkeypatch.chdir(tmp_path)
-    assert config.load("configs/phantom.py").seed == 9
+    assert config_file.load("configs/phantom.py").seed == 9
 
 
 @pytest.mark.parametrize(
@@ -422,16 +423,16 @@ def test_load_prefers_the_current_directory(tmp_path, monkeypatch):
     ],
 )
 def test_rows_of_the_baselines(row, method, net):
-    loaded = config.load(f"configs/baselines.py:{row}")
+    loaded = config_file.load(f"configs/baselines.py:{row}")
     assert (loaded.method, loaded.task.net) == (method, net)
-    phantom = config.load("configs/phantom.py")
+    phantom = config_file.load("configs/phantom.py")
     assert (loaded.train, loaded.data) == (phantom.train, phantom.data)
     assert not loaded.compare_plain
 
 
 def test_every_method_is_a_row_of_the_baselines():
     rows = runpy.run_path(str(ROOT / "configs" / "baselines.py"))["ROWS"]
-    loaded = [config.load(f"configs/baselines.py:{row}") for row in rows]
+    loaded = [config_file.load(f"configs/baselines.py:{row}") for row in rows]
     methods = set(config.options(Config())["method"].choices)
     assert {of.method for of in loaded} == methods
     assert not any(of.compare_plain for of in loaded)
@@ -439,19 +440,19 @@ def test_every_method_is_a_row_of_the_baselines():
 
 @pytest.mark.parametrize("source", ["phantom", "ped_pneumonia", "ped_pneumonia_low"])
 def test_rows_of_the_baselines_share_the_recipe_of_a_source(source):
-    loaded = config.load(f"configs/baselines.py:mixup@{source}")
-    recipe = config.load(f"configs/hapre_krs_best.py:{source}")
+    loaded = config_file.load(f"configs/baselines.py:mixup@{source}")
+    recipe = config_file.load(f"configs/hapre_krs_best.py:{source}")
     changes = {"method": "mixup", "compare_plain": False}
     assert loaded == dataclasses.replace(recipe, **changes)
     with pytest.raises(UserError, match="there is no baseline mixdown"):
-        config.load(f"configs/baselines.py:mixdown@{source}")
+        config_file.load(f"configs/baselines.py:mixdown@{source}")
 
 
 def test_recipe_of_each_source():
     recipe = "configs/hapre_krs_best.py"
-    assert config.load(recipe) == config.load("configs/phantom.py")
+    assert config_file.load(recipe) == config_file.load("configs/phantom.py")
     low, whole = (
-        config.load(f"{recipe}:{name}")
+        config_file.load(f"{recipe}:{name}")
         for name in ("ped_pneumonia_low", "ped_pneumonia")
     )
     assert (low.data.degrade, whole.data.degrade) == ("low", "none")
@@ -471,7 +472,7 @@ def test_recipe_of_each_source():
 )
 def test_unknown_argument_of_a_config(spec, sentence):
     with pytest.raises(UserError, match=sentence):
-        config.load(spec)
+        config_file.load(spec)
 
 
 def test_load_finds_the_configs_of_an_installed_package(tmp_path, monkeypatch):
@@ -483,14 +484,14 @@ def test_load_finds_the_configs_of_an_installed_package(tmp_path, monkeypatch):
     _write(package / "configs", text, "packaged.py")
     monkeypatch.setattr(config, "_PACKAGE", package)
     monkeypatch.chdir(tmp_path)
-    assert config.load("configs/packaged.py").seed == 8
-    assert config.available() == ["configs/packaged.py"]
+    assert config_file.load("configs/packaged.py").seed == 8
+    assert config_file.available() == ["configs/packaged.py"]
 
 
 def test_load_reads_a_run_s_json(tmp_path):
     values = Config(seed=4)
     path = _write(tmp_path, json.dumps(config.to_dict(values)), "config.json")
-    assert config.load(str(path)) == values
+    assert config_file.load(str(path)) == values
 
 
 @pytest.mark.parametrize(
@@ -518,7 +519,7 @@ def test_load_reads_a_run_s_json(tmp_path):
 def test_load_says_what_is_wrong_with_a_file(tmp_path, name, text, message):
     path = _write(tmp_path, text, name)
     with pytest.raises(UserError) as error:
-        config.load(str(path))
+        config_file.load(str(path))
     assert str(error.value).startswith(f"config file {path}")
     assert message in str(error.value) and "\n" not in str(error.value)
 
@@ -526,11 +527,11 @@ def test_load_says_what_is_wrong_with_a_file(tmp_path, name, text, message):
 def test_load_refuses_an_argument_that_the_file_does_not_take(tmp_path):
     text = "from hapre_jax.config import Config\ndef get_config(): return Config()"
     with pytest.raises(UserError, match="takes no argument, got 'low'$"):
-        config.load(f"{_write(tmp_path, text)}:low")
+        config_file.load(f"{_write(tmp_path, text)}:low")
 
 
 def test_load_lists_the_files_that_there_are():
     with pytest.raises(UserError) as error:
-        config.load("configs/fantom.py")
+        config_file.load("configs/fantom.py")
     assert "'configs/fantom.py'" in str(error.value)
     assert "configs/phantom.py, " in str(error.value)

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import shrink
 
-from hapre_jax import config, log, train
+from hapre_jax import config, config_file, log, train
 
 # Other films, rules, operations, and a search, of what others train too.
 SLOW = (
@@ -21,8 +22,8 @@ SLOW = (
 OTHERS = ("configs/detection.py", "configs/segmentation.py")
 FILES = [
     file
-    for file in config.available()
-    if file not in OTHERS and config.load(file).method == "hapre"
+    for file in config_file.available()
+    if file not in OTHERS and config_file.load(file).method == "hapre"
 ]
 
 SCORES = {
@@ -123,7 +124,7 @@ def test_every_config_trains_and_leaves_what_it_should(
     file, tmp_path, finished_run, tiny_config
 ):
     """Shrunk, all steps from the first to the pictures."""
-    settings, workdir = config.tiny(config.load(file)), finished_run
+    settings, workdir = shrink(config_file.load(file)), finished_run
     if settings != tiny_config:
         # What the plain classifier leaves beside it is looked at in the finished run.
         settings = dataclasses.replace(settings, compare_plain=False)
@@ -148,7 +149,7 @@ def test_every_config_trains_and_leaves_what_it_should(
         "landscape.png",
         "landscape.json",
     } | ({"plain"} if settings.compare_plain else set())
-    assert config.load(str(workdir / "config.json")) == settings
+    assert config_file.load(str(workdir / "config.json")) == settings
     _check_results(json.loads((workdir / "results.json").read_text()), settings)
 
     with open(workdir / "splits.csv", newline="") as lines:

@@ -13,7 +13,16 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from hapre_jax import centers, config, log, metrics, nets, operations, tasks
+from hapre_jax import (
+    centers,
+    config,
+    config_file,
+    log,
+    metrics,
+    nets,
+    operations,
+    tasks,
+)
 from hapre_jax.config import DataConfig
 from hapre_jax.data import feed, pipeline
 from hapre_jax.errors import UserError
@@ -253,11 +262,11 @@ def test_program_computes_in_the_type_that_is_asked_for(monkeypatch):
 def test_films_without_known_boxes_are_refused(tmp_path):
     films = dataclasses.make_dataclass("Films", ["lesion_boxes"])(None)
     with pytest.raises(UserError, match="no lesion boxes are known of phantom"):
-        detection.make(config.load("configs/detection.py"), (films,) * 3)
+        detection.make(config_file.load("configs/detection.py"), (films,) * 3)
     # Of validation films without a lesion no checkpoint would be the best.
     sick, sound = (dataclasses.replace(films, lesion_boxes=of) for of in BOXES_OF)
     with pytest.raises(UserError, match="of phantom, or of one of its splits"):
-        detection.make(config.load("configs/detection.py"), (sick, sound, sick))
+        detection.make(config_file.load("configs/detection.py"), (sick, sound, sick))
 
 
 def test_boxes_of_a_batch_are_padded():

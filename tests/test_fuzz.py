@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_damaged_files import ENCODERS
 
-from hapre_jax import cli, config, log, predict, predictions, pretrained
+from hapre_jax import cli, config, config_file, log, predict, predictions, pretrained
 from hapre_jax.data import (
     dicom,
     files,
@@ -160,7 +160,7 @@ def test_configs(fuzz, tmp_path):
         target[name] = value
         text = json.dumps(values)
         path.write_text(text if len(name) % 5 else text[: len(text) // 2])
-        config.load(str(path))
+        config_file.load(str(path))
 
     fuzz(st.tuples(st.sampled_from(keys), st.sampled_from(keys), json_value), parse)
 

@@ -6,8 +6,9 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import shrink
 
-from hapre_jax import config, evaluate, operations, train
+from hapre_jax import config, config_file, evaluate, operations, train
 from hapre_jax.config import PolicyConfig
 from hapre_jax.data import phantom
 from hapre_jax.errors import UserError
@@ -42,7 +43,7 @@ def test_operations_that_cannot_be_are_refused(text, message):
 
 
 def test_a_run_of_several_operations_reports_each_beside_the_truth(tmp_path):
-    tiny = config.tiny(config.load("configs/phantom.py"))
+    tiny = shrink(config_file.load("configs/phantom.py"))
     tiny = dataclasses.replace(
         tiny,
         compare_plain=False,
@@ -119,8 +120,8 @@ def test_the_experiments_of_the_variants_have_what_undoes_them():
             (operations.Rotation(45.0), operations.Gamma(3.0))
         ),
     }.items():
-        settings = config.load(f"configs/operations.py:{quality}")
+        settings = config_file.load(f"configs/operations.py:{quality}")
         assert settings.data.quality == quality
         assert hapre.operation(settings.policy) == expected
     with pytest.raises(UserError, match="there is no blurred, but rotated"):
-        config.load("configs/operations.py:blurred")
+        config_file.load("configs/operations.py:blurred")

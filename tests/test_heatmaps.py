@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hapre_jax import checkpoint, config
+from hapre_jax import checkpoint, config, config_file
 from hapre_jax.errors import UserError
 
 _FILE = pathlib.Path(__file__).parents[1] / "launch" / "heatmaps.py"
@@ -56,7 +56,7 @@ def test_what_cannot_be_compared_is_refused(finished_run, tmp_path):
         heatmaps.main([f"a={tmp_path}"])
     other = tmp_path / "other"
     shutil.copytree(finished_run, other, ignore=shutil.ignore_patterns("*.png"))
-    settings = config.load(str(finished_run / "config.json"))
+    settings = config_file.load(str(finished_run / "config.json"))
 
     def pretend(**changes):
         changed = dataclasses.replace(settings, **changes)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import shrink
 
 from hapre_jax import boxes, checkpoint, landscape, state
 from hapre_jax import config as config_lib
@@ -281,7 +282,7 @@ def test_measure_and_draw_writes_a_picture_and_its_numbers(tmp_path):
 
 
 def test_plain_classifier_on_the_whole_box_is_what_it_predicts():
-    config = config_lib.tiny(dataclasses.replace(config_lib.Config(), method="plain"))
+    config = shrink(dataclasses.replace(config_lib.Config(), method="plain"))
     method = plain.make(config, 3)
     trained = state.init(method, state.make_optimizer(config), config)
     image = np.random.default_rng(0).uniform(size=(3, 32, 32, 1)).astype(np.float32)
@@ -300,7 +301,7 @@ def test_plain_classifier_on_the_whole_box_is_what_it_predicts():
 
 
 def test_program_measures_a_run_on_its_own_split(tmp_path, capsys):
-    config = config_lib.tiny(
+    config = shrink(
         dataclasses.replace(config_lib.Config(), method="plain", compare_plain=False)
     )
     # As training leaves it: the plain run lies in the folder of another, which has the

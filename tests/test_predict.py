@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hapre_jax import appearance, checkpoint, config, evaluate, inference, predict
+from hapre_jax import (
+    appearance,
+    checkpoint,
+    config_file,
+    evaluate,
+    inference,
+    predict,
+)
 from hapre_jax.data import images, inputs
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS
@@ -94,7 +101,7 @@ def test_films_of_everywhere_are_answered_and_bad_ones_listed(
 def test_answers_are_those_of_the_run_itself(finished_run, films):
     """One by one through the method, against padded batches of the program."""
     model = inference.load(finished_run)
-    settings = config.load(str(finished_run / "config.json"))
+    settings = config_file.load(str(finished_run / "config.json"))
     method = METHODS["hapre"](settings, 3)
     best = checkpoint.restore_best(finished_run, settings, method)
     direct = evaluate.make_predict(method)

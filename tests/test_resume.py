@@ -14,12 +14,6 @@ import pytest
 from hapre_jax import train
 
 ROOT = pathlib.Path(__file__).parents[1]
-EXPERIMENT = """
-from hapre_jax import config
-
-def get_config():
-    return config.tiny(config.load("configs/phantom.py"))
-"""
 # Runs the training program, which kills itself the hard way at a chosen moment.
 KILLED = """
 import os, pathlib, signal, threading
@@ -72,24 +66,22 @@ pathlib.Path.write_text = half
 """
 
 
-def _command(tmp_path, workdir, *start):
-    experiment = tmp_path / "experiment.py"
-    experiment.write_text(EXPERIMENT)
-    arguments = ["--config", str(experiment), "--workdir", str(workdir)]
+def _command(workdir, *start):
+    arguments = ["--config", "tests/tiny.py", "--workdir", str(workdir)]
     return subprocess.run(
         [sys.executable, *start, *arguments], cwd=ROOT, capture_output=True, text=True
     )
 
 
-def _train(tmp_path, workdir):
-    done = _command(tmp_path, workdir, "-m", "hapre_jax.train")
+def _train(workdir):
+    done = _command(workdir, "-m", "hapre_jax.train")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout
 
 
-def _kill(tmp_path, workdir, patch):
-    done = _command(tmp_path, workdir, "-c", KILLED.format(patch=patch))
+def _kill(workdir, patch):
+    done = _command(workdir, "-c", KILLED.format(patch=patch))
     assert done.returncode == -9, done.stderr
     assert not (workdir / "results.json").exists()
 
@@ -157,7 +149,7 @@ def test_six_steps_are_three_and_three_in_a_new_process(
     assert train.train_and_evaluate(tiny_config, workdir, stop_after=3) is None
     assert _arrays(workdir, "last")[0] == "3"
     assert not (workdir / "results.json").exists()
-    said = _train(tmp_path, workdir)
+    said = _train(workdir)
     assert "hapre: going on from step 3" in said
     assert "plain" not in said.split("hapre")[0]
     _assert_same_run(finished_run, workdir)
@@ -165,14 +157,14 @@ def test_six_steps_are_three_and_three_in_a_new_process(
 
 def test_kill_9_in_all_phases_changes_nothing(tmp_path, finished_run):
     workdir = tmp_path / "run"
-    _kill(tmp_path, workdir, IN_A_RECORD)
+    _kill(workdir, IN_A_RECORD)
     assert (workdir / "plain" / "metrics.jsonl").read_text().endswith('{"kind": "tra')
     assert not (workdir / "metrics.jsonl").exists()
-    _kill(tmp_path, workdir, IN_A_CHECKPOINT)
+    _kill(workdir, IN_A_CHECKPOINT)
     assert (workdir / "plain" / "results.json").exists()
-    _kill(tmp_path, workdir, IN_THE_REPORT)
+    _kill(workdir, IN_THE_REPORT)
     assert (workdir / "report.html.partial").exists()
-    said = _train(tmp_path, workdir)
+    said = _train(workdir)
     assert "hapre: going on from step 6" in said
     _assert_same_run(finished_run, workdir)
     names = [
@@ -183,18 +175,15 @@ def test_kill_9_in_all_phases_changes_nothing(tmp_path, finished_run):
 
 
 def test_a_finished_run_started_again_does_nothing_and_prints_its_table(
-    tmp_path, finished_run, monkeypatch, capsys
+    finished_run, monkeypatch, capsys
 ):
-    experiment = tmp_path / "experiment.py"
-    experiment.write_text(EXPERIMENT)
-
     def forbidden(*args, **kwargs):
         raise AssertionError("a finished run needs no data")
 
     monkeypatch.setattr("hapre_jax.data.pipeline.load", forbidden)
     paths = [p for p in finished_run.rglob("*") if p.is_file()]
     before = {p: p.stat().st_mtime_ns for p in paths}
-    arguments = ["--config", str(experiment), "--workdir", str(finished_run)]
+    arguments = ["--config", "tests/tiny.py", "--workdir", str(finished_run)]
     assert train.main(arguments) == 0
     said = capsys.readouterr().out
     results = json.loads((finished_run / "results.json").read_text())

@@ -14,7 +14,17 @@ import scipy.ndimage
 from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score
 
-from hapre_jax import config, framework, losses, metrics, nets, operations, state, tasks
+from hapre_jax import (
+    config,
+    config_file,
+    framework,
+    losses,
+    metrics,
+    nets,
+    operations,
+    state,
+    tasks,
+)
 from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import degrade, feed, images, phantom, pipeline, sources
 from hapre_jax.errors import UserError
@@ -283,7 +293,7 @@ def test_program_trains_goes_on_and_scores_masks_of_whole_films(tmp_path, capsys
     workdir = tmp_path / "run"
     command = [*TINY, f"--workdir={workdir}"]
     settings = config.override_all(
-        config.load("configs/phantom.py"),
+        config_file.load("configs/phantom.py"),
         dict(flag.removeprefix("--").split("=") for flag in TINY),
     )
     program = segmentation.PROGRAM

@@ -19,12 +19,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 STEPS = """
 import dataclasses, json, sys
 import jax, numpy as np
-from hapre_jax import config as config_lib
-from hapre_jax import evaluate, sharding, state
+from hapre_jax import config_file, evaluate, sharding, state
 from hapre_jax.data import feed, pipeline
 from hapre_jax.methods import METHODS
 
-config = config_lib.tiny(config_lib.load("configs/phantom.py"))
+config = config_file.load("tests/tiny.py")
 method, optimizer = METHODS["hapre"](config, 3), state.make_optimizer(config)
 data = pipeline.load(config.data, seed=0)
 found = []

@@ -12,7 +12,7 @@ import time
 import optuna
 import pytest
 
-from hapre_jax import config
+from hapre_jax import config_file
 from hapre_jax.errors import UserError
 
 SWEEP = pathlib.Path(__file__).parents[1] / "launch" / "sweep.py"
@@ -21,9 +21,9 @@ sweep = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(sweep)
 
 SPACE = """
-from hapre_jax import config
+from hapre_jax import config_file
 def get_config():
-    return config.tiny(config.load("configs/phantom.py"))
+    return config_file.load("tests/tiny.py")
 def get_space():
     from optuna.distributions import FloatDistribution, IntDistribution
     return {
@@ -90,7 +90,7 @@ def test_a_search_finds_the_best_and_says_what_is_next(
     assert len(trials) == 6
     for trial in done:  # the last validation is the best one
         assert trial.value == pytest.approx(1.06 - trial.params["policy.sigma"])
-    best = config.load(str(workdir / "best.json"))
+    best = config_file.load(str(workdir / "best.json"))
     assert best.policy.sigma == min(of.params["policy.sigma"] for of in done)
     assert best.policy.grid == 8  # of the experiment that all share
     said = capsys.readouterr().out

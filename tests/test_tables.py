@@ -16,7 +16,7 @@ import shlex
 import pytest
 import rich.console
 
-from hapre_jax import config, experiments
+from hapre_jax import config, config_file, experiments
 from hapre_jax.errors import UserError
 
 _FILE = pathlib.Path(__file__).parents[1] / "launch" / "tables.py"
@@ -41,7 +41,7 @@ def plan(table, preset="cpu", *, names=tuple(tables.SOURCES), rows=None, seeds=1
 
 
 def config_of(run):
-    return config.override_all(config.load(run.config), run.values)
+    return config.override_all(config_file.load(run.config), run.values)
 
 
 # What would be trained.
@@ -110,7 +110,7 @@ def test_sources_are_the_films_that_they_are_named_after():
 
 def test_cpu_preset_is_the_recipe_as_it_is():
     (group,) = plan("2", names=["ped_pneumonia_low"], rows=["hapre_krs"])
-    recipe = config.load("configs/hapre_krs_best.py:ped_pneumonia_low")
+    recipe = config_file.load("configs/hapre_krs_best.py:ped_pneumonia_low")
     changes = {"data.root": "DIR", "compare_plain": "false"}
     assert config_of(group.runs[0]) == config.override_all(recipe, changes)
 
@@ -125,7 +125,7 @@ def test_gpu_preset_has_224_pixels():
 
 def test_paper_preset_is_the_papers_config():
     (group,) = plan("2", "paper", names=["ped_pneumonia"], rows=["hapre_krs"])
-    paper = config.load("configs/hapre_krs.py")
+    paper = config_file.load("configs/hapre_krs.py")
     data = dataclasses.replace(paper.data, root="DIR")
     assert config_of(group.runs[0]) == dataclasses.replace(paper, data=data)
 
@@ -499,6 +499,8 @@ def test_table_1_counts_the_films(tmp_path, capsys):
             "paper": None,
         }
     ]
+    page = (tmp_path / "table1.html").read_text(encoding="utf-8")
+    assert "The data sets" in page and "1300 viral" in page
     assert "3900" in capsys.readouterr().out
 
 

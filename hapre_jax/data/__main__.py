@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import rich.console
 import rich.table
 
-from hapre_jax import cli, config, log
+from hapre_jax import cli, config_file, log
 from hapre_jax.config import DataConfig
 from hapre_jax.data import (
     audit,
@@ -227,7 +227,7 @@ def _prepare(arguments, console) -> int:
 def _training_command(arguments) -> str:
     """What trains on the films that were prepared."""
     name, file = arguments.name, f"configs/{arguments.name}.py"
-    if file not in config.available():
+    if file not in config_file.available():
         file = "configs/ped_pneumonia.py"
     words = ["--config", file, "--data.name", name, "--data.root", arguments.out]
     if name == "rsna_pneumonia" and arguments.variant:
