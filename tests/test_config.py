@@ -482,7 +482,7 @@ def test_load_finds_the_configs_of_an_installed_package(tmp_path, monkeypatch):
         "from hapre_jax.config import Config\ndef get_config(): return Config(seed=8)"
     )
     _write(package / "configs", text, "packaged.py")
-    monkeypatch.setattr(config, "_PACKAGE", package)
+    monkeypatch.setattr(config_file, "_PACKAGE", package)
     monkeypatch.chdir(tmp_path)
     assert config_file.load("configs/packaged.py").seed == 8
     assert config_file.available() == ["configs/packaged.py"]
