@@ -24,7 +24,8 @@ def results(plain, ours, iou):
         "rotation": dict(zip(of_one, (4 * ours, 2, 20, 0.9), strict=True)),
         "log2_contrast": dict.fromkeys(of_one),
     }
-    return {"plain": {"macro_f1": plain}, "test": test}
+    about = {"classes": ["normal", "ill"], "config": {}}  # of any finished run
+    return about | {"plain": {"macro_f1": plain}, "test": test}
 
 
 def test_grid_is_all_combinations_with_all_seeds(tmp_path):
