@@ -33,7 +33,7 @@ def main(steps: int = 150) -> float:
         task_losses = jax.vmap(task_loss)(valid)
         objective = policy_gradient.reinforce_loss(log_probs(actions), task_losses)
         # A mean out of the image draws boxes that are all clipped to the same one.
-        return sigma * objective + KEY_AREA.bound_loss(mean)
+        return sigma * objective + policy_gradient.bound_loss(mean, KEY_AREA.clip(mean))
 
     optimizer = optax.adam(0.1)
     logits = jnp.zeros((16, 16))

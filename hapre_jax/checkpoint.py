@@ -77,7 +77,9 @@ class Checkpoints:
         """
         manager = self._managers[name]
         step = int(state.step)
-        if manager.latest_step() == step:  # reached again after a restart
+        latest = manager.latest_step()
+        # Reached again by a restart from before it: `best` may be ahead of `last`.
+        if latest is not None and step <= latest:
             return
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)

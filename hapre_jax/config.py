@@ -136,6 +136,14 @@ class DataConfig:
         0.5, "Probability of a flip.", at_least=0, at_most=1
     )
 
+    zoom_out: float = option(
+        1.0,
+        "Training images are shrunk into a black frame by a random factor up to this, "
+        "as if exposed from further away; 1 leaves them.",
+        at_least=1,
+        at_most=8,
+    )
+
     def __post_init__(self):
         check(self, "data.")
         if self.name == "phantom" and self.degrade != "none":
@@ -361,6 +369,15 @@ class PolicyConfig:
             raise UserError(
                 f"policy.min_side is {self.min_side}, but must be at most "
                 f"policy.max_side, which is {self.max_side}"
+            )
+        if (
+            self.estimator != "paper"
+            and self.train_on == "samples"
+            and self.train_crops > self.samples
+        ):
+            raise UserError(
+                f"policy.train_crops is {self.train_crops}, but must be at most "
+                f"policy.samples, which is {self.samples}"
             )
 
     def _check_operations(self):

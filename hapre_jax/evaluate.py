@@ -354,7 +354,8 @@ def mean_lung_box(source: datasets.Dataset) -> np.ndarray | None:
 
 
 # What a film looks like and how it is read; not which films there are, nor their split.
-_APPEARANCE = {"image_size", "geometry", "degrade", "flip", "flip_probability"}
+_VIEWS = {"flip", "flip_probability", "zoom_out"}  # of training images
+_APPEARANCE = {"image_size", "geometry", "degrade", *_VIEWS}
 _READING = {"on_error", "root", "memory_gib", "threads", "processes"}
 
 
@@ -366,6 +367,8 @@ def same_films(first: DataConfig, second: DataConfig) -> bool:
     ignored = _APPEARANCE | _READING
     if first.name == "folder":
         ignored = ignored - {"root"}
+    elif first.name == "phantom":  # drawn at that size, with other pixels at another
+        ignored = ignored - {"image_size"}
     return all(
         getattr(first, field.name) == getattr(second, field.name)
         for field in dataclasses.fields(DataConfig)

@@ -215,7 +215,7 @@ def _caption(draw, x, y, label, text, color):
 
 
 def _crop(pixels, area):
-    """The key area, or the whole film, as a square, as the task network gets it."""
+    """The key area, or the whole film, as a square."""
     film = _picture(pixels)
     seen = np.asarray(boxes.WHOLE if area is None else area, float)
     y_low, x_low, y_high, x_high = np.clip(seen, 0.0, 1.0)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from hapre_jax import policy_gradient, rewards
-from hapre_jax.operations.operation import Operation
+from hapre_jax.operations import Hybrid, KeyArea, Operation
 from hapre_jax.tasks import Task, apply_network, normalize
 
 
@@ -27,7 +27,8 @@ class Aux(NamedTuple):
 class Prediction(NamedTuple):
     """What a method says of images it has never seen."""
 
-    probabilities: jax.Array  # f32[B, K]
+    # f32[B, K] of a classifier; of another task what its `Task` answers.
+    probabilities: jax.Array
     action: jax.Array | None = None  # area of the valid mean action, f32[B, 4] yxyx
     entropy: jax.Array | None = None  # of the policy at its final width, f32[B], nats
     policy_map: jax.Array | None = None  # sigmoid of the policy's map, f32[B, g, g]
@@ -60,7 +61,11 @@ class Method(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Learning:
-    """How a policy learns; `config.PolicyConfig` says what each field means."""
+    """How a policy learns.
+
+    `config.PolicyConfig` says what each field means; action costs are its area costs,
+    and `steps` is `train.steps`, in which sigma and the cost change.
+    """
 
     estimator: str
     samples: int
@@ -148,7 +153,7 @@ def reinforce(operation: Operation, learning: Learning, evaluate, logits, key, s
     log_probs = jax.vmap(lambda a: operation.log_prob(a, mean, sigma))(samples)
     # The score grows as 1 / sigma; times sigma, annealing does not change the scale.
     loss = sigma * policy_gradient.reinforce_loss(log_probs, task_losses[2:])
-    loss += operation.bound_loss(mean)
+    loss += policy_gradient.bound_loss(mean, still)
     seen = _seen(learning, still, valid)
     return Trial(loss, seen, -task_losses[1], task_losses[1] - task_losses[0])
 
@@ -165,7 +170,7 @@ def pathwise(operation: Operation, learning: Learning, evaluate, logits, key, si
     valid = jax.vmap(operation.clip)(samples)
     still = jax.lax.stop_gradient(operation.clip(mean))
     task_losses = evaluate(jnp.stack([operation.identity(), still, *valid]))
-    loss = jnp.mean(task_losses[2:]) + operation.bound_loss(mean)
+    loss = jnp.mean(task_losses[2:]) + policy_gradient.bound_loss(mean, still)
     seen = _seen(learning, still, valid)
     return Trial(loss, seen, -task_losses[1], task_losses[1] - task_losses[0])
 
@@ -220,6 +225,7 @@ def make(
         smaller images or in another type. By default it is the task itself.
     """
     prober = prober or task
+    first = operation.parts[0] if isinstance(operation, Hybrid) else operation
     estimator = ESTIMATORS[learning.estimator]
 
     def thumbnail(image):
@@ -282,7 +288,7 @@ def make(
         policy_loss = weighted_mean(trials.policy_loss, weights)
         metrics = {
             "policy_loss": policy_loss,
-            **summarize(trials),
+            **summarize(trials, of_area=isinstance(first, KeyArea)),
             "sigma": sigma,
             "entropy": jnp.mean(jax.vmap(lambda m: operation.entropy(m, sigma))(mean)),
             **operation.metrics(jax.vmap(operation.clip)(mean), batch),
@@ -380,8 +386,13 @@ def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.sum(weights * values) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
-def summarize(trials: Trial) -> dict[str, jax.Array]:
-    """What to log of a batch of trials, whose first axis is the images."""
+def summarize(trials: Trial, *, of_area: bool = True) -> dict[str, jax.Array]:
+    """What to log of a batch of trials, whose first axis is the images.
+
+    Args:
+      trials: of all images.
+      of_area: whether the first two neighbors are the area expanded and shrunk.
+    """
     tenth, median, ninetieth = jnp.percentile(
         trials.reward, jnp.array([10.0, 50.0, 90.0], trials.reward.dtype)
     )
@@ -394,7 +405,7 @@ def summarize(trials: Trial) -> dict[str, jax.Array]:
         "d1": jnp.mean(trials.d1),
         "helped": jnp.mean(trials.d1 < 0),
     }
-    if trials.choice is not None:
+    if trials.choice is not None and of_area:
         metrics["expanded"] = jnp.mean(trials.choice == 1)
         metrics["shrunk"] = jnp.mean(trials.choice == 2)
     return metrics

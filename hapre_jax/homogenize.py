@@ -43,8 +43,10 @@ def homogenize(
       How many were written, and how many could not be read.
 
     Raises:
-      UserError: the folder holds something, or cannot be written to.
+      UserError: the folder holds something, or cannot be written to, or the model does
+        more to films than to cut their key areas out.
     """
+    predict.check_crops(model.config)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

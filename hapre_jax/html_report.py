@@ -129,18 +129,8 @@ def _area_in_words(area: dict) -> str:
 
 
 def _scores(methods) -> list[str]:
-    names = {
-        "accuracy": "accuracy",
-        "macro_precision": "macro precision",
-        "macro_recall": "macro recall",
-        "macro_f1": "macro F1",
-        "roc_auc": "area under ROC curve",
-        "average_precision": "average precision",
-        "calibration_error": "calibration error (0 is best)",
-        "scaled_calibration_error": "calibration error with the temperature",
-    }
     rows = []
-    for key, name in names.items():
+    for key, name in report.SCORES.items():
         values = [scores.get(key) for scores, _ in methods.values()]
         rows.append([name, *("–" if v is None else f"{v:.3f}" for v in values)])
     groups = report.by_group([scores for scores, _ in methods.values()])

@@ -18,6 +18,7 @@ import rich.table
 from hapre_jax import boxes, checkpoint, cli, config_file, figures
 from hapre_jax import evaluate as evaluation
 from hapre_jax import state as states
+from hapre_jax.config import AREAS
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import feed, pipeline
 from hapre_jax.errors import UserError
@@ -297,6 +298,12 @@ def main(argv: list[str]) -> int:
     console = rich.console.Console()
     workdir = pathlib.Path(arguments.run)
     trained = config_file.load(str((workdir / "config.json").absolute()))
+    operations = trained.policy.operations
+    if trained.method == "hapre" and not set(operations) & set(AREAS):
+        raise UserError(
+            f"{workdir} is a run of policy.operation {trained.policy.operation}, which "
+            f"keeps no area, but a landscape needs one of {', '.join(AREAS)}"
+        )
     config = evaluation.of_other_films(config, trained, program="landscape")
     classes = None
     if (workdir / "results.json").exists():  # a run may still be at work

@@ -3,18 +3,8 @@
 Mitchell et al., "Model Cards for Model Reporting", 2019.
 """
 
+from hapre_jax import report
 from hapre_jax.config import Config
-
-_SCORES = {
-    "accuracy": "accuracy",
-    "macro_precision": "macro precision",
-    "macro_recall": "macro recall",
-    "macro_f1": "macro F1",
-    "roc_auc": "area under ROC curve",
-    "average_precision": "average precision",
-    "calibration_error": "calibration error",
-    "scaled_calibration_error": "calibration error with the temperature",
-}
 
 
 def write(results: dict, config: Config, about: dict, *, with_onnx: bool) -> str:
@@ -32,7 +22,7 @@ def write(results: dict, config: Config, about: dict, *, with_onnx: bool) -> str
         films = f"procedural chest phantoms of quality `{data.quality}`, no real films"
     elif data.degrade != "none":
         films += f", degraded to quality `{data.degrade}`"
-    rows = {label: test.get(key) for key, label in _SCORES.items()}
+    rows = {label: test.get(key) for key, label in report.SCORES.items()}
     area = test["key_area"]
     if area:
         rows["key area's lung IoU"] = area["lung_iou"]

@@ -111,6 +111,22 @@ def read_all(
             yield found
 
 
+def check_crops(config: Config) -> None:
+    """Raises `UserError` where a classifier sees something else than a cut-out."""
+    if not explain.is_of_film(config):
+        raise UserError(
+            f"method {_method(config)} does more to a film than to cut its key area "
+            "out, so that a crop is not what its classifier sees: there are crops of "
+            "policy.operation key_area and none alone"
+        )
+
+
+def _method(config):
+    if explain.is_of_film(config):
+        return config.method
+    return f"{config.method} with policy.operation {config.policy.operation}"
+
+
 class Answered(NamedTuple):
     """A film, what a model says of it, and what can be drawn of that."""
 
@@ -120,7 +136,10 @@ class Answered(NamedTuple):
     heat: np.ndarray | None  # f32[64, 64], where the model looks
 
     def crop(self, *, size: int, geometry: str) -> Image.Image:
-        """The key area, or the whole square, cut from all of the film's pixels."""
+        """The key area, or the whole square, cut from all of the film's pixels.
+
+        That is what the classifier sees of a model that `check_crops` lets pass.
+        """
         assert self.film.image is not None  # it was read to be kept
         area = boxes.WHOLE if self.area is None else self.area
         cut = np.asarray(area, np.float32)
@@ -304,12 +323,13 @@ def predict_films(
       How many were answered, and how many could not be read.
 
     Raises:
-      UserError: of heatmaps, if the method has none; or the folder cannot be made.
+      UserError: of crops or heatmaps, if the method has none; or the folder cannot be
+        made.
     """
+    if crop_size:
+        check_crops(model.config)
     if heatmaps and model.explain is None:
-        name = model.config.method
-        if not explain.is_of_film(model.config):
-            name += f" with policy.operation {model.config.policy.operation}"
+        name = _method(model.config)
         raise UserError(f"where method {name} looks is not one map: leave --heatmaps")
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -3,11 +3,16 @@
 import rich.markup
 import rich.table
 
-_OF_PROBABILITIES = {
+# Scores of `evaluate`, and what they are called.
+SCORES = {
+    "accuracy": "accuracy",
+    "macro_precision": "macro precision",
+    "macro_recall": "macro recall",
+    "macro_f1": "macro F1",
     "roc_auc": "area under ROC curve",
     "average_precision": "average precision",
-    "calibration_error": "calibration error",
-    "scaled_calibration_error": "  with the temperature",
+    "calibration_error": "calibration error (0 is best)",
+    "scaled_calibration_error": "calibration error with the temperature",
 }
 
 _GROUPS = {"views": "view", "framings": "framing"}
@@ -45,10 +50,7 @@ def summary_table(results: dict) -> rich.table.Table:
         columns = {"plain": results["plain"], **columns}
     for name in columns:
         table.add_column(name, justify="right")
-    for key in ("accuracy", "macro_precision", "macro_recall", "macro_f1"):
-        row = [f"{scores[key]:.3f}" for scores in columns.values()]
-        table.add_row(key.replace("_", " "), *row)
-    for key, label in _OF_PROBABILITIES.items():
+    for key, label in SCORES.items():
         # Results of older versions lack them; without two classes there is no curve.
         known = [scores.get(key) for scores in columns.values()]
         if known[-1] is not None:
@@ -56,7 +58,7 @@ def summary_table(results: dict) -> rich.table.Table:
             table.add_row(label, *shown)
     for label, values in by_group(list(columns.values())).items():
         # A table of films may call its view [a].
-        table.add_row(f"macro f1 of {rich.markup.escape(label)}", *values)
+        table.add_row(f"macro F1 of {rich.markup.escape(label)}", *values)
     area = test["key_area"]
     if area:
         rows = {

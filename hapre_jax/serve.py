@@ -17,7 +17,7 @@ from typing import Any
 import rich.console
 from PIL import Image
 
-from hapre_jax import cli, inference, log, predict, serve_page
+from hapre_jax import cli, explain, inference, log, predict, serve_page
 from hapre_jax.data import images, inputs
 from hapre_jax.errors import UserError
 from hapre_jax.inference import Model
@@ -47,7 +47,7 @@ def answer(model: Model, name: str, content: bytes) -> dict[str, Any]:
         raise UserError(film.reason)
     (found,) = predict.answer(model, [film], pad_to=1, with_heat=True)
     pictures = {"film": found.draw_area(size=_PICTURE)}
-    if found.area is not None:
+    if found.area is not None and explain.is_of_film(model.config):
         geometry = model.config.data.geometry
         pictures["crop"] = found.crop(size=_PICTURE, geometry=geometry)
     if found.heat is not None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from hapre_jax import pretrained, sharding
+from hapre_jax import pretrained, random_views, sharding
 from hapre_jax.config import Config, TrainConfig
 from hapre_jax.framework import Aux, Method
 
@@ -188,38 +188,6 @@ def to_float(batch: dict) -> dict:
     return batch | {n: x.astype(jnp.float32) / 255 for n, x in stored.items()}
 
 
-def flip(batch: dict, key: jax.Array, *, axis: str, probability: float) -> dict:
-    """Flips each image of a batch, its mask and its boxes, with a probability.
-
-    Args:
-      batch: "image" f32[B, H, W, C]; where there are, "lungs" f32[B, H, W, K],
-        "lung_box" f32[B, 4] and "boxes" f32[B, M, 4].
-      key: PRNG key.
-      axis: "none", "vertical" (upside down) or "horizontal".
-      probability: of a flip.
-    """
-    if axis == "none":
-        return batch
-    chosen = jax.random.uniform(key, (len(batch["image"]),)) < probability
-    first = 0 if axis == "vertical" else 1  # position of the axis in a box
-
-    def flip_image(image, chosen):
-        return jnp.where(chosen, jnp.flip(image, first), image)
-
-    def flip_boxes(boxes, chosen):
-        low, high = boxes[..., first], boxes[..., first + 2]
-        flipped = boxes.at[..., first].set(1 - high).at[..., first + 2].set(1 - low)
-        return jnp.where(chosen, flipped, boxes)
-
-    turn = dict.fromkeys(("image", "lungs"), flip_image)
-    turn |= dict.fromkeys(("lung_box", "boxes"), flip_boxes)
-    return batch | {
-        name: jax.vmap(of)(batch[name], chosen)
-        for name, of in turn.items()
-        if name in batch
-    }
-
-
 def make_step(
     method: Method,
     optimizer: optax.GradientTransformation,
@@ -238,18 +206,15 @@ def make_step(
     `train.on_nonfinite` at skip, the state keeps all but its step where one is not.
     Over the devices of a mesh, state and batch lie as `sharding` puts them.
     """
-    axis, probability = config.data.flip, config.data.flip_probability
 
     def step(root, state, batch):
         key = jax.random.fold_in(jax.random.wrap_key_data(root), state.step)
-        flip_key, loss_key = jax.random.split(key)
-        batch = flip(to_float(batch), flip_key, axis=axis, probability=probability)
-        if "partner" in batch:  # see `Method`; it is flipped on its own
-            batch["partner"] = flip(
-                to_float(batch["partner"]),
-                jax.random.fold_in(flip_key, 1),
-                axis=axis,
-                probability=probability,
+        view_key, loss_key = jax.random.split(key)
+        batch = random_views.draw(to_float(batch), view_key, config.data)
+        if "partner" in batch:  # see `Method`; its views are its own
+            partner_key = jax.random.fold_in(view_key, 1)
+            batch["partner"] = random_views.draw(
+                to_float(batch["partner"]), partner_key, config.data
             )
         gradients, aux = _gradients(
             method.loss, state, batch, loss_key, parts=config.train.parts

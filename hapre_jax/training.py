@@ -10,7 +10,7 @@ import importlib.metadata
 import itertools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -277,7 +277,7 @@ class _Loop:
         if self.due is None:
             return
         (step, pending), self.due = self.due, None
-        logged = _mean_metrics(self.settle(pending), step)
+        logged = mean_metrics(self.settle(pending), step)
         self.log.write("train", step, logged)
         self.update(step, self.config.train.steps, _describe(logged))
 
@@ -359,17 +359,31 @@ def _films_of(step, config, films) -> list[str]:
         return [films.names[row] for row in next(batches)["index"]]
 
 
-def _mean_metrics(pending, step) -> dict[str, float]:
-    """Means over the steps since the last record that were not skipped."""
+def mean_metrics(pending: Sequence[tuple[int, dict]], step: int) -> dict[str, float]:
+    """Means over steps; the lung IoU is that of films whose lungs are known.
+
+    Args:
+      pending: step and metrics of those since the last record that were not skipped.
+      step: the newest.
+
+    Raises:
+      UserError: there are none.
+    """
     if not pending:
         raise UserError(
             f"all steps of the last record, until step {step}, were skipped as not "
             "finite: lower train.task_learning_rate or train.policy_learning_rate"
         )
-    return {
+    means = {
         name: float(np.mean([values[name] for _, values in pending]))
         for name in pending[0][1]
     }
+    known = means.pop("lungs_known", None)  # see `operations.KeyArea.metrics`
+    if known:
+        means["lung_iou"] /= known
+    elif known is not None:
+        del means["lung_iou"]
+    return means
 
 
 def _describe(logged: dict[str, float]) -> str:

@@ -67,8 +67,18 @@ def load_space(file: str) -> dict:
     return found
 
 
-def open_study(name: str, workdir: pathlib.Path, *, storage: str, seed: int):
-    """The study of a folder, or of a database that many machines share."""
+def open_study(
+    name: str, workdir: pathlib.Path, *, storage: str, seed: int, warmup_steps: int
+):
+    """The study of a folder, or of a database that many machines share.
+
+    Args:
+      name: of the study.
+      workdir: where its journal is, without a database.
+      storage: the database's address, or empty.
+      seed: of the settings that are drawn.
+      warmup_steps: of a training, before which no trial is given up.
+    """
     optuna = _optuna()
     if storage:
         backend = storage
@@ -85,7 +95,9 @@ def open_study(name: str, workdir: pathlib.Path, *, storage: str, seed: int):
         direction="maximize",
         sampler=_sampler(seed),
         # A policy that still waits for its classifier says nothing of the setting.
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+        pruner=optuna.pruners.MedianPruner(
+            n_startup_trials=5, n_warmup_steps=warmup_steps
+        ),
     )
 
 
@@ -225,14 +237,22 @@ def validations(folder: pathlib.Path) -> dict[int, float]:
     }
 
 
+def _study(arguments):
+    return open_study(
+        _name(arguments),
+        arguments.workdir,
+        storage=arguments.storage,
+        seed=arguments.seed,
+        warmup_steps=config_file.load(arguments.config).policy.warmup_steps,
+    )
+
+
 def work(arguments: argparse.Namespace) -> None:
     """Runs trials until the study has as many as were asked for."""
     optuna = _optuna()
     console = rich.console.Console()
     workdir, space = arguments.workdir, load_space(arguments.config)
-    study = open_study(
-        _name(arguments), workdir, storage=arguments.storage, seed=arguments.seed
-    )
+    study = _study(arguments)
     states = optuna.trial.TrialState
 
     def count(*of):
@@ -275,9 +295,7 @@ def finish(arguments: argparse.Namespace, console: rich.console.Console) -> None
     """Prints the best trials; writes `best.json` and the plots."""
     optuna = _optuna()
     workdir = arguments.workdir
-    study = open_study(
-        _name(arguments), workdir, storage=arguments.storage, seed=arguments.seed
-    )
+    study = _study(arguments)
     complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
     if not complete:
         raise UserError(f"no trial of {workdir} is complete")

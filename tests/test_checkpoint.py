@@ -82,6 +82,22 @@ def test_a_step_reached_again_is_not_written_again(tmp_path, checkpoints):
     }
 
 
+def test_a_best_ahead_of_the_last_stays_when_earlier_steps_come_again(
+    tmp_path, checkpoints
+):
+    # A run that validates more often than it saves, killed after step 5.
+    checkpoints.save("last", _state(2), {})
+    checkpoints.save("best", _state(5), {"n": 5})
+    checkpoints.close()
+    again = checkpoint.Checkpoints(tmp_path)
+    assert int(again.resume(_state(0))[0].step) == 2
+    again.save("best", _state(3), {"n": 3})
+    assert again.restore("best", _state(0))[1] == {"n": 5}
+    again.save("best", _state(6), {"n": 6})
+    again.close()
+    assert _reopened(tmp_path, "best", _state(0))[1] == {"n": 6}
+
+
 @pytest.mark.parametrize(
     "other",
     [_state(0, width=5), _state(0, bias=jnp.zeros(2))],

@@ -425,6 +425,8 @@ def test_other_classes_are_refused(tmp_path, finished_run, monkeypatch, capsys):
     [
         ({"threads": 7, "memory_gib": 0.0, "degrade": "low", "image_size": 64}, True),
         ({"root": "elsewhere"}, True),  # moved, or prepared
+        ({"name": "phantom", "threads": 7}, True),
+        ({"name": "phantom", "image_size": 64}, False),  # drawn anew
         ({"name": "folder", "root": "elsewhere"}, False),  # another hospital
         ({"view": "PA"}, False),
         ({"draw": (3, 3)}, False),
@@ -433,7 +435,7 @@ def test_other_classes_are_refused(tmp_path, finished_run, monkeypatch, capsys):
 )
 def test_which_films_are_those_of_a_run(changes, same):
     name = changes.pop("name", "nih_chest_xray")
-    mine = DataConfig(name=name, root="here")
+    mine = DataConfig(name=name, root="" if name == "phantom" else "here")
     assert evaluate.same_films(dataclasses.replace(mine, **changes), mine) == same
 
 

@@ -844,8 +844,10 @@ def test_logged_lung_iou_is_that_of_the_mean_boxes():
     lungs = jnp.stack([areas[0], jnp.array(boxes.WHOLE), unknown])
     arguments[3]["lung_box"] = lungs
     metrics = _loss(method, arguments)[1].metrics
-    expected = (1 + float(boxes.area(areas[1]))) / 2
+    # Sums over three films, of two of which the lungs are known.
+    expected = (1 + float(boxes.area(areas[1]))) / 3
     assert metrics["lung_iou"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["lungs_known"] == pytest.approx(2 / 3)
     sides = np.sqrt(np.prod(areas[:, 2:] - areas[:, :2], axis=1))
     assert metrics["side"] == pytest.approx(sides.mean(), rel=1e-5)
     assert metrics["sigma"] == pytest.approx(0.4)
@@ -873,7 +875,9 @@ def test_summary_of_trials_by_hand():
     assert found == {k: pytest.approx(v, rel=1e-5) for k, v in expected.items()}
     # Four times the detected box, five times the expanded one, twice the shrunk one.
     choice = jnp.array([0, 1, 1, 0, 2, 1, 0, 1, 2, 0, 1])
-    found = framework.summarize(trials._replace(choice=choice))
+    trials = trials._replace(choice=choice)
+    assert set(framework.summarize(trials, of_area=False)) == set(expected)
+    found = framework.summarize(trials)
     expected |= {"expanded": 5 / 11, "shrunk": 2 / 11}
     assert found == {k: pytest.approx(v, rel=1e-5) for k, v in expected.items()}
 

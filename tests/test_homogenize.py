@@ -1,12 +1,13 @@
 """A data set in homogeneous form, read back as a data set."""
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hapre_jax import homogenize, predict
+from hapre_jax import homogenize, inference, predict
 from hapre_jax.data import folder
 from hapre_jax.errors import UserError
 
@@ -73,5 +74,12 @@ def test_what_cannot_work_is_refused_in_one_sentence(finished_run, hospital, tmp
         homogenize.main([str(finished_run), *films, "--out", str(tmp_path / "full")])
     with pytest.raises(UserError, match="--size is 0"):
         homogenize.main([str(finished_run), *films, "--size", "0"])
+    model = inference.load(finished_run)
+    policy = dataclasses.replace(model.config.policy, operation="mask")
+    turned = model._replace(config=dataclasses.replace(model.config, policy=policy))
+    source = folder.source(str(hospital))
+    with pytest.raises(UserError, match=r"operation mask does more to a film"):
+        homogenize.homogenize(turned, source, tmp_path / "new", size=32)
+    assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="homogenize takes --data flags only"):
         homogenize.main([str(finished_run), *films, "--policy.alpha", "2"])

@@ -300,6 +300,13 @@ def test_plain_classifier_on_the_whole_box_is_what_it_predicts():
     np.testing.assert_allclose(losses, expected, rtol=1e-3)
 
 
+def test_an_operation_without_an_area_has_no_landscape(tmp_path):
+    config = config_lib.override(config_lib.Config(), "policy.operation", "rotation")
+    checkpoint.write_config(tmp_path, config)
+    with pytest.raises(UserError, match=r"rotation, which keeps no area.*zoom$"):
+        landscape.main([str(tmp_path)])
+
+
 def test_program_measures_a_run_on_its_own_split(tmp_path, capsys):
     config = shrink(
         dataclasses.replace(config_lib.Config(), method="plain", compare_plain=False)

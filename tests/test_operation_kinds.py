@@ -12,7 +12,7 @@ import scipy.ndimage
 import scipy.stats
 from PIL import Image
 
-from hapre_jax import boxes, framework, operations
+from hapre_jax import boxes, framework, operations, policy_gradient
 
 HYBRID = operations.Hybrid(
     (operations.KeyArea(min_side=0.2), operations.Rotation(40.0), operations.Gamma(2.0))
@@ -119,9 +119,10 @@ def test_numbers_step_to_both_sides_and_stay_in_bounds():
 
 
 def test_numbers_out_of_bounds_are_pulled_back():
-    value, gradient = jax.value_and_grad(operations.Window().bound_loss)(
-        jnp.array([1.2, -0.5])
-    )
+    def loss(mean):
+        return policy_gradient.bound_loss(mean, operations.Window().clip(mean))
+
+    value, gradient = jax.value_and_grad(loss)(jnp.array([1.2, -0.5]))
     assert value == pytest.approx(3 * 0.2**2, rel=1e-5)
     np.testing.assert_allclose(gradient, [2 * 3 * 0.2, 0], atol=1e-5)
 
@@ -160,7 +161,8 @@ def test_what_is_logged_of_mean_actions_by_hand():
     logged = HYBRID.metrics(jnp.array(TWO_ACTIONS), {"lung_box": lungs})
     expected = {
         "side": 0.75,
-        "lung_iou": 0.5,  # of the first alone
+        "lung_iou": 0.25,  # 0.5 of the first, whose lungs alone are known
+        "lungs_known": 0.5,
         "rotation": 0.0,
         "rotation_std": 20.0,
         "log2_gamma": 0.5,

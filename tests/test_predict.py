@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import json
 import pathlib
@@ -140,6 +141,19 @@ def test_the_plain_classifier_has_no_key_area(finished_run, films, tmp_path):
     assert row["top"] == row["kept"] == ""
     # Noise is not like a phantom, which the run beside it knows.
     assert row["flags"] == appearance.UNLIKE
+
+
+def test_a_crop_is_not_what_a_classifier_of_turned_films_sees(finished_run, tmp_path):
+    model = inference.load(finished_run)
+    policy = dataclasses.replace(model.config.policy, operation="rotation+key_area")
+    config = dataclasses.replace(model.config, policy=policy)
+    film = inputs.Input("a", "a", lambda: Image.fromarray(_film(0)))
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=r"operation rotation\+key_area does more to a"):
+        predict.predict_films(
+            model._replace(config=config), iter([film]), out, crop_size=32
+        )
+    assert not out.exists()
 
 
 def test_more_films_than_a_batch_come_in_order(finished_run, tmp_path):

@@ -64,7 +64,7 @@ def test_table_of_a_run_beside_the_plain_classifier():
         ["accuracy", "0.800", "0.900"],
         ["macro precision", "0.500", "0.500"],
         ["macro recall", "0.600", "0.600"],
-        ["macro f1", "0.700", "0.700"],
+        ["macro F1", "0.700", "0.700"],
         ["lung IoU of the key area", "", "0.712"],
         ["of the whole image", "", "0.210"],
         ["of the central 80 %", "", "0.320"],
@@ -82,8 +82,8 @@ def test_views_have_lines_of_their_own():
     test = _scores(0.8) | {"views": views}
     _, rows = _shown(_results("plain", test))
     assert rows[-2:] == [
-        ["macro f1 of view AP (200)", "0.500"],
-        ["macro f1 of view [/pa] (400)", "0.750"],
+        ["macro F1 of view AP (200)", "0.500"],
+        ["macro F1 of view [/pa] (400)", "0.750"],
     ]
 
 
@@ -95,8 +95,8 @@ def test_framings_have_lines_where_they_differ():
     # Of a plain classifier that an older version has scored.
     _, rows = _shown(_results("hapre", test, _scores(0.7)))
     assert rows[-2:] == [
-        ["macro f1 of framing low (600)", "-", "0.500"],
-        ["macro f1 of framing high (200)", "-", "0.750"],
+        ["macro F1 of framing low (600)", "-", "0.500"],
+        ["macro F1 of framing high (200)", "-", "0.750"],
     ]
 
 
@@ -124,7 +124,7 @@ def test_table_of_the_plain_classifier_alone():
         "accuracy",
         "macro precision",
         "macro recall",
-        "macro f1",
+        "macro F1",
     ]
 
 

@@ -22,7 +22,7 @@ from hapre_jax import (
     metrics,
     nets,
     operations,
-    state,
+    random_views,
     tasks,
 )
 from hapre_jax.config import Config, DataConfig
@@ -225,7 +225,9 @@ def test_mask_of_a_degraded_film_is_where_its_lungs_went():
 def test_flips_take_the_mask_along():
     batch = {"image": jnp.zeros((1, 4, 4, 1)).at[0, 0, 1].set(1)}
     batch["lungs"] = batch["image"]
-    flipped = state.flip(batch, jax.random.key(0), axis="horizontal", probability=1.0)
+    flipped = random_views.flip(
+        batch, jax.random.key(0), axis="horizontal", probability=1.0
+    )
     assert flipped["image"][0, 0, 2, 0] == 1
     np.testing.assert_array_equal(flipped["lungs"], flipped["image"])
 

@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import contextlib
+import dataclasses
 import http.client
 import io
 import json
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hapre_jax import serve
+from hapre_jax import inference, serve
 from hapre_jax.errors import UserError
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -101,6 +102,15 @@ def test_what_is_no_film_is_refused_in_one_sentence(
     found_status, found = _answer(server, content, "a.png", kind)
     assert found_status == status
     assert set(found) == {"error"} and said in found["error"]
+
+
+def test_a_film_that_is_masked_is_shown_without_a_crop(finished_run):
+    model = inference.load(finished_run)
+    assert set(serve.answer(model, "a", _png())["pictures"]) == {"film", "crop", "heat"}
+    policy = dataclasses.replace(model.config.policy, operation="mask")
+    masked = dataclasses.replace(model.config, policy=policy)
+    found = serve.answer(model._replace(config=masked, explain=None), "a", _png())
+    assert set(found["pictures"]) == {"film"}
 
 
 def test_a_stream_without_an_end_is_cut_off(server):

@@ -101,63 +101,6 @@ def test_to_float_maps_bytes_to_one():
     assert batch["label"] is label
 
 
-# Image of 2 x 2 pixels, one distinct value each.
-IMAGE = np.arange(4, dtype=np.float32).reshape(1, 2, 2, 1)
-BOX = np.array([[0.1, 0.2, 0.4, 0.8]], np.float32)
-
-
-@pytest.mark.parametrize(
-    ("axis", "pixels", "box"),
-    [
-        ("vertical", [[2, 3], [0, 1]], [0.6, 0.2, 0.9, 0.8]),
-        ("horizontal", [[1, 0], [3, 2]], [0.1, 0.2, 0.4, 0.8]),
-        ("none", [[0, 1], [2, 3]], [0.1, 0.2, 0.4, 0.8]),
-    ],
-)
-def test_flip_turns_image_and_lung_box_along_the_axis(axis, pixels, box):
-    batch = {"image": jnp.array(IMAGE), "lung_box": jnp.array(BOX), "label": 1}
-    flipped = state.flip(batch, jax.random.key(0), axis=axis, probability=1.0)
-    np.testing.assert_array_equal(flipped["image"][0, :, :, 0], pixels)
-    np.testing.assert_allclose(flipped["lung_box"], [box], atol=1e-6)
-    assert flipped["label"] == 1
-    kept = state.flip(batch, jax.random.key(0), axis=axis, probability=0.0)
-    np.testing.assert_array_equal(kept["image"], IMAGE)
-    np.testing.assert_array_equal(kept["lung_box"], BOX)
-
-
-def test_flip_mirrors_a_box_from_left_to_right():
-    batch = {"image": jnp.array(IMAGE), "lung_box": jnp.array([[0.1, 0.0, 0.4, 0.3]])}
-    flipped = state.flip(batch, jax.random.key(0), axis="horizontal", probability=1.0)
-    np.testing.assert_allclose(flipped["lung_box"], [[0.1, 0.7, 0.4, 1.0]], atol=1e-6)
-
-
-def test_flip_turns_all_boxes_of_an_image():
-    boxes = jnp.array([[[0.1, 0.0, 0.4, 0.3], [0.5, 0.2, 1.0, 0.6]]])
-    batch = {"image": jnp.array(IMAGE), "boxes": boxes}
-    flipped = state.flip(batch, jax.random.key(0), axis="vertical", probability=1.0)
-    expected = [[[0.6, 0.0, 0.9, 0.3], [0.0, 0.2, 0.5, 0.6]]]
-    np.testing.assert_allclose(flipped["boxes"], expected, atol=1e-6)
-
-
-def test_flip_leaves_unknown_lungs_unknown():
-    batch = {"image": jnp.array(IMAGE), "lung_box": jnp.full((1, 4), jnp.nan)}
-    flipped = state.flip(batch, jax.random.key(0), axis="vertical", probability=1.0)
-    assert np.isnan(flipped["lung_box"]).all()
-
-
-def test_flip_chooses_each_image_by_the_key():
-    batch = {"image": jnp.array(np.repeat(IMAGE, 400, axis=0))}
-
-    def chosen(seed):
-        key = jax.random.key(seed)
-        flipped = state.flip(batch, key, axis="vertical", probability=0.3)
-        return np.asarray(flipped["image"])[:, 0, 0, 0] == 2
-
-    np.testing.assert_array_equal(chosen(0), chosen(0))
-    assert (chosen(0) != chosen(1)).any()
-    assert 0.2 < chosen(0).mean() < 0.4  # four standard deviations
-
-
 EVERY_THREE = dict.fromkeys(("log_every", "eval_every", "checkpoint_every"), 3)
 
 

@@ -75,7 +75,7 @@ def training(tmp_path, monkeypatch):
 
 
 def _study(workdir):
-    return sweep.open_study("searched", workdir, storage="", seed=0)
+    return sweep.open_study("searched", workdir, storage="", seed=0, warmup_steps=1)
 
 
 def test_a_search_finds_the_best_and_says_what_is_next(
@@ -121,6 +121,20 @@ def test_a_trial_below_the_median_is_stopped(tmp_path, space, training):
     with pytest.raises(optuna.TrialPruned, match=r"step 2: F1 0\.520"):
         sweep.run_trial(trial, config=space, workdir=tmp_path, seed=0)
     assert sweep.validations(tmp_path / "trial-0005") == {2: 0.52}
+
+
+def test_a_trial_is_not_stopped_while_its_policy_waits(tmp_path):
+    study = sweep.open_study("s", tmp_path, storage="", seed=0, warmup_steps=4)
+    for _ in range(5):
+        values = {2: 0.8, 4: 0.85}
+        study.add_trial(
+            optuna.trial.create_trial(value=0.9, intermediate_values=values)
+        )
+    trial = study.ask()
+    trial.report(0.5, 2)
+    assert not trial.should_prune()
+    trial.report(0.5, 4)
+    assert trial.should_prune()
 
 
 def test_failed_trials_are_told_and_three_in_a_row_end_the_search(

@@ -644,3 +644,17 @@ def test_the_program_ends_with_a_sentence_and_status_2(tmp_path):
     assert done.returncode == 2
     assert done.stderr == "error: nowhere does not exist: give a folder or a zip\n"
     assert not (tmp_path / "run").exists()
+
+
+def test_the_logged_lung_iou_is_of_films_whose_lungs_are_known():
+    # Batches of which half, none, and all have known lungs: IoU 0.4 of one film in
+    # two, and 0.7 of two.
+    logged = [
+        {"lung_iou": 0.2, "lungs_known": 0.5, "side": 0.1},
+        {"lung_iou": 0.0, "lungs_known": 0.0, "side": 0.2},
+        {"lung_iou": 0.7, "lungs_known": 1.0, "side": 0.3},
+    ]
+    steps = list(enumerate(logged, 1))
+    found = training.mean_metrics(steps, 3)
+    assert found == {"lung_iou": pytest.approx(0.6), "side": pytest.approx(0.2)}
+    assert training.mean_metrics(steps[1:2], 2) == {"side": 0.2}

@@ -80,9 +80,9 @@ class Phantom:
     """One film."""
 
     image: np.ndarray  # u8[H, W]
-    label: int  # index into CLASSES
+    label: int  # index into the `CLASSES_OF` its quality's finding
     lung_box: np.ndarray  # f32[4] yxyx in [0, 1], tight around both lungs
-    lesion_box: np.ndarray  # f32[4] yxyx; the consolidation, or all NaN
+    lesion_box: np.ndarray  # f32[4] yxyx; consolidation or band, or all NaN
     rotation: float  # degrees counterclockwise that put the body upright
     gamma: float  # power that undoes the exposure's
     lungs: np.ndarray  # bool[H, W], the lungs

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from hapre_jax.nets.layers import Norm, conv
 
-ATTENTIONS = ("none", "cbam", "danet")
 _CBAM_REDUCTION = 16
 _DANET_DROPOUT = 0.1
 

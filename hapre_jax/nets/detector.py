@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hapre_jax.nets.layers import tap
+from hapre_jax.nets.layers import tap, top_down
 from hapre_jax.nets.output import Output
 
 
@@ -36,21 +36,7 @@ class CenterNet(nn.Module):
     def __call__(self, image: jax.Array, *, train: bool) -> Output:
         """Logits `f32[B, g, g, 5]`: of the middle, its place, log height and width."""
         features = self.trunk(image, train=train).features
-        merged: Any = None
-        for stage in sorted(features, reverse=True):
-            lateral = nn.Conv(
-                self.width, (1, 1), dtype=self.dtype, name=f"lateral_{stage}"
-            )(features[stage])
-            if merged is not None:
-                lateral += jax.image.resize(merged, lateral.shape, "nearest")
-            merged = lateral
-            if merged.shape[1] >= self.grid:
-                break
-        shape = (len(image), self.grid, self.grid, self.width)
-        merged = jax.image.resize(nn.relu(merged), shape, "linear")
-        merged = nn.relu(
-            nn.Conv(self.width, (3, 3), dtype=self.dtype, name="mix")(merged)
-        )
+        merged = top_down(features, grid=self.grid, width=self.width, dtype=self.dtype)
         merged = tap(self, "pyramid", merged)
 
         def bias(key, shape, dtype=jnp.float32):

@@ -152,3 +152,34 @@ def head(num_classes: int, x: jax.Array) -> jax.Array:
     if not num_classes:
         return pooled[:, :0]
     return nn.Dense(num_classes, name="head")(pooled)
+
+
+def top_down(
+    features: dict[str, jax.Array], *, grid: int, width: int, dtype: Any
+) -> jax.Array:
+    """A pyramid's features `f32[B, grid, grid, width]`, made in the calling module.
+
+    Stages are merged top down (Lin et al., "Feature Pyramid Networks", 2017) from the
+    coarsest to the coarsest one that still has `grid` cells a side.
+
+    Args:
+      features: "stage1".. of a trunk, `[B, h, w, c]` each.
+      grid: cells a side.
+      width: channels.
+      dtype: of the computation.
+    """
+
+    def lateral(stage):
+        convolve = nn.Conv(width, (1, 1), dtype=dtype, name=f"lateral_{stage}")
+        return convolve(features[stage])
+
+    top, *rest = sorted(features, reverse=True)
+    merged = lateral(top)
+    for stage in rest:
+        if merged.shape[1] >= grid:
+            break
+        finer = lateral(stage)
+        merged = finer + jax.image.resize(merged, finer.shape, "nearest")
+    shape = (merged.shape[0], grid, grid, width)
+    merged = jax.image.resize(nn.relu(merged), shape, "linear")
+    return nn.relu(nn.Conv(width, (3, 3), dtype=dtype, name="mix")(merged))

@@ -9,6 +9,6 @@ class Output(NamedTuple):
     """Predictions and what led to them; unused features cost nothing under jit."""
 
     logits: Any  # f32[B, K]; of a policy network as its operation reads them
-    features: dict[str, jax.Array]  # "stage1".. the last: f32[B, h, w, channels]
+    features: dict[str, jax.Array]  # [B, h, w, channels], "stage1".. of a trunk
     # More f32[B, K] that learn the same labels, in training only (DANet).
     auxiliary: tuple[jax.Array, ...] = ()

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hapre_jax.nets.layers import tap
+from hapre_jax.nets.layers import tap, top_down
 from hapre_jax.nets.output import Output
 
 # Places of a side that numbers are read off. Not stated in the paper, whose policy has
@@ -20,11 +20,10 @@ class PolicyNet(nn.Module):
     A map says for each cell of a grid whether it belongs to the key area; of three, the
     cell proposes an area.
 
-    The trunk's stages are merged top down (Lin et al., "Feature Pyramid Networks",
-    2017) from the coarsest to the coarsest one that still has `grid` cells a side, so
-    that each cell sees the whole image. Numbers are read off the pyramid's means over
-    4 x 4 places, by a hidden layer. The last layers start at zero: a map is uniform and
-    the first key area is the whole image.
+    The trunk's stages are merged by `layers.top_down`, so that each cell sees the whole
+    image. Numbers are read off the pyramid's means over 4 x 4 places, by a hidden
+    layer. The last layers start at zero: a map is uniform and the first key area is the
+    whole image.
 
     Attributes:
       trunk: a network returning `Output`, with 0 classes: its logits are unused.
@@ -48,19 +47,7 @@ class PolicyNet(nn.Module):
         Logits are `f32[B, g, g]`, or `[B, *shape]`, or a tuple of such arrays.
         """
         features = self.trunk(image, train=train).features
-        top, *rest = sorted(features, reverse=True)
-        merged = self._lateral(top, features[top])
-        for stage in rest:
-            if merged.shape[1] >= self.grid:
-                break
-            finer = self._lateral(stage, features[stage])
-            merged = finer + jax.image.resize(merged, finer.shape, "nearest")
-        merged = nn.relu(merged)
-        shape = (merged.shape[0], self.grid, self.grid, merged.shape[-1])
-        merged = jax.image.resize(merged, shape, "linear")
-        merged = nn.relu(
-            nn.Conv(self.width, (3, 3), dtype=self.dtype, name="mix")(merged)
-        )
+        merged = top_down(features, grid=self.grid, width=self.width, dtype=self.dtype)
         merged = tap(self, "pyramid", merged)
         features = features | {"pyramid": merged}
         merged = merged.astype(jnp.float32)
@@ -89,6 +76,3 @@ class PolicyNet(nn.Module):
             pooled.reshape(merged.shape[0], -1)
         )
         return nn.Dense(shape[0], kernel_init=zeros, name=name)(nn.relu(hidden))
-
-    def _lateral(self, stage, x):
-        return nn.Conv(self.width, (1, 1), dtype=self.dtype, name=f"lateral_{stage}")(x)

@@ -85,7 +85,7 @@ class ResNet(nn.Module):
       width: channels of the first stage, doubled at each next one.
       small_stem: one 3x3 convolution at full resolution instead of the 7x7 stride 2
         convolution and max-pool that ImageNet sizes need.
-      attention: one of `attention.ATTENTIONS`: in each block, as the head, or none.
+      attention: `cbam`, in each block; `danet`, as the head; or `none`.
       norm: one of `layers.NORMS`.
       dtype: of the computation; parameters are float32.
     """

@@ -65,9 +65,6 @@ class Hybrid:
         triples = zip(self.parts, logits, self._split(action), strict=True)
         return sum(part.imitation_loss(z, a, weight, gamma) for part, z, a in triples)
 
-    def bound_loss(self, mean):
-        return sum(part.bound_loss(m) for part, m in self._each(mean))
-
     def metrics(self, actions, batch):
         logged = {}
         for part, of in self._each(actions):

@@ -8,10 +8,6 @@ import jax.numpy as jnp
 from hapre_jax import boxes, policy, policy_gradient
 from hapre_jax.operations import geometry
 
-# Weight of the squared distance to the bounds beside an objective of order one: a mean
-# a tenth of the image out costs 0.03, as much as a typical advantage is worth.
-_BOUND_WEIGHT = 3.0
-
 
 @dataclasses.dataclass(frozen=True)
 class KeyArea:
@@ -81,21 +77,15 @@ class KeyArea:
         target = self.as_map(action, logits.shape[0])
         return policy_gradient.paper_loss(logits, target, weight, gamma=gamma)
 
-    def bound_loss(self, mean):
-        # A mean past the bounds draws actions that are all clipped to the same box:
-        # no advantage, no gradient, no way back. Squared distance to the valid box.
-        return _BOUND_WEIGHT * jnp.sum(
-            (mean - jax.lax.stop_gradient(self.clip(mean))) ** 2
-        )
-
     def metrics(self, actions, batch):
         logged = {"side": jnp.mean(jnp.sqrt(jax.vmap(boxes.area)(actions)))}
         if "lung_box" in batch:  # NaN where the lungs are not known
             known = jnp.isfinite(batch["lung_box"][:, 0])
             ious = jax.vmap(boxes.iou)(actions, batch["lung_box"])
-            logged["lung_iou"] = jnp.sum(jnp.where(known, ious, 0.0)) / jnp.maximum(
-                jnp.sum(known), 1
-            )
+            # Means over all films, so that those of parts and steps may be averaged;
+            # the first over the second is the IoU of films whose lungs are known.
+            logged["lung_iou"] = jnp.mean(jnp.where(known, ious, 0.0))
+            logged["lungs_known"] = jnp.mean(known)
         return logged
 
     def neighbors(self, action):

@@ -14,8 +14,6 @@ import jax.numpy as jnp
 
 from hapre_jax.operations import geometry
 
-# As of a key area: see `key_area`.
-_BOUND_WEIGHT = 3.0
 # Not stated in the paper, which has no such operation: an eighth of the range, as much
 # as expanding by 1.25 moves each edge of a whole image.
 _STEP = 0.25
@@ -79,11 +77,6 @@ class Numbers:
         del gamma
         action, weight = jax.lax.stop_gradient((action, weight))
         return 0.5 * jnp.sum((self.mean(logits) - action) ** 2) * weight
-
-    def bound_loss(self, mean):
-        return _BOUND_WEIGHT * jnp.sum(
-            (mean - jax.lax.stop_gradient(self.clip(mean))) ** 2
-        )
 
     def metrics(self, actions, batch):
         del batch

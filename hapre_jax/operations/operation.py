@@ -54,9 +54,6 @@ class Operation(Protocol):
         loss, where the logits are a map.
         """
 
-    def bound_loss(self, mean: jax.Array) -> jax.Array:
-        """Pulls a mean that is not valid back to where actions make a difference."""
-
     def metrics(self, actions: jax.Array, batch: dict) -> dict[str, jax.Array]:
         """What to log of valid mean actions `f32[B, d]`: name to `f32[]`."""
 
