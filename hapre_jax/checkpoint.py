@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -19,8 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from hapre_jax import atomic, config_file
-from hapre_jax import config as config_lib
+from hapre_jax import json_file
 from hapre_jax import state as state_lib
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
@@ -91,7 +89,7 @@ class Checkpoints:
                 manager.wait_until_finished()
             folder = self._folder / name / str(step)
             if jax.process_index() == 0:
-                write_json(folder / _DIGESTS, _digests(folder))
+                json_file.write(folder / _DIGESTS, _digests(folder))
         except Exception as error:  # Orbax has no class of its own
             for partial in (self._folder / name).glob(f"{step}.*"):
                 shutil.rmtree(partial, ignore_errors=True)
@@ -294,123 +292,3 @@ def restore_best(workdir: pathlib.Path, config: Config, method: Method) -> Train
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet: its training has only begun")
     return restored[0]
-
-
-@contextlib.contextmanager
-def claim(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps a run's folder for this process; the system frees it however that ends.
-
-    Raises:
-      UserError: another process is at work there.
-    """
-    with (workdir / ".lock").open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is at work in {workdir}; wait until it has ended, or "
-                "choose another --workdir"
-            ) from error
-        except OSError as error:
-            _log.warning(
-                f"{workdir} cannot be locked ({error.strerror}): see to it that no "
-                "other process works there"
-            )
-        yield
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes JSON so that a reader never sees half a file.
-
-    Raises:
-      UserError: the folder is missing or cannot be written to.
-    """
-    atomic.write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """The JSON value of a file.
-
-    Raises:
-      UserError: it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}; delete it") from error
-
-
-def read_results(workdir: pathlib.Path) -> dict[str, Any]:
-    """What `results.json` of a finished run of classification holds.
-
-    Raises:
-      UserError: the run is not finished, or of another task, or the file is damaged.
-    """
-    if not workdir.is_dir():
-        raise UserError(f"there is no folder {workdir}")
-    if (workdir / "bundle.json").exists():  # of hapre_jax.export
-        raise UserError(f"{workdir} is a bundle, but this program takes a finished run")
-    if not (workdir / "results.json").exists():
-        why = "it is no finished run"
-        if (workdir / "config.json").exists():
-            why = "its training is not finished; give its command again to go on"
-        raise UserError(f"{workdir} has no results.json: {why}")
-    results = read_run(workdir)
-    if results["task"] != "classification":
-        raise UserError(
-            f"{workdir} is a run of {results['task']}; this program takes runs of "
-            "hapre_jax.train, which classify"
-        )
-    missing = [name for name in ("classes", "config", "test") if name not in results]
-    if missing:
-        raise UserError(
-            f"{workdir / 'results.json'} does not say {', '.join(missing)}; delete it "
-            "and give the run's command again"
-        )
-    return results
-
-
-def read_run(workdir: pathlib.Path) -> dict[str, Any]:
-    """What `results.json` of a run of any task holds, `task` above all.
-
-    Raises:
-      UserError: the file is missing or damaged.
-    """
-    results = read_json(workdir / "results.json")
-    if not isinstance(results, dict):
-        raise UserError(f"{workdir / 'results.json'} holds no results; delete it")
-    return {"task": "classification"} | results  # which does not name itself
-
-
-def check_workdir(workdir: pathlib.Path, config: Config) -> None:
-    """Raises `UserError` for a folder that cannot hold this run; writes nothing."""
-    path = workdir / "config.json"
-    if path.exists():
-        before, now = (
-            config_lib.options(c) for c in (config_file.load(str(path)), config)
-        )
-        changed = [
-            f"{name} = {before[name].value}, not {field.value}"
-            for name, field in now.items()
-            if name not in config_lib.MACHINE and before[name].value != field.value
-        ]
-        if changed:
-            raise UserError(
-                f"{workdir} holds a run with {', '.join(changed)}; choose another "
-                "--workdir, or delete that folder"
-            )
-    existing = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
-    if not existing.is_dir():
-        raise UserError(f"{existing} is a file; choose another --workdir")
-    if not os.access(existing, os.W_OK):
-        raise UserError(f"{existing} cannot be written to; choose another --workdir")
-
-
-def write_config(workdir: pathlib.Path, config: Config) -> None:
-    """Makes a folder that `check_workdir` passed the folder of this run."""
-    check_workdir(workdir, config)
-    if not (workdir / "config.json").exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / "config.json", config_lib.to_dict(config))

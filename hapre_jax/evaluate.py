@@ -20,11 +20,13 @@ from hapre_jax import (
     checkpoint,
     cli,
     config_file,
+    json_file,
     log,
     metrics,
     predictions,
     probabilities,
     report,
+    run_folder,
     sharding,
 )
 from hapre_jax import config as config_lib
@@ -441,7 +443,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--out {output} is no file in a folder that exists")
     trained = config_file.load(str((workdir / "config.json").absolute()))
     config = of_other_films(config, trained, program="evaluate")
-    results = checkpoint.read_results(workdir)
+    results = run_folder.read_results(workdir)
     # The run's own split is reused; of another source the test part is taken.
     saved = splits_file(workdir)
     own = same_films(config.data, trained.data)
@@ -478,7 +480,7 @@ def main(argv: list[str]) -> int:
     by_image = output.with_name(f"{output.stem}_predictions.csv")
     predictions.write(by_image, tested.table)
     # Last: it says that the test is finished.
-    checkpoint.write_json(output, results)
+    json_file.write(output, results)
     console.print(report.summary_table(results))
     log.say(console, f"Written to {output}, image by image to {by_image}.")
     return 0

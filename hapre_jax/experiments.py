@@ -15,8 +15,8 @@ from typing import IO, NamedTuple
 
 import rich.console
 
-from hapre_jax import checkpoint, config_file, log
 from hapre_jax import config as config_lib
+from hapre_jax import config_file, log, run_folder
 from hapre_jax.errors import UserError
 
 _PROMPT = "$ "  # before a command, in the file of what it said
@@ -48,7 +48,7 @@ class Experiment(NamedTuple):
         That is an unknown field, a wrong value, or a folder that holds another run.
         """
         config = config_lib.override_all(config_file.load(self.config), self.values)
-        checkpoint.check_workdir(self.folder, config)
+        run_folder.check_workdir(self.folder, config)
 
 
 class Failure(NamedTuple):

@@ -20,12 +20,13 @@ from jax import export
 
 from hapre_jax import (
     atomic,
-    checkpoint,
     cli,
     config_file,
     inference,
+    json_file,
     log,
     model_card,
+    run_folder,
     standalone,
 )
 from hapre_jax import config as config_lib
@@ -60,7 +61,7 @@ def write_bundle(
         raise UserError(f"{out} exists already; choose another --out, or delete it")
     if with_onnx and importlib.util.find_spec("onnx") is None:
         raise UserError("--onnx needs the package onnx: pip install 'hapre_jax[onnx]'")
-    results = checkpoint.read_results(workdir)
+    results = run_folder.read_results(workdir)
     config = config_file.load(str((workdir / inference.CONFIG).absolute()))
     classes = results["classes"]
     functions = inference.load_functions(workdir, config, len(classes))
@@ -109,8 +110,8 @@ def write_bundle(
                     folder / ONNX,
                 )
             about["largest_difference"] = difference
-            checkpoint.write_json(folder / inference.ABOUT, about)
-            checkpoint.write_json(
+            json_file.write(folder / inference.ABOUT, about)
+            json_file.write(
                 folder / inference.CONFIG, config_lib.to_dict(_without_paths(config))
             )
             shutil.copyfile(standalone.__file__, folder / PROGRAM)

@@ -12,12 +12,12 @@ import numpy as np
 from hapre_jax import (
     atomic,
     bootstrap,
-    checkpoint,
     cli,
     html_page,
     predictions,
     probabilities,
     report,
+    run_folder,
 )
 from hapre_jax import config as config_lib
 from hapre_jax.predictions import Predictions
@@ -243,7 +243,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("run", type=pathlib.Path, help="folder of a finished run")
     workdir = parser.parse_args(argv).run
-    print(write(workdir, checkpoint.read_results(workdir)))
+    print(write(workdir, run_folder.read_results(workdir)))
     return 0
 
 

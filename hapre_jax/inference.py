@@ -8,7 +8,15 @@ import jax
 import numpy as np
 from jax import export
 
-from hapre_jax import appearance, checkpoint, config_file, explain, pretrained
+from hapre_jax import (
+    appearance,
+    checkpoint,
+    config_file,
+    explain,
+    json_file,
+    pretrained,
+    run_folder,
+)
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
 from hapre_jax.framework import Prediction
@@ -52,7 +60,7 @@ def load(folder: pathlib.Path) -> Model:
     """
     if (folder / ABOUT).exists():
         return _load_bundle(folder)
-    results = checkpoint.read_results(folder)
+    results = run_folder.read_results(folder)
     config = config_file.load(str((folder / CONFIG).absolute()))
     functions = load_functions(folder, config, len(results["classes"]))
     predict = jax.jit(functions.predict)
@@ -97,7 +105,7 @@ def read_typical(workdir: pathlib.Path) -> dict[str, Any] | None:
     """What the run's training films look like; None of runs of older versions."""
     for folder in (workdir, workdir.parent):  # a plain run lies in another one's
         if (folder / appearance.FILE).exists():
-            return checkpoint.read_json(folder / appearance.FILE)
+            return json_file.read(folder / appearance.FILE)
     return None
 
 
@@ -111,7 +119,7 @@ def flatten(variables: tuple[dict, dict]) -> dict[str, np.ndarray]:
 
 
 def _load_bundle(folder: pathlib.Path) -> Model:
-    about = checkpoint.read_json(folder / ABOUT)
+    about = json_file.read(folder / ABOUT)
     config = config_file.load(str((folder / CONFIG).absolute()))
     weights = jax.device_put(pretrained.read(folder / WEIGHTS))
     side = config.data.image_size

@@ -15,7 +15,15 @@ import numpy as np
 import rich.console
 import rich.table
 
-from hapre_jax import boxes, checkpoint, cli, config_file, figures
+from hapre_jax import (
+    boxes,
+    checkpoint,
+    cli,
+    config_file,
+    figures,
+    json_file,
+    run_folder,
+)
 from hapre_jax import evaluate as evaluation
 from hapre_jax import state as states
 from hapre_jax.config import AREAS
@@ -177,7 +185,7 @@ def measure_and_draw(
     landscape = measure(method, state, source)
     figures.save(figures.landscape_heatmap(landscape), workdir / f"{stem}.png")
     values = {name: _jsonable(value) for name, value in landscape._asdict().items()}
-    checkpoint.write_json(workdir / f"{stem}.json", {"step": int(state.step), **values})
+    json_file.write(workdir / f"{stem}.json", {"step": int(state.step), **values})
     return landscape
 
 
@@ -307,7 +315,7 @@ def main(argv: list[str]) -> int:
     config = evaluation.of_other_films(config, trained, program="landscape")
     classes = None
     if (workdir / "results.json").exists():  # a run may still be at work
-        classes = tuple(checkpoint.read_results(workdir)["classes"])
+        classes = tuple(run_folder.read_results(workdir)["classes"])
     # The division of the run belongs to its own images, not to other ones.
     own = evaluation.same_films(config.data, trained.data)
     with console.status(f"Reading the {config.data.name} images"):

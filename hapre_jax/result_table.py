@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hapre_jax import atomic, checkpoint
+from hapre_jax import atomic, json_file
 
 _BEST, _SECOND = 1, 2
 
@@ -152,9 +152,7 @@ def write(
     atomic.write_text(stem.with_suffix(".md"), text)
     atomic.write_text(stem.with_suffix(".tex"), "\n".join(map(latex, tables)))
     atomic.write_text(stem.with_suffix(".csv"), csv_text.getvalue())
-    checkpoint.write_json(
-        stem.with_suffix(".json"), {"notes": notes, "records": records}
-    )
+    json_file.write(stem.with_suffix(".json"), {"notes": notes, "records": records})
     return text
 
 

@@ -5,7 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from hapre_jax import bootstrap, checkpoint, metrics, predictions, result_table
+from hapre_jax import (
+    bootstrap,
+    json_file,
+    metrics,
+    predictions,
+    result_table,
+)
 from hapre_jax.errors import UserError
 from hapre_jax.experiments import Experiment
 
@@ -85,7 +91,7 @@ def _read(run: Experiment, tested: str):
         answers = file.with_name(f"{tested}_predictions.csv")
     else:
         file, answers = run.folder / "results.json", run.folder / "predictions.csv"
-    return checkpoint.read_json(file), predictions.read(answers)
+    return json_file.read(file), predictions.read(answers)
 
 
 def shown(score: dict | None) -> str:

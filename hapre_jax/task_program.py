@@ -13,11 +13,12 @@ from PIL import Image
 
 from hapre_jax import (
     area_history,
-    checkpoint,
     cli,
     evaluate,
     figures,
+    json_file,
     log,
+    run_folder,
     sharding,
     training,
 )
@@ -82,7 +83,7 @@ def train_and_test(
     As `train.train_and_evaluate`, which see, but without a plain run beside it.
     """
     console = console or rich.console.Console(quiet=True)
-    checkpoint.check_workdir(workdir, config)
+    run_folder.check_workdir(workdir, config)
     if results := training.finished(workdir, program.task):
         return results
     if config.method != "hapre":
@@ -141,7 +142,7 @@ def _run(config, workdir, program, data, console, stop_after) -> dict | None:
     facts = training.facts(config, fitted, data)
     results = facts | {"task": program.task, "test": scores}
     # Last: it says that the run is finished.
-    checkpoint.write_json(workdir / "results.json", results)
+    json_file.write(workdir / "results.json", results)
     return results
 
 

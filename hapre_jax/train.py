@@ -21,11 +21,13 @@ from hapre_jax import (
     cli,
     figures,
     html_report,
+    json_file,
     landscape,
     log,
     predictions,
     probabilities,
     report,
+    run_folder,
     sharding,
     state,
     training,
@@ -68,7 +70,7 @@ def train_and_evaluate(
       What `results.json` holds, or None if it stopped before the end.
     """
     console = console or rich.console.Console(quiet=True)
-    checkpoint.check_workdir(workdir, config)
+    run_folder.check_workdir(workdir, config)
     if results := training.finished(workdir, "classification"):
         return results
     with contextlib.ExitStack() as claims:
@@ -81,14 +83,14 @@ def train_and_evaluate(
         )
         typical = workdir / appearance.FILE
         if not typical.exists():
-            checkpoint.write_json(typical, appearance.describe(data.train.images))
+            json_file.write(typical, appearance.describe(data.train.images))
         plain = None
         needs_plain = METHODS[config.method](config, len(data.train.classes)).prepare
         if config.method != "plain" and (config.compare_plain or needs_plain):
             plain_config, folder = _plain(config), workdir / "plain"
             folder.mkdir(exist_ok=True)
-            claims.enter_context(checkpoint.claim(folder))
-            checkpoint.write_config(folder, plain_config)
+            claims.enter_context(run_folder.claim(folder))
+            run_folder.write_config(folder, plain_config)
             plain = _run(plain_config, folder, data, console, stop_after)
             if plain is None:
                 return None
@@ -143,7 +145,7 @@ def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
     results["plain"] = plain["test"] if plain else None
     html_report.write(workdir, results)
     # Last: it says that the run is finished.
-    checkpoint.write_json(workdir / "results.json", results)
+    json_file.write(workdir / "results.json", results)
     return results
 
 

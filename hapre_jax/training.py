@@ -24,6 +24,7 @@ from hapre_jax import (
     interrupts,
     learning_curves,
     log,
+    run_folder,
     sharding,
     state,
 )
@@ -58,7 +59,7 @@ def open_run(
 
     Args:
       config: of the run.
-      workdir: its folder, which `checkpoint.check_workdir` passed.
+      workdir: its folder, which `run_folder.check_workdir` passed.
       make: the method that is to be trained on the data; raises `UserError` for what
         it lacks.
       console: where progress goes.
@@ -70,7 +71,7 @@ def open_run(
     sharding.make_mesh(config.train)
     is_new = not (workdir / "config.json").exists()
     if not is_new:
-        claims.enter_context(checkpoint.claim(workdir))
+        claims.enter_context(run_folder.claim(workdir))
     saved = workdir / "splits.csv"
     with log.progress_bar(console, f"{config.data.name} images") as update:
         unreadable: list[pipeline.Unreadable] = []
@@ -86,8 +87,8 @@ def open_run(
         if is_new:
             state.start_from_files(state.blank(make(data), config), config)
             workdir.mkdir(parents=True, exist_ok=True)
-            claims.enter_context(checkpoint.claim(workdir))
-        checkpoint.write_config(workdir, config)
+            claims.enter_context(run_folder.claim(workdir))
+        run_folder.write_config(workdir, config)
         if not saved.exists():
             splits.write(saved, pipeline.division(data))
         if unreadable:
@@ -434,7 +435,7 @@ def finished(workdir: pathlib.Path, task: str) -> dict[str, Any] | None:
     """
     if not (workdir / "results.json").exists():
         return None
-    results = checkpoint.read_run(workdir)
+    results = run_folder.read_run(workdir)
     if results["task"] != task:
         raise UserError(
             f"{workdir} holds a finished run of {results['task']}, not of {task}; "

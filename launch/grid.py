@@ -14,7 +14,7 @@ import pathlib
 import rich.console
 import rich.table
 
-from hapre_jax import checkpoint, cli, experiments, scores
+from hapre_jax import cli, experiments, json_file, run_folder, scores
 from hapre_jax.errors import UserError
 from hapre_jax.experiments import Experiment
 
@@ -64,7 +64,7 @@ def summarize(runs: list[Experiment]) -> list[dict]:
     rows = []
     for name, group in itertools.groupby(runs, lambda run: run.folder.parent.name):
         done = [run.folder for run in group if run.is_finished]
-        results = [checkpoint.read_results(folder) for folder in done]
+        results = [run_folder.read_results(folder) for folder in done]
         row: dict = {"run": name, "n": len(results), "scores": {}}
         for score, read in columns.items():
             _add(row["scores"], score, map(read, results))
@@ -142,7 +142,7 @@ def main(argv: list[str]) -> int:
         return 0
     failures = experiments.run_all(mine, console)
     rows = summarize(runs)
-    checkpoint.write_json(workdir / "summary.json", rows)
+    json_file.write(workdir / "summary.json", rows)
     console.print(table(rows))
     experiments.say_failures(failures, console)
     return 1 if failures else 0

@@ -31,6 +31,7 @@ from hapre_jax import (
     figures,
     heatmap,
     log,
+    run_folder,
 )
 from hapre_jax import config as config_lib
 from hapre_jax import explain as explain_lib
@@ -180,7 +181,7 @@ def _named(text: str) -> tuple[str, pathlib.Path]:
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
         raise UserError(f"{text!r} is not NAME=RUN")
-    checkpoint.read_results(pathlib.Path(folder))
+    run_folder.read_results(pathlib.Path(folder))
     return name, pathlib.Path(folder)
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hapre_jax import checkpoint, cli, metrics
+from hapre_jax import cli, metrics, run_folder
 from hapre_jax.errors import UserError
 
 _REFERENCE = "default"  # the variant of grid.py that changes nothing
@@ -65,7 +65,7 @@ def collect(folder: pathlib.Path) -> list[Variant]:
         Variant(
             name,
             [
-                checkpoint.read_results(file.parent)
+                run_folder.read_results(file.parent)
                 for file in files
                 if file.parent.parent.name == name
             ],

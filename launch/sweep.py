@@ -27,7 +27,7 @@ from typing import IO
 import rich.console
 import rich.table
 
-from hapre_jax import checkpoint, cli, config_file, experiments, log
+from hapre_jax import cli, config_file, experiments, json_file, log
 from hapre_jax import config as config_lib
 from hapre_jax.errors import UserError
 from hapre_jax.experiments import Experiment, Failure
@@ -309,7 +309,7 @@ def finish(arguments: argparse.Namespace, console: rich.console.Console) -> None
     base = config_file.load(arguments.config)
     texts = {f: config_lib.to_text(v) for f, v in complete[0].params.items()}
     best = config_lib.override_all(base, texts)
-    checkpoint.write_json(workdir / "best.json", config_lib.to_dict(best))
+    json_file.write(workdir / "best.json", config_lib.to_dict(best))
     written = ["best.json", *_plot(study, workdir, len(complete))]
     log.say(console, f"Written to {workdir}: {', '.join(written)}")
     log.say(

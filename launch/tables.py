@@ -30,11 +30,11 @@ import rich.markdown
 
 from hapre_jax import (
     atomic,
-    checkpoint,
     cli,
     config_file,
     experiments,
     html_report,
+    json_file,
     log,
     result_table,
     scores,
@@ -230,7 +230,7 @@ def plain_of_same_net(group, groups) -> Group | None:
 
 def published(table: str, group: Group) -> dict | None:
     """The paper's scores of a cell of Table 2 or 4; those of 5 are of its own films."""
-    paper = checkpoint.read_json(_PAPER)
+    paper = json_file.read(_PAPER)
     rows = {"2": paper["2"], "4": paper["4"].get(group.net, {})}.get(table, {})
     return rows.get(group.row, {}).get(group.source)
 
@@ -290,7 +290,7 @@ def table_3(groups, folders):
       groups: all cells.
       folders: names of more films that they were tested on.
     """
-    paper, tables, records = checkpoint.read_json(_PAPER)["3"], [], []
+    paper, tables, records = json_file.read(_PAPER)["3"], [], []
     names = list(dict.fromkeys(group.source for group in groups))
     for source in names:
         here = [group for group in groups if group.source == source]
@@ -366,7 +366,7 @@ def films_below(path: str) -> dict[str, str]:
 
 def table_1(names, root):
     """What the sources hold."""
-    paper, records = checkpoint.read_json(_PAPER)["1"], []
+    paper, records = json_file.read(_PAPER)["1"], []
     for name in names:
         values = dict(SOURCES[name].values)
         if SOURCES[name].needs_root:

@@ -1,6 +1,4 @@
 import dataclasses
-import errno
-import json
 import resource
 import shutil
 
@@ -10,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hapre_jax import checkpoint, config, config_file
-from hapre_jax.config import Config, DataConfig, TrainConfig
+from hapre_jax import checkpoint
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS
 from hapre_jax.state import TrainState
@@ -302,143 +299,8 @@ def test_a_write_that_the_system_refuses_is_one_sentence(tmp_path, checkpoints, 
     assert _resumed(tmp_path)[1:] == ({"n": 2}, [])
 
 
-def test_a_folder_belongs_to_one_process(tmp_path):
-    said = f"another process is at work in {tmp_path}; wait until it has ended, or "
-    with checkpoint.claim(tmp_path):
-        with pytest.raises(UserError, match=f"^{said}choose another --workdir$"):
-            with checkpoint.claim(tmp_path):
-                pass
-    with checkpoint.claim(tmp_path):
-        pass
-
-
-def test_a_disk_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
-    def refuse(file, operation):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", refuse)
-    with checkpoint.claim(tmp_path):
-        pass
-    assert caplog.messages == [
-        f"{tmp_path} cannot be locked (No locks available): see to it that no other "
-        "process works there"
-    ]
-
-
 def test_restore_best_needs_a_checkpoint(tmp_path, tiny_config):
     settings = dataclasses.replace(tiny_config, method="plain")
     method = METHODS["plain"](settings, 3)
     with pytest.raises(UserError, match="has no checkpoint yet: its training has only"):
         checkpoint.restore_best(tmp_path, settings, method)
-
-
-def test_json_round_trip(tmp_path):
-    path = tmp_path / "a.json"
-    checkpoint.write_json(path, {"a": [1, 0.1, None, "é"]})
-    assert checkpoint.read_json(path) == {"a": [1, 0.1, None, "é"]}
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "a.json"
-    checkpoint.write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        checkpoint.write_json(path, {"a": object()})
-    assert checkpoint.read_json(path) == {"a": 1}
-
-
-@pytest.mark.parametrize("content", ["", '{"a": 1', "\x00\x00"])
-def test_damaged_json_is_named(tmp_path, content):
-    path = tmp_path / "a.json"
-    path.write_text(content)
-    with pytest.raises(UserError, match=rf"{path} is not JSON: .*; delete it"):
-        checkpoint.read_json(path)
-
-
-def test_files_that_cannot_be_read_or_written_are_named(tmp_path):
-    path = tmp_path / "nowhere" / "a.json"
-    with pytest.raises(UserError, match=f"{path} cannot be read: No such file"):
-        checkpoint.read_json(path)
-    with pytest.raises(UserError, match=f"{path} cannot be written: No such file"):
-        checkpoint.write_json(path, {})
-
-
-def test_a_folder_keeps_its_config(tmp_path):
-    workdir = tmp_path / "runs" / "a"
-    settings = Config(seed=3, train=TrainConfig(steps=7))
-    checkpoint.check_workdir(workdir, settings)
-    assert not workdir.parent.exists()
-    checkpoint.write_config(workdir, settings)
-    assert config_file.load(str(workdir / "config.json")) == settings
-    before = (workdir / "config.json").stat().st_mtime_ns
-    checkpoint.write_config(workdir, settings)
-    assert (workdir / "config.json").stat().st_mtime_ns == before
-
-
-def test_a_run_goes_on_with_other_threads_or_from_another_place(tmp_path):
-    checkpoint.write_config(tmp_path, Config())
-    before = (tmp_path / "config.json").read_bytes()
-    data = DataConfig(root="moved", memory_gib=0.0, threads=7, processes=2)
-    checkpoint.write_config(tmp_path, Config(data=data))
-    assert (tmp_path / "config.json").read_bytes() == before
-    with pytest.raises(UserError, match="a run with data.image_size = 1024, not 64"):
-        checkpoint.check_workdir(tmp_path, Config(data=DataConfig(image_size=64)))
-
-
-def test_a_folder_of_another_run_is_refused(tmp_path):
-    checkpoint.write_config(tmp_path, Config(train=TrainConfig(steps=7)))
-    before = (tmp_path / "config.json").read_bytes()
-    for refuse in (checkpoint.check_workdir, checkpoint.write_config):
-        with pytest.raises(UserError) as error:
-            refuse(tmp_path, Config(train=TrainConfig(steps=8)))
-        assert str(error.value) == (
-            f"{tmp_path} holds a run with train.steps = 7, not 8; choose another "
-            "--workdir, or delete that folder"
-        )
-    assert (tmp_path / "config.json").read_bytes() == before
-
-
-def test_all_that_differs_is_listed(tmp_path):
-    checkpoint.write_config(tmp_path, Config(seed=3, train=TrainConfig(steps=7)))
-    with pytest.raises(UserError) as error:
-        checkpoint.check_workdir(tmp_path, Config(train=TrainConfig(batch_size=8)))
-    assert str(error.value) == (
-        f"{tmp_path} holds a run with seed = 3, not 0, train.steps = 7, not 700, "
-        "train.batch_size = 32, not 8; choose another --workdir, or delete that folder"
-    )
-
-
-def test_a_config_of_another_version_is_refused_with_all_its_fields(tmp_path):
-    values = config.to_dict(Config()) | {"task": {"wings": 2}, "flies": True, "x": {}}
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(UserError) as error:
-        checkpoint.check_workdir(tmp_path, Config())
-    assert str(error.value) == (
-        f"config file {tmp_path}/config.json: config has no fields task.wings, flies, "
-        "x; --help lists all"
-    )
-
-
-def test_a_damaged_config_is_named(tmp_path):
-    text = json.dumps(config.to_dict(Config()))
-    (tmp_path / "config.json").write_text(text[: len(text) // 2])
-    with pytest.raises(UserError, match=f"{tmp_path}/config.json cannot be read: "):
-        checkpoint.check_workdir(tmp_path, Config())
-
-
-@pytest.mark.parametrize("below", ["", "runs/a"])
-def test_a_workdir_that_is_a_file_is_refused(tmp_path, below):
-    file = tmp_path / "file"
-    file.write_text("mine")
-    with pytest.raises(
-        UserError, match=f"^{file} is a file; choose another --workdir$"
-    ):
-        checkpoint.check_workdir(file / below, Config())
-    assert file.read_text() == "mine"
-
-
-def test_a_workdir_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
-    # The tests may run as root, whom permissions do not stop.
-    monkeypatch.setattr("os.access", lambda path, mode: str(path) != str(tmp_path))
-    with pytest.raises(UserError, match=f"^{tmp_path} cannot be written to; "):
-        checkpoint.check_workdir(tmp_path / "runs" / "a", Config())

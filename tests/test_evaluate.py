@@ -12,7 +12,15 @@ import pytest
 from PIL import Image
 from sklearn import metrics
 
-from hapre_jax import boxes, checkpoint, cli, evaluate, predictions
+from hapre_jax import (
+    boxes,
+    checkpoint,
+    cli,
+    evaluate,
+    json_file,
+    predictions,
+    run_folder,
+)
 from hapre_jax.config import Config, DataConfig, PolicyConfig, TrainConfig
 from hapre_jax.data import pipeline, splits
 from hapre_jax.data.dataset import Dataset
@@ -404,9 +412,9 @@ def test_true_lungs_is_not_tested_on_films_of_unknown_lungs(
 ):
     run = tmp_path / "run"
     settings = dataclasses.replace(tiny_config, method="true_lungs")
-    checkpoint.write_config(run, settings)
+    run_folder.write_config(run, settings)
     results = {"classes": ["normal", "viral"], "config": {}, "test": {}}
-    checkpoint.write_json(run / "results.json", results)
+    json_file.write(run / "results.json", results)
     flags = _folder_flags(tmp_path / "films", "normal", "viral")
     assert _fails(monkeypatch, capsys, run, *flags) == NO_LUNGS
     assert not (run / "evaluation.json").exists()
@@ -468,7 +476,7 @@ def test_only_data_flags_are_taken(finished_run, monkeypatch, capsys):
 
 
 def test_a_run_that_is_not_finished(tmp_path, monkeypatch, capsys):
-    checkpoint.write_config(tmp_path, Config())
+    run_folder.write_config(tmp_path, Config())
     said = _fails(monkeypatch, capsys, tmp_path)
     assert said == (
         f"{tmp_path} has no results.json: its training is not finished; give its "
@@ -481,7 +489,7 @@ def test_a_run_that_is_not_finished(tmp_path, monkeypatch, capsys):
 
 
 def test_damaged_files_of_a_run(tmp_path, monkeypatch, capsys):
-    checkpoint.write_config(tmp_path, Config())
+    run_folder.write_config(tmp_path, Config())
     (tmp_path / "results.json").write_text('{"classes": [')
     said = _fails(monkeypatch, capsys, tmp_path)
     assert said.startswith(f"{tmp_path}/results.json is not JSON: ")

@@ -13,7 +13,14 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from hapre_jax import checkpoint, export, inference, predict, standalone, state
+from hapre_jax import (
+    export,
+    inference,
+    predict,
+    run_folder,
+    standalone,
+    state,
+)
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS
 
@@ -147,7 +154,7 @@ def test_predict_takes_a_bundle(bundle, finished_run, tmp_path):
 
 def test_the_card_says_what_the_model_is(bundle, finished_run):
     card = (bundle / "README.md").read_text()
-    results = checkpoint.read_results(finished_run)
+    results = run_folder.read_results(finished_run)
     assert "**Not for clinical use.**" in card and "no real films" in card
     assert f"| macro F1 | {results['test']['macro_f1']:.3f} |" in card
     assert f"p^(1/{results['temperature']:.4g})" in card

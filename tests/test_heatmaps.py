@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hapre_jax import checkpoint, config, config_file
+from hapre_jax import config, config_file, json_file
 from hapre_jax.errors import UserError
 
 _FILE = pathlib.Path(__file__).parents[1] / "launch" / "heatmaps.py"
@@ -60,7 +60,7 @@ def test_what_cannot_be_compared_is_refused(finished_run, tmp_path):
 
     def pretend(**changes):
         changed = dataclasses.replace(settings, **changes)
-        checkpoint.write_json(other / "config.json", config.to_dict(changed))
+        json_file.write(other / "config.json", config.to_dict(changed))
 
     pretend(seed=7)
     with pytest.raises(UserError, match="run b is of other films or another seed"):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from tiny import shrink
 
-from hapre_jax import boxes, checkpoint, landscape, state
+from hapre_jax import boxes, checkpoint, json_file, landscape, run_folder, state
 from hapre_jax import config as config_lib
 from hapre_jax.data import pipeline
 from hapre_jax.data.dataset import Dataset
@@ -302,7 +302,7 @@ def test_plain_classifier_on_the_whole_box_is_what_it_predicts():
 
 def test_an_operation_without_an_area_has_no_landscape(tmp_path):
     config = config_lib.override(config_lib.Config(), "policy.operation", "rotation")
-    checkpoint.write_config(tmp_path, config)
+    run_folder.write_config(tmp_path, config)
     with pytest.raises(UserError, match=r"rotation, which keeps no area.*zoom$"):
         landscape.main([str(tmp_path)])
 
@@ -314,7 +314,7 @@ def test_program_measures_a_run_on_its_own_split(tmp_path, capsys):
     # As training leaves it: the plain run lies in the folder of another, which has the
     # split.
     run = tmp_path / "plain"
-    checkpoint.write_config(run, config)
+    run_folder.write_config(run, config)
     splits_file = tmp_path / "splits.csv"
     data = pipeline.load(config.data, seed=config.seed, splits_file=splits_file)
     method = plain.make(config, 3)
@@ -342,7 +342,7 @@ def test_program_measures_a_run_on_its_own_split(tmp_path, capsys):
     with pytest.raises(UserError, match=r"^task\.image_size was 16 in training; land"):
         landscape.main([str(run), "--task.image_size", "32"])
     results = {"classes": ["normal", "pneumonia"], "config": {}, "test": {}}
-    checkpoint.write_json(run / "results.json", results)
+    json_file.write(run / "results.json", results)
     with pytest.raises(UserError) as error:
         landscape.main([str(run)])
     assert str(error.value) == (

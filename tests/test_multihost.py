@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from hapre_jax import checkpoint, config, state, train
+from hapre_jax import checkpoint, config, json_file, state, train
 from hapre_jax.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -111,7 +111,7 @@ def test_two_processes_do_what_one_does(tmp_path, tiny_config, name, begun):
     # The second one is silent, but for the library that connects them.
     assert all(line.startswith("[Gloo]") for line in said[1][0].splitlines())
 
-    found = checkpoint.read_json(shared / "results.json")
+    found = json_file.read(shared / "results.json")
     assert found["test"]["confusion_matrix"] == expected["test"]["confusion_matrix"]
     method = METHODS[name](settings, 3)
     like = state.blank(method, settings)

@@ -17,9 +17,11 @@ from hapre_jax import (
     export,
     homogenize,
     html_report,
+    json_file,
     landscape,
     log,
     predict,
+    run_folder,
     serve,
     task_program,
     train,
@@ -123,10 +125,10 @@ def test_an_interrupted_run_of_another_task_ends_in_the_same_bits(
 
 
 def test_a_folder_of_another_task_is_refused(tmp_path, settings):
-    checkpoint.write_json(tmp_path / "results.json", {"task": "regression"})
+    json_file.write(tmp_path / "results.json", {"task": "regression"})
     with pytest.raises(UserError, match="holds a finished run of regression, not of c"):
         train.train_and_evaluate(settings, tmp_path)
-    checkpoint.write_json(tmp_path / "results.json", {"test": {}})
+    json_file.write(tmp_path / "results.json", {"test": {}})
     with pytest.raises(UserError, match="of classification, not of regression"):
         train_and_test(settings, tmp_path, LINE)
 
@@ -150,8 +152,8 @@ def test_programs_of_classification_refuse_a_run_of_another_task(
     tmp_path, settings, program, flags
 ):
     run = tmp_path / "run"
-    checkpoint.write_config(run, settings)
-    checkpoint.write_json(run / "results.json", {"task": "regression", "classes": []})
+    run_folder.write_config(run, settings)
+    json_file.write(run / "results.json", {"task": "regression", "classes": []})
     with pytest.raises(UserError) as error:
         program.main([str(run), *(flag.format(folder=tmp_path) for flag in flags)])
     assert str(error.value) == (

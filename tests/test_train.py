@@ -18,7 +18,17 @@ import rich.console
 from PIL import Image
 from test_resume import assert_same_checkpoints
 
-from hapre_jax import checkpoint, cli, config, errors, log, state, train, training
+from hapre_jax import (
+    checkpoint,
+    cli,
+    config,
+    errors,
+    log,
+    run_folder,
+    state,
+    train,
+    training,
+)
 from hapre_jax import evaluate as evaluation
 from hapre_jax.data import pipeline, splits
 from hapre_jax.errors import UserError
@@ -428,8 +438,8 @@ def undisturbed(tmp_path_factory, tiny_config):
 def test_two_processes_in_one_folder(tmp_path, experiment, plain_config, fails):
     workdir = tmp_path / "run"
     workdir.mkdir()
-    checkpoint.write_config(workdir, plain_config)
-    with checkpoint.claim(workdir):
+    run_folder.write_config(workdir, plain_config)
+    with run_folder.claim(workdir):
         said = fails("--config", experiment, "--workdir", workdir)
     assert said == (
         f"another process is at work in {workdir}; wait until it has ended, or choose "
@@ -566,7 +576,7 @@ def test_the_corrected_command_is_not_refused(tmp_path, experiment, fails, capsy
 
 def test_a_folder_of_another_run(tmp_path, experiment, plain_config, fails):
     workdir = tmp_path / "run"
-    checkpoint.write_config(workdir, plain_config)
+    run_folder.write_config(workdir, plain_config)
     before = (workdir / "config.json").read_bytes()
     start = ("--config", experiment, "--workdir", workdir)
     said = fails(*start, "--task.image_size", "24")

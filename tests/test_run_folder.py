@@ -1,0 +1,112 @@
+import errno
+import json
+
+import pytest
+
+from hapre_jax import config, config_file, run_folder
+from hapre_jax.config import Config, DataConfig, TrainConfig
+from hapre_jax.errors import UserError
+
+
+def test_a_folder_belongs_to_one_process(tmp_path):
+    said = f"another process is at work in {tmp_path}; wait until it has ended, or "
+    with run_folder.claim(tmp_path):
+        with pytest.raises(UserError, match=f"^{said}choose another --workdir$"):
+            with run_folder.claim(tmp_path):
+                pass
+    with run_folder.claim(tmp_path):
+        pass
+
+
+def test_a_disk_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
+    def refuse(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with run_folder.claim(tmp_path):
+        pass
+    assert caplog.messages == [
+        f"{tmp_path} cannot be locked (No locks available): see to it that no other "
+        "process works there"
+    ]
+
+
+def test_a_folder_keeps_its_config(tmp_path):
+    workdir = tmp_path / "runs" / "a"
+    settings = Config(seed=3, train=TrainConfig(steps=7))
+    run_folder.check_workdir(workdir, settings)
+    assert not workdir.parent.exists()
+    run_folder.write_config(workdir, settings)
+    assert config_file.load(str(workdir / "config.json")) == settings
+    before = (workdir / "config.json").stat().st_mtime_ns
+    run_folder.write_config(workdir, settings)
+    assert (workdir / "config.json").stat().st_mtime_ns == before
+
+
+def test_a_run_goes_on_with_other_threads_or_from_another_place(tmp_path):
+    run_folder.write_config(tmp_path, Config())
+    before = (tmp_path / "config.json").read_bytes()
+    data = DataConfig(root="moved", memory_gib=0.0, threads=7, processes=2)
+    run_folder.write_config(tmp_path, Config(data=data))
+    assert (tmp_path / "config.json").read_bytes() == before
+    with pytest.raises(UserError, match="a run with data.image_size = 1024, not 64"):
+        run_folder.check_workdir(tmp_path, Config(data=DataConfig(image_size=64)))
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    run_folder.write_config(tmp_path, Config(train=TrainConfig(steps=7)))
+    before = (tmp_path / "config.json").read_bytes()
+    for refuse in (run_folder.check_workdir, run_folder.write_config):
+        with pytest.raises(UserError) as error:
+            refuse(tmp_path, Config(train=TrainConfig(steps=8)))
+        assert str(error.value) == (
+            f"{tmp_path} holds a run with train.steps = 7, not 8; choose another "
+            "--workdir, or delete that folder"
+        )
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_all_that_differs_is_listed(tmp_path):
+    run_folder.write_config(tmp_path, Config(seed=3, train=TrainConfig(steps=7)))
+    with pytest.raises(UserError) as error:
+        run_folder.check_workdir(tmp_path, Config(train=TrainConfig(batch_size=8)))
+    assert str(error.value) == (
+        f"{tmp_path} holds a run with seed = 3, not 0, train.steps = 7, not 700, "
+        "train.batch_size = 32, not 8; choose another --workdir, or delete that folder"
+    )
+
+
+def test_a_config_of_another_version_is_refused_with_all_its_fields(tmp_path):
+    values = config.to_dict(Config()) | {"task": {"wings": 2}, "flies": True, "x": {}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(UserError) as error:
+        run_folder.check_workdir(tmp_path, Config())
+    assert str(error.value) == (
+        f"config file {tmp_path}/config.json: config has no fields task.wings, flies, "
+        "x; --help lists all"
+    )
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    text = json.dumps(config.to_dict(Config()))
+    (tmp_path / "config.json").write_text(text[: len(text) // 2])
+    with pytest.raises(UserError, match=f"{tmp_path}/config.json cannot be read: "):
+        run_folder.check_workdir(tmp_path, Config())
+
+
+@pytest.mark.parametrize("below", ["", "runs/a"])
+def test_a_workdir_that_is_a_file_is_refused(tmp_path, below):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(
+        UserError, match=f"^{file} is a file; choose another --workdir$"
+    ):
+        run_folder.check_workdir(file / below, Config())
+    assert file.read_text() == "mine"
+
+
+def test_a_workdir_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
+    # The tests may run as root, whom permissions do not stop.
+    monkeypatch.setattr("os.access", lambda path, mode: str(path) != str(tmp_path))
+    with pytest.raises(UserError, match=f"^{tmp_path} cannot be written to; "):
+        run_folder.check_workdir(tmp_path / "runs" / "a", Config())
