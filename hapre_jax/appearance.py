@@ -49,6 +49,15 @@ def describe(images: np.ndarray) -> dict[str, Any]:
     }
 
 
+def is_description(value: Any) -> bool:
+    """Whether a value of JSON is what `describe` gives."""
+    try:
+        numbers = [*value["mean"], value["correlation"], value["contrast"]]
+        return len(numbers) == _CELLS**2 + 2 and bool(np.isfinite(numbers).all())
+    except (KeyError, TypeError):
+        return False
+
+
 def flags(
     pixels: np.ndarray, typical: dict[str, Any], *, shape: Sequence[int]
 ) -> list[str]:

@@ -289,6 +289,11 @@ def restore_best(workdir: pathlib.Path, config: Config, method: Method) -> Train
             f"{error}; delete results.json beside it, if it is there, and give the "
             "command of its training again, which writes it anew"
         ) from error
+    if restored is None and (workdir / "results.json").exists():
+        raise UserError(
+            f"{workdir} has lost its checkpoint: delete results.json and give the "
+            "command of its training again"
+        )
     if restored is None:
         raise UserError(f"{workdir} has no checkpoint yet: its training has only begun")
     return restored[0]

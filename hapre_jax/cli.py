@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import pathlib
+import re
 import signal
 import sys
 import types
@@ -30,7 +31,11 @@ _MACHINE_ERRORS = (
     errno.EDQUOT,
     errno.EFBIG,
     errno.EIO,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
     errno.ENOSPC,
+    errno.ENOTDIR,
     errno.EPERM,
     errno.EROFS,
 )
@@ -110,6 +115,8 @@ def parse(
     texts = {path: given.pop(path) for path in fields if path in given}
     if base is None:
         base = _config_of_run(namespace.run)
+    elif not namespace.workdir:
+        raise UserError("--workdir is empty: name a folder")
     return config_lib.override_all(base, texts), namespace
 
 
@@ -162,6 +169,13 @@ def _terminate(number, frame):
 
 class Parser(argparse.ArgumentParser):
     """Raises one sentence, which `run` prints, where argparse prints its usage."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # Before Python 3.14, argparse takes -1e-3 for an option.
+        self._negative_number_matcher = re.compile(
+            r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.I
+        )
 
     def error(self, message):
         raise UserError(message)

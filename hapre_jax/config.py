@@ -56,6 +56,7 @@ class DataConfig:
         1024,
         "Pixels of a side of the stored square image that key areas are cut from.",
         at_least=8,
+        at_most=8192,
     )
     geometry: str = option(
         "letterbox",
@@ -179,7 +180,7 @@ class TaskConfig:
 
     net: str = option("resnet8", "Architecture.", choices=NETS)
     image_size: int = option(
-        32, "Pixels of a side of the crop that it sees.", at_least=8
+        32, "Pixels of a side of the crop that it sees.", at_least=8, at_most=8192
     )
     norm: str = option(
         "batch",
@@ -214,9 +215,14 @@ class PolicyConfig:
         32,
         "Pixels of a side of the whole image that it sees; a multiple of policy.grid.",
         at_least=8,
+        at_most=8192,
     )
-    grid: int = option(16, "Cells of a side of the key area map.", at_least=2)
-    width: int = option(32, "Channels of the pyramid on the trunk.", at_least=1)
+    grid: int = option(
+        16, "Cells of a side of the key area map.", at_least=2, at_most=512
+    )
+    width: int = option(
+        32, "Channels of the pyramid on the trunk.", at_least=1, at_most=4096
+    )
     norm: str = option("group", "Normalization layers.", choices=NORMS)
     dtype: str = option(
         "float32",

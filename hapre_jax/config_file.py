@@ -55,7 +55,7 @@ def _find(name):
 def _load_json(path):
     try:
         values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"config file {path} cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"config file {path} holds no fields")

@@ -3,7 +3,6 @@
 `python -m hapre_jax.convert resnet50.pth resnet50.safetensors`
 """
 
-import argparse
 import pathlib
 
 import safetensors.numpy
@@ -37,7 +36,7 @@ def convert(source: pathlib.Path, target: pathlib.Path) -> int:
 
 def main(argv: list[str]) -> int:
     """The program."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="python -m hapre_jax.convert",
         description="Convert a PyTorch state_dict, read without executing anything in "
         "it, to a safetensors file for --task.pretrained and --policy.pretrained.",

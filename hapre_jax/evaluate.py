@@ -44,6 +44,10 @@ from hapre_jax.state import TrainState, to_float
 _FRAMINGS = {"low": 0.6, "medium": 0.875, "high": np.inf}
 
 
+# Files of JSON that training leaves in a run's folder.
+_OF_A_RUN = ("appearance.json", "config.json", "landscape.json", "results.json")
+
+
 class Evaluation(NamedTuple):
     """Scores of a split, and the answer for each of its N images."""
 
@@ -441,6 +445,8 @@ def main(argv: list[str]) -> int:
     output = pathlib.Path(arguments.out or workdir / "evaluation.json")
     if output.is_dir() or not output.parent.is_dir():  # before hours of work
         raise UserError(f"--out {output} is no file in a folder that exists")
+    if (output.parent / "config.json").exists() and output.name in _OF_A_RUN:
+        raise UserError(f"--out {output} is a file of the run itself; choose another")
     trained = config_file.load(str((workdir / "config.json").absolute()))
     config = of_other_films(config, trained, program="evaluate")
     results = run_folder.read_results(workdir)

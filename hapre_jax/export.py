@@ -6,6 +6,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import pathlib
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -59,6 +60,7 @@ def write_bundle(
     """
     if out.exists():
         raise UserError(f"{out} exists already; choose another --out, or delete it")
+    run_folder.check_place(out, "--out")
     if with_onnx and importlib.util.find_spec("onnx") is None:
         raise UserError("--onnx needs the package onnx: pip install 'hapre_jax[onnx]'")
     results = run_folder.read_results(workdir)
@@ -110,6 +112,9 @@ def write_bundle(
                     folder / ONNX,
                 )
             about["largest_difference"] = difference
+            about["sha256"] = {
+                file.name: inference.digest(file) for file in sorted(folder.iterdir())
+            }
             json_file.write(folder / inference.ABOUT, about)
             json_file.write(
                 folder / inference.CONFIG, config_lib.to_dict(_without_paths(config))
@@ -226,7 +231,8 @@ def main(argv: list[str]) -> int:
     with console.status("Exporting"):
         names = write_bundle(arguments.run, arguments.out, with_onnx=arguments.onnx)
     log.say(console, f"Written to {arguments.out}: {', '.join(names)}")
-    log.say(console, f"Next: python -m hapre_jax.predict {arguments.out} FILMS")
+    bundle = shlex.quote(str(arguments.out))
+    log.say(console, f"Next: python -m hapre_jax.predict {bundle} FILMS")
     return 0
 
 

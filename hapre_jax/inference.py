@@ -1,5 +1,6 @@
 """A trained method ready to answer films: of a run, or of an exported bundle."""
 
+import hashlib
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -102,11 +103,25 @@ def load_functions(
 
 
 def read_typical(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """What the run's training films look like; None of runs of older versions."""
+    """What the run's training films look like; None of runs of older versions.
+
+    Raises:
+      UserError: the file is damaged.
+    """
     for folder in (workdir, workdir.parent):  # a plain run lies in another one's
-        if (folder / appearance.FILE).exists():
-            return json_file.read(folder / appearance.FILE)
+        file = folder / appearance.FILE
+        if file.exists():
+            found = json_file.read(file)
+            if not appearance.is_description(found):
+                raise UserError(f"{file} does not say what films look like; delete it")
+            return found
     return None
+
+
+def digest(file: pathlib.Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def flatten(variables: tuple[dict, dict]) -> dict[str, np.ndarray]:
@@ -119,7 +134,7 @@ def flatten(variables: tuple[dict, dict]) -> dict[str, np.ndarray]:
 
 
 def _load_bundle(folder: pathlib.Path) -> Model:
-    about = json_file.read(folder / ABOUT)
+    about = _read_about(folder)
     config = config_file.load(str((folder / CONFIG).absolute()))
     weights = jax.device_put(pretrained.read(folder / WEIGHTS))
     side = config.data.image_size
@@ -128,7 +143,9 @@ def _load_bundle(folder: pathlib.Path) -> Model:
     def load_graph(name):
         try:
             graph = export.deserialize(bytearray((folder / name).read_bytes()))
-            jax.eval_shape(graph.call, weights, film)
+            answer = jax.eval_shape(graph.call, weights, film)
+            if answer[PROBABILITIES].shape[1] != len(about["classes"]):
+                raise ValueError("it is of other classes")
         except OSError as error:
             reason = f"cannot be read: {error.strerror}"
             raise UserError(f"{folder / name} {reason}") from error
@@ -155,14 +172,36 @@ def _load_bundle(folder: pathlib.Path) -> Model:
             found = heat_graph(weights, pixels)
             return found[HEAT], as_prediction(found)
 
-    try:
-        return Model(
-            config,
-            tuple(about["classes"]),
-            predict,
-            explain_films,
-            about["temperature"],
-            about["typical"],
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / ABOUT} is damaged; export it anew") from error
+    return Model(
+        config,
+        tuple(about["classes"]),
+        predict,
+        explain_films,
+        about["temperature"],
+        about["typical"],
+    )
+
+
+def _read_about(folder):
+    """What a bundle says of itself, checked, as are the files that it names."""
+    about = json_file.read(folder / ABOUT)
+    is_whole = (
+        isinstance(about, dict)
+        and {"classes", "temperature", "typical"} <= about.keys()
+        and run_folder.are_classes(about["classes"])
+        and run_folder.is_temperature(about["temperature"])
+        and (about["typical"] is None or appearance.is_description(about["typical"]))
+    )
+    if not is_whole:
+        raise UserError(f"{folder / ABOUT} is damaged; export it anew")
+    for name, expected in about.get("sha256", {}).items():  # older ones have none
+        try:
+            is_same = digest(folder / name) == expected
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror}"
+            raise UserError(f"{folder / name} {reason}") from error
+        if not is_same:
+            raise UserError(
+                f"{folder / name} is damaged, or of another bundle; export it anew"
+            )
+    return about

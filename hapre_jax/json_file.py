@@ -27,5 +27,5 @@ def read(path: pathlib.Path) -> Any:
         return json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}; delete it") from error

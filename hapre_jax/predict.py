@@ -32,6 +32,7 @@ from hapre_jax import (
     log,
     predictions,
     probabilities,
+    run_folder,
 )
 from hapre_jax.config import Config
 from hapre_jax.data import files, images, inputs
@@ -247,19 +248,21 @@ class Writer:
         self._table, self._lines, self._errors = self._files
         self._classes = tuple(classes)
         header = ["path", "answer", *(f"p_{name}" for name in classes), "calibrated"]
-        predictions.write_row(self._table, [*header, *_EDGES, "kept", "flags"])
+        header += [*_EDGES, "kept", "flags", "picture"]
+        predictions.write_row(self._table, header)
         predictions.write_row(self._errors, ["path", "reason"])
 
-    def write(self, one: Answer) -> None:
-        """A film's answer."""
+    def write(self, one: Answer, picture: str = "") -> None:
+        """A film's answer, and what the pictures made of it are called."""
         numbers = [f"{one.probabilities[name]:.6f}" for name in self._classes]
         numbers.append("" if one.calibrated is None else f"{one.calibrated:.6f}")
         area = one.key_area or ("", "", "", "")
         kept = "" if one.kept is None else f"{one.kept:.4f}"
         flags = "; ".join(one.flags)
-        cells = [one.path, one.answer, *numbers, *area, kept, flags]
+        cells = [one.path, one.answer, *numbers, *area, kept, flags, picture]
         predictions.write_row(self._table, cells)
-        print(json.dumps(one._asdict()), file=self._lines)
+        told = one._asdict() | {"picture": picture or None}
+        print(json.dumps(told), file=self._lines)
 
     def refuse(self, one: Refused) -> None:
         """A film that could not be read."""
@@ -338,8 +341,23 @@ def predict_films(
     writer, data = Writer(out, model.classes), model.config.data
     done = failed = 0
 
-    def save(picture, kind, film):
-        figures.save(picture, picture_path(out / kind, film.input.name))
+    def pictures(one):
+        """Kind and picture of each that was asked for."""
+        if crop_size:
+            yield "crops", one.crop(size=crop_size, geometry=data.geometry)
+        if overlays:
+            yield "overlays", one.draw_area(size=_PICTURE)
+        if heatmaps:
+            yield "heatmaps", one.draw_heat(size=_PICTURE)
+
+    def save(one):
+        """Saves them under one name in the folders of all kinds, which it returns."""
+        name = ""
+        for kind, picture in pictures(one):
+            path = picture_path(out / kind, one.film.input.name)
+            name = path.relative_to(out / kind).as_posix()
+            figures.save(picture, path)
+        return name
 
     try:
         for one in answer_all(model, films, keep=bool(crop_size), with_heat=heatmaps):
@@ -347,15 +365,8 @@ def predict_films(
                 writer.refuse(one)
                 failed += 1
             else:
-                writer.write(one.answer)
+                writer.write(one.answer, save(one))
                 done += 1
-                if crop_size:
-                    crop = one.crop(size=crop_size, geometry=data.geometry)
-                    save(crop, "crops", one.film)
-                if overlays:
-                    save(one.draw_area(size=_PICTURE), "overlays", one.film)
-                if heatmaps:
-                    save(one.draw_heat(size=_PICTURE), "heatmaps", one.film)
             progress(done, failed)
     finally:
         writer.close()
@@ -418,6 +429,7 @@ def main(argv: list[str]) -> int:
             f"{arguments.out} holds predictions already; choose another --out, or "
             "delete that folder"
         )
+    run_folder.check_place(arguments.out, "--out")
     paths: Iterable[str] = arguments.films
     if paths == ["-"]:
         if isinstance(sys.stdin, io.TextIOWrapper):

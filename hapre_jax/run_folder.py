@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import logging
+import math
 import os
 import pathlib
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from hapre_jax.config import Config
 from hapre_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
+# Of the scores of a classifier, what every version has written.
+_OF_TEST = {"n", "accuracy", "macro_precision", "macro_recall", "macro_f1", "key_area"}
 
 
 @contextlib.contextmanager
@@ -60,13 +63,39 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any]:
             f"{workdir} is a run of {results['task']}; this program takes runs of "
             "hapre_jax.train, which classify"
         )
-    missing = [name for name in ("classes", "config", "test") if name not in results]
+    test = results.get("test")
+    if not isinstance(test, dict) or not test.keys() >= _OF_TEST:
+        test = None
+    said = {
+        "what its config was": isinstance(results.get("config"), dict),
+        "which classes there are": are_classes(results.get("classes")),
+        "how the test went": test is not None,
+        "a temperature above 0": is_temperature(results.get("temperature")),
+    }
+    missing = [what for what, is_said in said.items() if not is_said]
     if missing:
         raise UserError(
             f"{workdir / 'results.json'} does not say {', '.join(missing)}; delete it "
             "and give the run's command again"
         )
-    return results
+    return {"plain": None} | results
+
+
+def are_classes(value: Any) -> bool:
+    """Whether a value of JSON names classes: at least two texts, all different."""
+    return (
+        isinstance(value, list)
+        and len(value) > 1
+        and all(isinstance(name, str) for name in value)
+        and len(set(value)) == len(value)
+    )
+
+
+def is_temperature(value: Any) -> bool:
+    """Whether a value of JSON is a temperature, or None: no temperature."""
+    if value is None:
+        return True
+    return type(value) in (int, float) and 0 < value < math.inf
 
 
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:
@@ -83,11 +112,10 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
 
 def check_workdir(workdir: pathlib.Path, config: Config) -> None:
     """Raises `UserError` for a folder that cannot hold this run; writes nothing."""
-    path = workdir / "config.json"
-    if path.exists():
-        before, now = (
-            config_lib.options(c) for c in (config_file.load(str(path)), config)
-        )
+    check_place(workdir, "--workdir")
+    known = _known_config(workdir)
+    if known is not None:
+        before, now = (config_lib.options(c) for c in (known, config))
         changed = [
             f"{name} = {before[name].value}, not {field.value}"
             for name, field in now.items()
@@ -98,11 +126,38 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
                 f"{workdir} holds a run with {', '.join(changed)}; choose another "
                 "--workdir, or delete that folder"
             )
-    existing = next(p for p in (workdir, *workdir.absolute().parents) if p.exists())
-    if not existing.is_dir():
-        raise UserError(f"{existing} is a file; choose another --workdir")
-    if not os.access(existing, os.W_OK):
-        raise UserError(f"{existing} cannot be written to; choose another --workdir")
+
+
+def check_place(folder: pathlib.Path, flag: str) -> None:
+    """Raises `UserError` where no folder can be, or be written to; makes nothing.
+
+    Args:
+      folder: which a program is going to write.
+      flag: that names it.
+    """
+    for place in (folder, *folder.absolute().parents):
+        if place.is_symlink() and not place.exists():
+            target = os.readlink(place)
+            raise UserError(
+                f"{place} is a link to {target}, which is not there; choose another "
+                f"{flag}"
+            )
+        if place.exists():
+            break
+    if not place.is_dir():
+        raise UserError(f"{place} is a file; choose another {flag}")
+    if not os.access(place, os.W_OK):
+        raise UserError(f"{place} cannot be written to; choose another {flag}")
+
+
+def _known_config(workdir):
+    path = workdir / "config.json"
+    if path.exists():
+        return config_file.load(str(path))
+    if not (workdir / "results.json").exists():
+        return None
+    found = read_run(workdir).get("config")  # of a run whose config.json was lost
+    return config_lib.from_dict(found) if isinstance(found, dict) and found else None
 
 
 def write_config(workdir: pathlib.Path, config: Config) -> None:

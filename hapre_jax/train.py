@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import shlex
 from typing import Any
 
 import jax
@@ -72,6 +73,11 @@ def train_and_evaluate(
     console = console or rich.console.Console(quiet=True)
     run_folder.check_workdir(workdir, config)
     if results := training.finished(workdir, "classification"):
+        root = results["config"].get("data", {}).get("root", "")
+        if config.data.root != root:
+            whose = root or "the program itself"
+            said = f"This run is finished, with films of {whose}: {config.data.root} "
+            log.say(console, f"{said}was not looked at")
         return results
     with contextlib.ExitStack() as claims:
         data = training.open_run(
@@ -239,13 +245,13 @@ def main(argv: list[str]) -> int:
 
 def _next(data: DataConfig, workdir: pathlib.Path) -> str:
     """The command after a run: a test elsewhere, where its classes are known."""
-    evaluation = f"python -m hapre_jax.evaluate {workdir}"
+    evaluation = f"python -m hapre_jax.evaluate {shlex.quote(str(workdir))}"
     if data.name != "phantom":
         return f"{evaluation} --data.root DIR"
     if data.quality in phantom.QUALITIES:
         other = "low" if data.quality == "medium" else "medium"
         return f"{evaluation} --data.quality {other}"
-    return f"open {workdir / 'report.html'}"
+    return f"open {shlex.quote(str(workdir / 'report.html'))}"
 
 
 if __name__ == "__main__":

@@ -431,11 +431,13 @@ def finished(workdir: pathlib.Path, task: str) -> dict[str, Any] | None:
     """What `results.json` of a run's folder holds, or None where there is none yet.
 
     Raises:
-      UserError: it is a run of another task.
+      UserError: it is a run of another task, or the file is damaged.
     """
     if not (workdir / "results.json").exists():
         return None
     results = run_folder.read_run(workdir)
+    if results["task"] == task == "classification":
+        return run_folder.read_results(workdir)
     if results["task"] != task:
         raise UserError(
             f"{workdir} holds a finished run of {results['task']}, not of {task}; "

@@ -1,11 +1,12 @@
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
-from hapre_jax import cli, config, config_file
+from hapre_jax import cli, config, config_file, run_folder
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
 
@@ -99,6 +100,15 @@ def test_programs_add_their_own_arguments():
         ("--train.steps x", "train.steps is 'x', but must be an integer >= 1"),
         ("--train.steps", "argument --train.steps: expected one argument"),
         ("--config", "argument --config: expected one argument"),
+        ("--workdir=", "--workdir is empty: name a folder"),
+        (
+            "--train.task_learning_rate -1e-3",
+            "train.task_learning_rate is -0.001, but must be a number > 0",
+        ),
+        (
+            "--data.image_size 100000",
+            "data.image_size is 100000, but must be an integer >= 8 and <= 8192",
+        ),
         ("--config x.py", "there is no config file 'x.py'; there are configs/"),
         (
             "--policy.grid 5 --policy.image_size 32",
@@ -110,6 +120,20 @@ def test_wrong_command_lines_end_in_one_sentence(line, message):
     with pytest.raises(UserError) as error:
         _parse(line)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_a_name_that_no_disk_takes_is_one_sentence(monkeypatch, capsys):
+    name = "x" * 300
+    monkeypatch.setattr("sys.argv", ["train", "--workdir", name])
+
+    def main(argv):
+        values, arguments = _parse(" ".join(argv))
+        run_folder.check_workdir(pathlib.Path(arguments.workdir), values)
+
+    with pytest.raises(SystemExit) as stopped:
+        cli.run(main)
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"error: {name}: File name too long\n"
 
 
 def test_help_explains_every_field_with_its_value(capsys):
@@ -130,7 +154,7 @@ def test_help_explains_every_field_with_its_value(capsys):
 
 def test_help_shows_the_chosen_config_s_values(capsys):
     text = _help(capsys, "--config configs/hapre_krs.py --help")
-    size = "Pixels of a side of the crop that it sees (>= 8; default 640)"
+    size = "Pixels of a side of the crop that it sees (>= 8 and <= 8192; default 640)"
     assert size in text
     assert size not in _help(capsys, "--help")
     assert "default runs/hapre_krs)" in text

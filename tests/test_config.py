@@ -274,7 +274,7 @@ def test_overrides_are_checked_together():
     policy = config.override_all(Config(), texts).policy
     assert (policy.grid, policy.image_size) == (12, 48)
     with pytest.raises(UserError, match=r"multiple of policy\.grid"):
-        config.override(Config(), "policy.grid", "999")
+        config.override(Config(), "policy.grid", "500")
 
 
 def test_nearest_prefers_the_same_field_of_another_section():

@@ -150,6 +150,16 @@ def test_padding_is_black_and_does_not_move_the_percentiles():
     np.testing.assert_array_equal(shown(film)[2:], 0)
 
 
+@pytest.mark.parametrize("tag", ["PhotometricInterpretation", "Rows"])
+def test_a_missing_tag_is_named(tag):
+    film = header(STORED)
+    content = encode(film)
+    delattr(film, tag)
+    assert len(encode(film)) < len(content)
+    with pytest.raises(errors.UserError, match=f"^film.dcm does not say its {tag}$"):
+        shown(film)
+
+
 def test_a_blank_film_is_black():
     np.testing.assert_array_equal(shown(header(np.full((2, 3), 7, np.uint16))), 0)
 

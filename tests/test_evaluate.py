@@ -413,7 +413,12 @@ def test_true_lungs_is_not_tested_on_films_of_unknown_lungs(
     run = tmp_path / "run"
     settings = dataclasses.replace(tiny_config, method="true_lungs")
     run_folder.write_config(run, settings)
-    results = {"classes": ["normal", "viral"], "config": {}, "test": {}}
+    scores = ("n", "accuracy", "macro_precision", "macro_recall", "macro_f1")
+    results = {
+        "classes": ["normal", "viral"],
+        "config": {},
+        "test": dict.fromkeys(scores, 1) | {"key_area": None},
+    }
     json_file.write(run / "results.json", results)
     flags = _folder_flags(tmp_path / "films", "normal", "viral")
     assert _fails(monkeypatch, capsys, run, *flags) == NO_LUNGS
@@ -497,7 +502,8 @@ def test_damaged_files_of_a_run(tmp_path, monkeypatch, capsys):
         ("[]", "holds no results; delete it"),
         (
             '{"classes": ["normal"]}',
-            "does not say config, test; delete it and give the run's command again",
+            "does not say what its config was, which classes there are, how the test "
+            "went; delete it and give the run's command again",
         ),
     ):
         (tmp_path / "results.json").write_text(text)
@@ -512,6 +518,11 @@ def test_results_that_cannot_be_written(tmp_path, finished_run, monkeypatch, cap
     out = tmp_path / "nowhere" / "e.json"
     said = _fails(monkeypatch, capsys, finished_run, "--out", out)
     assert said == f"--out {out} is no file in a folder that exists"
+    before = (finished_run / "results.json").read_bytes()
+    out = finished_run / "results.json"
+    said = _fails(monkeypatch, capsys, finished_run, "--out", out)
+    assert said == f"--out {out} is a file of the run itself; choose another"
+    assert out.read_bytes() == before
 
 
 def test_batch_size_follows_training(tiny_config):

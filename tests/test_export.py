@@ -200,6 +200,49 @@ def test_weights_of_another_model_are_refused(bundle, tmp_path):
     weights = safetensors.numpy.load_file(tmp_path / "weights.safetensors")
     weights["params.task.head.bias"] = np.zeros(7, np.float32)
     safetensors.numpy.save_file(weights, tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match=r"weights\.safetensors is damaged, or of"):
+        inference.load(tmp_path)
+    about = json.loads((tmp_path / "bundle.json").read_text())
+    del about["sha256"]  # as older versions wrote it
+    (tmp_path / "bundle.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="does not fit the files beside it"):
+        inference.load(tmp_path)
+
+
+def test_one_changed_weight_is_noticed(bundle, tmp_path):
+    for file in bundle.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    inference.load(tmp_path)
+    content = bytearray((tmp_path / "weights.safetensors").read_bytes())
+    content[-2] ^= 1
+    (tmp_path / "weights.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"weights\.safetensors is damaged, or of"):
+        inference.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"classes": ["a"]},
+        {"temperature": -1},
+        {"typical": {}},
+        {"typical": {"mean": [0.0], "correlation": 0.1, "contrast": 0.1}},
+    ],
+)
+def test_a_changed_description_of_a_bundle_is_refused(bundle, tmp_path, changes):
+    for file in bundle.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    about = json.loads((tmp_path / "bundle.json").read_text()) | changes
+    (tmp_path / "bundle.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match=r"bundle\.json is damaged; export it anew"):
+        inference.load(tmp_path)
+
+
+def test_a_bundle_of_other_classes_is_refused(bundle, tmp_path):
+    for file in bundle.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    about = json.loads((tmp_path / "bundle.json").read_text())
+    (tmp_path / "bundle.json").write_text(json.dumps(about | {"classes": ["a", "b"]}))
     with pytest.raises(UserError, match="does not fit the files beside it"):
         inference.load(tmp_path)
 

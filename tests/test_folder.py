@@ -142,7 +142,7 @@ def test_a_table_that_is_not_there(tmp_path):
         ("path,group\na/1.png,x\n", "no group for b/2.png"),
         ("path,group\na/1.png,x\nb/2.png,\n", "no group for b/2.png"),
         ("file;group\n", "not path,group"),
-        ("", "not path,group"),
+        ("", "is empty: it needs path,group"),
     ],
 )
 def test_incomplete_groups_file(tmp_path, text, said):
@@ -150,6 +150,23 @@ def test_incomplete_groups_file(tmp_path, text, said):
     (tmp_path / "groups.csv").write_text(text)
     with pytest.raises(errors.UserError, match=said):
         folder.scan(str(tmp_path))
+
+
+def test_a_folder_called_as_a_split_may_be_a_class(tmp_path):
+    write(tmp_path, ["test/p1/1.png", "control/2.png"])
+    _, records, classes = folder.scan(str(tmp_path))
+    assert classes == ("control", "test") and len(records) == 2
+
+
+def test_groups_of_any_case_and_beside_a_table(tmp_path):
+    path = table(tmp_path, "path,label\na/1.png,x\nb/2.png,y\nb/3.png,y\n")
+    rows = "path,group\na/1.png,p\nb/2.png,p\nb/3.png,q\n"
+    (tmp_path / "Groups.csv").write_text(rows)
+    for records in (folder.source(path).records, folder.scan(str(tmp_path))[1]):
+        assert [record.group for record in records] == ["p", "p", "q"]
+    (tmp_path / "Groups.csv").write_text("path,group\na/1.png,p\n")
+    with pytest.raises(errors.UserError, match=r"no group for b/2\.png"):
+        folder.source(path)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +182,10 @@ def test_incomplete_groups_file(tmp_path, text, said):
         (
             ["train/a/1.png", "test/a/2.png", "more/b/3.png"],
             "holds test, train and beside them more",
+        ),
+        (
+            ["train/a/1.png", "train/b/2.png", "dev/a/3.png", "dev/b/4.png"],
+            "holds train and beside them dev, so what are splits",
         ),
     ],
 )

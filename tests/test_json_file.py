@@ -11,6 +11,12 @@ def test_json_round_trip(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_json_that_is_nested_without_end_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match=r"a\.json is not JSON: .*recursion"):
+        json_file.read(tmp_path / "a.json")
+
+
 def test_json_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.json"
     json_file.write(path, {"a": 1})

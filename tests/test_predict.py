@@ -3,6 +3,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import shutil
 import zipfile
 
 import numpy as np
@@ -133,6 +134,48 @@ def test_a_list_of_paths_is_read_from_stdin(finished_run, films, tmp_path, monke
     assert not (out / "crops").exists()
 
 
+def test_pictures_of_films_of_one_name_are_told_apart(finished_run, tmp_path):
+    folders = [tmp_path / name for name in ("one", "two")]
+    for seed, folder in enumerate(folders):
+        folder.mkdir()
+        Image.fromarray(_film(seed)).save(folder / "IM-1.png")
+    out = tmp_path / "out"
+    flags = [*map(str, folders), "--crops", "--overlays", "--out", str(out)]
+    assert predict.main([str(finished_run), *flags]) == 0
+    rows = _table(out / "predictions.csv")
+    assert [row["picture"] for row in rows] == ["IM-1.png", "IM-1-2.png"]
+    lines = (out / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["picture"] for line in lines] == ["IM-1.png", "IM-1-2.png"]
+    for row in rows:
+        assert (out / "crops" / row["picture"]).exists()
+        assert (out / "overlays" / row["picture"]).exists()
+
+
+def test_what_films_look_like_must_be_said_whole(finished_run, films, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run / "plain", run)
+    for text in ("{}", "[]", '{"mean": [0], "correlation": 0, "contrast": 0}'):
+        (run / "appearance.json").write_text(text)
+        with pytest.raises(
+            UserError, match=r"appearance\.json does not say what films"
+        ):
+            predict.main([str(run), films[0], "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_lost_its_checkpoint_says_so(finished_run, films, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run / "plain", run)
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(UserError, match="has lost its checkpoint: delete results.json"):
+        predict.main([str(run), films[0], "--out", str(tmp_path / "out")])
+
+
+def test_a_list_with_nul_is_refused():
+    with pytest.raises(UserError, match="holds NUL characters: give a path a line"):
+        list(inputs.lines(["a.png\0b.png\0"]))
+
+
 def test_the_plain_classifier_has_no_key_area(finished_run, films, tmp_path):
     out = tmp_path / "out"
     flags = [str(finished_run / "plain"), films[2], "--out", str(out), "--crops"]
@@ -187,7 +230,7 @@ def test_what_cannot_work_is_refused_in_one_sentence(
     assert predict.main([str(finished_run), films[2], "--out", str(out)]) == 0
     with pytest.raises(UserError, match="holds predictions already"):
         predict.main([str(finished_run), films[2], "--out", str(out)])
-    with pytest.raises(UserError, match=r"single\.png cannot be written to: File exi"):
+    with pytest.raises(UserError, match=r"single\.png is a file; choose another --out"):
         predict.main([str(finished_run), films[2], "--out", f"{tmp_path}/single.png"])
 
 

@@ -189,5 +189,9 @@ def test_a_finished_run_started_again_does_nothing_and_prints_its_table(
     results = json.loads((finished_run / "results.json").read_text())
     assert f"{results['test']['accuracy']:.3f}" in said
     assert f"Everything is in {finished_run}: " in said
+    assert "was not looked at" not in said
+    assert train.main([*arguments, "--data.root", "/elsewhere"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "films of the program itself: /elsewhere was not looked at" in said
     paths = [p for p in finished_run.rglob("*") if p.is_file()]
     assert before == {p: p.stat().st_mtime_ns for p in paths}

@@ -276,7 +276,7 @@ def edited(text, old, new):
             {"class_info": edited(CLASS_INFO, ",", ":")},
             r"class_info.csv of .* columns \['patientId:class'\], not patientId,class",
         ),
-        ({"labels": ""}, "stage_2_train_labels.csv of .* has the columns None"),
+        ({"labels": ""}, "stage_2_train_labels.csv of .* is empty: it needs patientId"),
         (
             {"class_info": edited(CLASS_INFO, "bb-well,Normal", "bb-well,Healthy")},
             "gives bb-well the class 'Healthy': expected Normal, Lung Opacity, No Lung",

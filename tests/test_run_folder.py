@@ -110,3 +110,60 @@ def test_a_workdir_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: str(path) != str(tmp_path))
     with pytest.raises(UserError, match=f"^{tmp_path} cannot be written to; "):
         run_folder.check_workdir(tmp_path / "runs" / "a", Config())
+
+
+_SCORES = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
+_RESULTS = {
+    "classes": ["normal", "ill"],
+    "config": {"seed": 3},
+    "test": {"n": 2, "key_area": None} | dict.fromkeys(_SCORES, 0.5),
+}
+
+
+def _write(folder, **changes):
+    (folder / "results.json").write_text(json.dumps(_RESULTS | changes))
+
+
+def test_results_of_older_versions_are_read(tmp_path):
+    _write(tmp_path)
+    added = {"task": "classification", "plain": None}
+    assert run_folder.read_results(tmp_path) == _RESULTS | added
+    _write(tmp_path, temperature=1)
+    assert run_folder.read_results(tmp_path)["temperature"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"classes": 3}, "which classes there are"),
+        ({"classes": "abc"}, "which classes there are"),
+        ({"classes": ["a", "a"]}, "which classes there are"),
+        ({"classes": [1, 2]}, "which classes there are"),
+        ({"test": {}}, "how the test went"),
+        ({"test": None, "config": 1}, "what its config was, how the test went"),
+        ({"temperature": "x"}, "a temperature above 0"),
+        ({"temperature": 0}, "a temperature above 0"),
+        ({"temperature": True}, "a temperature above 0"),
+    ],
+)
+def test_results_that_were_changed_are_refused(tmp_path, changes, said):
+    _write(tmp_path, **changes)
+    expected = f"results.json does not say {said}; delete it and give the run's"
+    with pytest.raises(UserError, match=expected):
+        run_folder.read_results(tmp_path)
+
+
+def test_a_finished_run_that_lost_its_config_is_still_that_run(tmp_path):
+    _write(tmp_path)
+    run_folder.check_workdir(tmp_path, Config(seed=3))
+    with pytest.raises(UserError, match="holds a run with seed = 3, not 4"):
+        run_folder.check_workdir(tmp_path, Config(seed=4))
+
+
+def test_a_link_to_nowhere_is_no_place(tmp_path):
+    (tmp_path / "scratch").symlink_to("gone")
+    said = f"{tmp_path}/scratch is a link to gone, which is not there; choose another"
+    with pytest.raises(UserError, match=f"^{said} --workdir$"):
+        run_folder.check_workdir(tmp_path / "scratch" / "run", Config())
+    with pytest.raises(UserError, match=f"^{said} --out$"):
+        run_folder.check_place(tmp_path / "scratch", "--out")

@@ -209,6 +209,7 @@ def test_changed_images_are_noticed(tmp_path, now, said):
     [
         ("", "is not a split file"),
         ("path,label\nx,y\n", "is not a split file"),
+        ("x" * 200_000, "is not a split file"),  # more than a cell may hold
         ("path,sha256,label,group,split\na,b,c,d,holdout\n", "is not a split file"),
         ("path,sha256,label,group,split\na,b\n", "is not a split file"),
         ("path,sha256,label,group,split\na,b,c,d,train\n", "no image to test, valid"),

@@ -14,6 +14,8 @@ _SPEC = importlib.util.spec_from_file_location("study", _FILE)
 study = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(study)
 
+SCORES = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
+
 
 def _write(folder, variant, seed, f1, iou=None, plain=None):
     area = None
@@ -23,7 +25,7 @@ def _write(folder, variant, seed, f1, iou=None, plain=None):
         "classes": ["normal", "pneumonia"],
         "config": {},
         "seed": seed,
-        "test": {"macro_f1": f1, "key_area": area},
+        "test": dict.fromkeys(SCORES, f1) | {"n": 20, "key_area": area},
         "landscape": None,
         "plain": None if plain is None else {"macro_f1": plain},
     }

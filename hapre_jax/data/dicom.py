@@ -138,6 +138,9 @@ def _check(film: Any, name: str) -> None:
     frames = int(film.get("NumberOfFrames") or 1)
     if frames != 1:
         raise errors.UserError(f"{name} holds {frames} frames: one film is accepted")
+    for tag in ("PhotometricInterpretation", "SamplesPerPixel", "Rows", "Columns"):
+        if film.get(tag) is None:
+            raise errors.UserError(f"{name} does not say its {tag}")
     kind = film.PhotometricInterpretation
     if kind not in ("MONOCHROME1", "MONOCHROME2") or film.SamplesPerPixel != 1:
         raise errors.UserError(

@@ -85,10 +85,6 @@ class Tree:
         except Exception:  # as in `read`; of a file that may be of any kind
             return False
 
-    def has(self, name: str) -> bool:
-        """Whether there is such a file, image or not."""
-        return name in self._files
-
     def resolve(self, path: str) -> str | None:
         """The file that a table means, or None.
 
@@ -106,8 +102,9 @@ class Tree:
         return self._alike.get(_plain(path))
 
     def find(self, base_name: str) -> list[str]:
-        """Sorted paths of all files of that name, image or not."""
-        return sorted(n for n in self._files if n.rpartition("/")[2] == base_name)
+        """Sorted paths of all files of that name, in any case, image or not."""
+        wanted = base_name.lower()
+        return sorted(n for n in self._files if n.rpartition("/")[2].lower() == wanted)
 
     def read(self, name: str) -> bytes:
         """The bytes of a file.
@@ -278,10 +275,10 @@ def parse_csv(
             if set(columns) <= set(reader.fieldnames or ()):
                 break
         else:
-            found = read(",").fieldnames
-            raise errors.UserError(
-                f"{name} has the columns {found}, not {','.join(columns)}"
-            )
+            found, wanted_text = read(",").fieldnames, ",".join(columns)
+            if not found:
+                raise errors.UserError(f"{name} is empty: it needs {wanted_text}")
+            raise errors.UserError(f"{name} has the columns {found}, not {wanted_text}")
         return [{column: row.get(column, "") for column in wanted} for row in reader]
     except csv.Error as error:
         raise errors.UserError(f"{name} is not a CSV file: {error}") from error
@@ -365,7 +362,10 @@ def _open_zip(path: pathlib.Path) -> Tree:
         archive = zipfile.ZipFile(path)
     # zipfile has no common base class here either.
     except Exception as error:
-        raise errors.UserError(f"{path} is not a readable zip: {error}") from error
+        what = "is not a readable zip"
+        if path.suffix.lower() != ".zip":
+            what = "is no folder, no zip and no .csv"
+        raise errors.UserError(f"{path} {what}: {error}") from error
     entries = _entries(archive)
     folders = {
         parent.as_posix()

@@ -11,7 +11,8 @@ between training and test.
 
 A table is a CSV file, given as the root, with the columns `path,label` and, if known,
 `group`, `view` (PA, AP) and `split` (train, validation, test). Paths are as seen from
-its folder, or absolute and in it. Images that it does not list are not used.
+its folder, or absolute and in it. Images that it does not list are not used. Without a
+`group` it may have a `groups.csv` beside it.
 """
 
 import collections
@@ -22,6 +23,7 @@ from collections.abc import Iterable
 from hapre_jax import errors
 from hapre_jax.data import dataset, files, reader
 
+_GROUPS = "groups.csv"
 _SPLITS = {
     "train": "train",
     "training": "train",
@@ -76,6 +78,9 @@ def scan_table(
             "in each row"
         )
     has_groups = any(row["group"] for row in rows)
+    beside = None
+    if not has_groups and table.name.lower() != _GROUPS:
+        beside = _read_groups(tree, "")
     records = []
     for row in rows:
         name, split = tree.resolve(row["path"]), row["split"].lower()
@@ -96,7 +101,7 @@ def scan_table(
             dataset.Record(
                 name,
                 classes.index(row["label"]),
-                group=row["group"] or name,
+                group=row["group"] or _group(name, beside),
                 view=row["view"],
                 official=_SPLITS.get(split, ""),
             )
@@ -125,7 +130,9 @@ def scan(root: str) -> tuple[files.Tree, list[dataset.Record], tuple[str, ...]]:
         if child not in splits
         and any(name.startswith(f"{prefix}{child}/") for name in tree.names())
     ]
-    if len(splits) > 1 and others:
+    # A lone folder "test" may be a class, but not with classes in it.
+    has_classes = any(len(_children(tree, f"{prefix}{of}/")) > 1 for of in splits)
+    if others and (len(splits) > 1 or has_classes):
         raise errors.UserError(
             f"{tree.root} holds {', '.join(splits)} and beside them "
             f"{errors.listing(others)}, so what are splits and what are classes cannot "
@@ -202,7 +209,7 @@ def _refuse_alike(classes: Iterable[str], where: str) -> None:
 
 def _read_groups(tree: files.Tree, prefix: str) -> dict[str, str] | None:
     """Path to group; None without a `groups.csv` beside the zip or in the tree."""
-    rows = files.read_csv(tree, "groups.csv", ("path", "group"))
+    rows = files.read_csv(tree, _GROUPS, ("path", "group"))
     if rows is None:
         return None
     groups: dict[str, str] = {}

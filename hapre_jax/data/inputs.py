@@ -40,8 +40,17 @@ def find(paths: Iterable[str]) -> Iterator[Input]:
 
 
 def lines(stream: Iterable[str]) -> Iterator[str]:
-    """The paths of a list, one a line; empty lines do not count."""
+    """The paths of a list, one a line; empty lines do not count.
+
+    Raises:
+      UserError: it is a list of another kind.
+    """
     for line in stream:
+        if "\0" in line:
+            raise errors.UserError(
+                "the list of films holds NUL characters: give a path a line, in UTF-8, "
+                "as find writes without -print0"
+            )
         if path := line.rstrip("\r\n"):
             yield path
 

@@ -162,7 +162,10 @@ def read(path: pathlib.Path) -> list[Row]:
     """
     # A spreadsheet may have put a byte order mark first.
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        header, *lines = list(csv.reader(file)) or [[]]
+        try:
+            header, *lines = list(csv.reader(file)) or [[]]
+        except csv.Error:  # a cell of more than 128 KiB
+            header, lines = [], []
     fields = len(Row._fields)
     if tuple(header) != Row._fields or any(
         len(line) != fields or line[-1] not in SPLITS for line in lines

@@ -1,6 +1,5 @@
 """Prints the table of networks: `python -m hapre_jax.nets`."""
 
-import argparse
 import functools
 import math
 from typing import NamedTuple
@@ -89,7 +88,7 @@ def table() -> rich.table.Table:
 
 def main(argv: list[str]) -> int:
     """The program."""
-    argparse.ArgumentParser(
+    cli.Parser(
         prog="python -m hapre_jax.nets",
         description="Print every network that --task.net takes, with its parameters, "
         "operations of a forward pass (a multiply-add is two) and feature shapes.",
