@@ -3,427 +3,29 @@
 `python -m hapre_jax.evaluate RUN [--data.…]`.
 """
 
-import dataclasses
-import itertools
 import pathlib
-from collections.abc import Callable, Generator, Iterable, Sequence
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import rich.console
-from jax.sharding import Mesh
 
 from hapre_jax import (
-    boxes,
     checkpoint,
     cli,
     config_file,
+    evaluation,
     json_file,
     log,
-    metrics,
+    other_films,
     predictions,
-    probabilities,
     report,
     run_folder,
-    sharding,
 )
 from hapre_jax import config as config_lib
-from hapre_jax.config import Config, DataConfig
-from hapre_jax.data import dataset as datasets
-from hapre_jax.data import feed, labels, pipeline, splits
+from hapre_jax.data import pipeline, splits
 from hapre_jax.errors import UserError
-from hapre_jax.framework import Method, Prediction
 from hapre_jax.methods import METHODS
-from hapre_jax.predictions import Predictions
-from hapre_jax.state import TrainState, to_float
-
-# Framing of a film -> below which share of its side the longer side of the lungs is:
-# between what phantoms of these qualities have.
-_FRAMINGS = {"low": 0.6, "medium": 0.875, "high": np.inf}
-
 
 # Files of JSON that training leaves in a run's folder.
 _OF_A_RUN = ("appearance.json", "config.json", "landscape.json", "results.json")
-
-
-class Evaluation(NamedTuple):
-    """Scores of a split, and the answer for each of its N images."""
-
-    scores: dict  # as in results.json: accuracy, macro_f1, ..., key_area
-    predictions: Prediction  # NumPy arrays, first axis N
-    table: Predictions  # in the classes of the scores
-
-
-def make_predict(method: Method, mesh: Mesh | None = None) -> Callable:
-    """The jitted `(params, model_state, batch of u8 pixels) -> Prediction`.
-
-    With a mesh, each of its devices has the whole answer.
-    """
-
-    @jax.jit
-    def predict(params, model_state, batch):
-        predicted = method.predict(params, model_state, to_float(batch))
-        return sharding.everywhere(predicted, mesh)
-
-    return predict
-
-
-def check_lungs(method: Method, source: datasets.Dataset) -> None:
-    """Raises `UserError` where a method needs lung boxes that a split does not have."""
-    if method.needs_lungs and source.lung_boxes is None:
-        raise UserError(
-            "method true_lungs needs lung boxes, and of a split of this data set none "
-            "is known"
-        )
-
-
-def without_answers(batch: dict) -> dict:
-    """What of a batch a method may look at to predict."""
-    return {name: batch[name] for name in ("image", "lung_box") if name in batch}
-
-
-def answers(
-    predict: Callable,
-    state: TrainState,
-    source: datasets.Dataset,
-    config: Config,
-    mesh: Mesh | None = None,
-) -> Generator[tuple[slice, Prediction], None, None]:
-    """What a state says of a split, batch by batch: rows, and NumPy arrays of them.
-
-    Args:
-      predict: of `make_predict`.
-      state: the trained networks.
-      source: the split.
-      config: of the run; gives the batch size.
-      mesh: of the state and of `predict`, whose devices share each batch.
-    """
-    # Four times the images of a training step, which also keeps all activations and
-    # tries several key areas of each, are sure to fit into memory.
-    batch_size = min(4 * config.train.batch_size, len(source))
-    if mesh is not None:
-        batch_size = -(-batch_size // mesh.shape["data"]) * mesh.shape["data"]
-    batches = feed.eval_batches(
-        source,
-        batch_size,
-        threads=config.data.threads,
-        processes=config.data.processes,
-        shard=(0, 1) if mesh is None else sharding.share(),
-    )
-    for start, batch in zip(itertools.count(0, batch_size), batches, strict=False):
-        seen = without_answers(batch)
-        if mesh is not None:
-            seen = sharding.put_batch(seen, mesh)
-        found = jax.device_get(predict(*state.average, seen))
-        # What fills the last batch comes last.
-        rows = slice(start, min(start + batch_size, len(source)))
-        yield rows, jax.tree.map(lambda x, n=rows.stop - start: x[:n], found)
-
-
-def evaluate(
-    predict: Callable,
-    state: TrainState,
-    source: datasets.Dataset,
-    *,
-    config: Config,
-    classes: Sequence[str] | None = None,
-    mean_box: np.ndarray | None = None,
-    temperature: float | None = None,
-    mesh: Mesh | None = None,
-) -> Evaluation:
-    """Predicts a whole split and scores it from one confusion matrix.
-
-    Args:
-      predict: of `make_predict`.
-      state: the trained networks.
-      source: the split.
-      config: of the run; gives the batch size and the bounds of a key area.
-      classes: that the networks tell apart; those of the split by default. Others are
-        scored in the label space that both have in common.
-      mean_box: `f32[4]`, mean lung box of the training split, a trivial key area.
-      temperature: of the run, see `probabilities.fit_temperature`; if it is known, the
-        calibration error that is left with it is a score.
-      mesh: of the state and of `predict`, whose devices share each batch.
-
-    Raises:
-      UserError: the two have no label space in common.
-    """
-    space = labels.common(classes or source.classes, source.classes)
-    told = labels.projection(classes or source.classes, space)
-    truth = labels.projection(source.classes, space).argmax(1)[source.labels]
-    chunks = [found for _, found in answers(predict, state, source, config, mesh)]
-    predicted = jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)
-    table = Predictions(
-        names=source.names,
-        groups=source.groups,
-        views=source.views or ("",) * len(source),
-        classes=tuple(space),
-        labels=truth.astype(np.int32),
-        probabilities=predicted.probabilities @ told,
-        key_areas=predicted.action,
-    )
-    matrix = _confusion_matrix(truth, table.answers, space)
-    scaled = None
-    if temperature is not None:
-        told_scaled = probabilities.at_temperature(predicted.probabilities, temperature)
-        scaled = probabilities.calibration_error(
-            probabilities.reliability(told_scaled @ told, table.labels)
-        )
-    scores = {
-        "n": len(source),
-        "classes": list(space),
-        **metrics.summary(matrix),
-        **probabilities.summary(table.probabilities, table.labels),
-        "scaled_calibration_error": scaled,
-        "confusion_matrix": np.asarray(matrix).tolist(),
-        "views": _score_groups(source.views, truth, table.answers, space),
-        "framings": _score_groups(
-            _framings(source.lung_boxes), truth, table.answers, space
-        ),
-        **score_actions(predicted, source, config=config, mean_box=mean_box),
-    }
-    return Evaluation(scores, predicted, table)
-
-
-def score_actions(
-    found: Any,
-    source: datasets.Dataset,
-    *,
-    config: Config,
-    mean_box: np.ndarray | None = None,
-) -> dict:
-    """How the policy's mean actions were, whatever the task: key areas, parameters.
-
-    Args:
-      found: `Prediction` of the N images of the split, NumPy arrays.
-      source: the split, with what is known of its films.
-      config: gives the bounds of a key area.
-      mean_box: `f32[4]`, mean lung box of the training split.
-    """
-    key_area = None
-    if found.action is not None:
-        key_area = score_key_areas(
-            found.action,
-            source.lung_boxes,
-            config=config,
-            lesion_boxes=source.lesion_boxes,
-            mean_box=mean_box,
-        ) | {"entropy": float(np.mean(found.entropy))}
-        # A policy starts with logits of zero, a half in each cell.
-        key_area["map_change"] = float(np.mean(np.abs(found.policy_map - 0.5)))
-    parameters = {
-        name: score_parameter(values, source.corrections.get(name))
-        for name, values in (found.parameters or {}).items()
-    }
-    return {"key_area": key_area, "parameters": parameters}
-
-
-def _confusion_matrix(truth, answers, space) -> jax.Array:
-    return metrics.confusion_matrix(
-        jnp.asarray(truth), jnp.asarray(answers), num_classes=len(space)
-    )
-
-
-def _score_groups(names, truth, answers, space) -> dict[str, dict]:
-    """Scores of the films of each view, or of each framing; "" is unknown.
-
-    A view may go with the label, as the sick are filmed in bed: a class that a group
-    has no film of, nor an answer, does not count there.
-    """
-    scored = {}
-    for name in sorted(set(names)):
-        rows = np.array(names) == name
-        matrix = _confusion_matrix(truth[rows], answers[rows], space)
-        there = np.union1d(truth[rows], answers[rows])
-        matrix = matrix[np.ix_(there, there)]
-        scored[name or "unknown"] = {"n": int(rows.sum()), **metrics.summary(matrix)}
-    return scored
-
-
-def _framings(lung_boxes: np.ndarray | None) -> list[str]:
-    """How well each film is framed, by the longer side of its lungs; "" is unknown."""
-    if lung_boxes is None:
-        return []
-    sides = np.max(lung_boxes[:, 2:] - lung_boxes[:, :2], axis=1)
-    names = (*_FRAMINGS, "")  # NaN is above all bounds
-    return [names[at] for at in np.digitize(sides, list(_FRAMINGS.values()))]
-
-
-def score_key_areas(
-    areas: np.ndarray,
-    lung_boxes: np.ndarray | None,
-    *,
-    config: Config,
-    lesion_boxes: Sequence[np.ndarray] | None = None,
-    mean_box: np.ndarray | None = None,
-) -> dict:
-    """How well key areas find the lungs, beside areas that look at no image.
-
-    Args:
-      areas: `f32[N, 4]` yxyx, valid key areas.
-      lung_boxes: `f32[N, 4]`, NaN where unknown; or None: no lung scores.
-      config: gives the bounds of a key area.
-      lesion_boxes: N arrays `f32[n, 4]`; or None: no lesion score.
-      mean_box: `f32[4]`, mean lung box of the training split.
-    """
-    bounds = {"min_side": config.policy.min_side, "max_side": config.policy.max_side}
-    at_bound = jax.vmap(lambda box: boxes.is_at_bound(box, **bounds))(areas)
-    sides = np.sqrt(np.prod(areas[:, 2:] - areas[:, :2], axis=1))
-    result = {
-        "lung_iou": None,
-        "lung_coverage": None,
-        "lesion_coverage": _lesion_coverage(areas, lesion_boxes),
-        "trivial_iou": {"whole": None, "central80": None, "mean_box": None},
-        "side_fraction": float(np.mean(sides)),
-        "at_bound": float(np.mean(at_bound)),
-        # Key areas that hardly differ between images were not read off the image.
-        "displacement": float(
-            np.mean(np.std((areas[:, :2] + areas[:, 2:]) / 2, axis=0))
-        ),
-    }
-    if lung_boxes is None or np.isnan(lung_boxes).all():
-        return result
-    known = np.isfinite(lung_boxes[:, 0])
-    truth = jnp.asarray(lung_boxes[known])
-
-    def mean_iou(area):
-        area = jnp.broadcast_to(jnp.asarray(area, jnp.float32), truth.shape)
-        return float(jnp.mean(jax.vmap(boxes.iou)(area, truth)))
-
-    result["lung_iou"] = mean_iou(areas[known])
-    result["lung_coverage"] = float(
-        jnp.mean(jax.vmap(boxes.coverage)(jnp.asarray(areas[known]), truth))
-    )
-    result["trivial_iou"] = {
-        "whole": mean_iou(boxes.WHOLE),
-        "central80": mean_iou(boxes.CENTRAL_80),
-        "mean_box": None if mean_box is None else mean_iou(mean_box),
-    }
-    return result
-
-
-def score_parameter(found: np.ndarray, truth: np.ndarray | None) -> dict:
-    """How an operation's parameter was set, and how near to what undoes the harm.
-
-    A task does not say what upright is, only that films should be alike; so beside the
-    mean absolute error there is the one that is left when one constant is added to what
-    was found in all films.
-
-    Args:
-      found: `f32[N]`, see `Operation.parameters`.
-      truth: `f32[N]`, of `Dataset.corrections`; None where it is not known.
-    """
-    scored: dict[str, float | None] = {
-        "mean": float(np.mean(found)),
-        "std": float(np.std(found)),
-        "error": None,
-        "error_but_for_a_constant": None,
-        "error_untouched": None,
-        "correlation": None,
-    }
-    if truth is None:
-        return scored
-    missing = truth - found
-    but_for_a_constant = np.abs(missing - np.median(missing))
-    scored["error"] = float(np.mean(np.abs(missing)))
-    scored["error_but_for_a_constant"] = float(np.mean(but_for_a_constant))
-    # Where nothing is done: what is to be beaten.
-    scored["error_untouched"] = float(np.mean(np.abs(truth)))
-    # In float32 the deviation of equal numbers is not always 0.
-    found, truth = np.asarray(found, np.float64), np.asarray(truth, np.float64)
-    if np.ptp(found) > 0 and np.ptp(truth) > 0:
-        scored["correlation"] = float(np.corrcoef(found, truth)[0, 1])
-    return scored
-
-
-def _lesion_coverage(areas, lesion_boxes) -> float | None:
-    """Mean share of an image's lesion boxes inside its key area, over sick images."""
-    counts = [len(of) for of in lesion_boxes or ()]
-    if not any(counts):
-        return None
-    image = np.repeat(np.arange(len(areas)), counts)
-    shares = jax.vmap(boxes.coverage)(
-        jnp.asarray(areas[image]), jnp.asarray(np.concatenate(lesion_boxes))
-    )
-    sums = np.bincount(image, shares, minlength=len(areas))
-    sick = np.array(counts) > 0
-    return float(np.mean(sums[sick] / np.array(counts)[sick]))
-
-
-def mean_lung_box(source: datasets.Dataset) -> np.ndarray | None:
-    """Mean lung box `f32[4]` of a split, or None where no lungs are known."""
-    if source.lung_boxes is None or np.isnan(source.lung_boxes).all():
-        return None
-    return np.nanmean(source.lung_boxes, axis=0)
-
-
-# What a film looks like and how it is read; not which films there are, nor their split.
-_VIEWS = {"flip", "flip_probability", "zoom_out"}  # of training images
-_APPEARANCE = {"image_size", "geometry", "degrade", *_VIEWS}
-_READING = {"on_error", "root", "memory_gib", "threads", "processes"}
-
-
-def same_films(first: DataConfig, second: DataConfig) -> bool:
-    """Whether two configs name the same films, so that one's division is the other's.
-
-    Films may be moved or prepared meanwhile, but two folders are two hospitals.
-    """
-    ignored = _APPEARANCE | _READING
-    if first.name == "folder":
-        ignored = ignored - {"root"}
-    elif first.name == "phantom":  # drawn at that size, with other pixels at another
-        ignored = ignored - {"image_size"}
-    return all(
-        getattr(first, field.name) == getattr(second, field.name)
-        for field in dataclasses.fields(DataConfig)
-        if field.name not in ignored
-    )
-
-
-def never_seen(source: datasets.Dataset, rows: Iterable[splits.Row]) -> np.ndarray:
-    """`i[n]`: rows of a split whose films a run neither trained on nor chose by.
-
-    Args:
-      source: a split of any source.
-      rows: of the run's `splits.csv`.
-    """
-    seen = {row.sha256 for row in rows if row.split != "test"}
-    return np.flatnonzero([digest not in seen for digest in source.hashes])
-
-
-def splits_file(workdir: pathlib.Path) -> pathlib.Path | None:
-    """That of a run; the plain classifier's run lies in the folder of another."""
-    for folder in (workdir, workdir.parent):
-        if (folder / "splits.csv").exists():
-            return folder / "splits.csv"
-    return None
-
-
-def of_other_films(config: Config, trained: Config, *, program: str) -> Config:
-    """A run's config with the films that flags of `--data` ask for.
-
-    Another data set's films are not chosen as the run's own were, unless flags say so.
-
-    Raises:
-      UserError: something else than the data is not what it was in training.
-    """
-    if config.data.name != trained.data.name:
-        default, choices = DataConfig(), {}
-        for name in ("view", "draw", "official_split"):
-            if getattr(config.data, name) == getattr(trained.data, name):
-                choices[name] = getattr(default, name)
-        data = dataclasses.replace(config.data, **choices)
-        config = dataclasses.replace(config, data=data)
-    now = config_lib.options(config)
-    for name, field in config_lib.options(trained).items():
-        if not name.startswith("data.") and field.value != now[name].value:
-            raise UserError(
-                f"{name} was {field.value} in training; {program} takes --data flags "
-                "only"
-            )
-    return config
 
 
 def main(argv: list[str]) -> int:
@@ -448,11 +50,11 @@ def main(argv: list[str]) -> int:
     if (output.parent / "config.json").exists() and output.name in _OF_A_RUN:
         raise UserError(f"--out {output} is a file of the run itself; choose another")
     trained = config_file.load(str((workdir / "config.json").absolute()))
-    config = of_other_films(config, trained, program="evaluate")
+    config = other_films.config_of(config, trained, program="evaluate")
     results = run_folder.read_results(workdir)
     # The run's own split is reused; of another source the test part is taken.
-    saved = splits_file(workdir)
-    own = same_films(config.data, trained.data)
+    saved = other_films.splits_file(workdir)
+    own = other_films.same_films(config.data, trained.data)
     with log.progress_bar(console, f"{config.data.name} images") as update:
         data = pipeline.load(
             config.data,
@@ -462,7 +64,7 @@ def main(argv: list[str]) -> int:
         )
     tested_on = data.test
     if saved and not own:
-        kept = never_seen(data.test, splits.read(saved))
+        kept = other_films.never_seen(data.test, splits.read(saved))
         if len(kept) < len(data.test):
             known = len(data.test) - len(kept)
             log.say(console, f"{known} films are left out: the run was trained on them")
@@ -470,15 +72,15 @@ def main(argv: list[str]) -> int:
     if not len(tested_on):
         raise UserError("the run was trained on all of these test films")
     method = METHODS[trained.method](trained, len(results["classes"]))
-    check_lungs(method, tested_on)
+    evaluation.check_lungs(method, tested_on)
     best = checkpoint.restore_best(workdir, config, method)
-    tested = evaluate(
-        make_predict(method),
+    tested = evaluation.evaluate(
+        evaluation.make_predict(method),
         best,
         tested_on,
         config=config,
         classes=results["classes"],
-        mean_box=mean_lung_box(data.train),
+        mean_box=evaluation.mean_lung_box(data.train),
         temperature=results.get("temperature"),  # which older versions did not fit
     )
     results |= {"dataset": config.data.name, "test": tested.scores, "plain": None}

@@ -11,7 +11,15 @@ from typing import IO
 
 import rich.console
 
-from hapre_jax import cli, config_file, evaluate, figures, inference, log, predict
+from hapre_jax import (
+    cli,
+    config_file,
+    figures,
+    inference,
+    log,
+    other_films,
+    predict,
+)
 from hapre_jax.data import dataset, files, inputs, sources
 from hapre_jax.errors import UserError
 from hapre_jax.inference import Model
@@ -139,7 +147,7 @@ def main(argv: list[str]) -> int:
     if config.data.root and root.is_dir() and is_among:
         raise UserError(f"--out {out} lies among the films of {root}: choose another")
     trained = config_file.load(str((folder / inference.CONFIG).absolute()))
-    config = evaluate.of_other_films(config, trained, program="homogenize")
+    config = other_films.config_of(config, trained, program="homogenize")
     model = inference.load(folder)
     source = sources.open_source(config.data, seed=config.seed)
     console = rich.console.Console()

@@ -20,11 +20,12 @@ from hapre_jax import (
     checkpoint,
     cli,
     config_file,
+    evaluation,
     figures,
     json_file,
+    other_films,
     run_folder,
 )
-from hapre_jax import evaluate as evaluation
 from hapre_jax import state as states
 from hapre_jax.config import AREAS
 from hapre_jax.data import dataset as datasets
@@ -312,17 +313,17 @@ def main(argv: list[str]) -> int:
             f"{workdir} is a run of policy.operation {trained.policy.operation}, which "
             f"keeps no area, but a landscape needs one of {', '.join(AREAS)}"
         )
-    config = evaluation.of_other_films(config, trained, program="landscape")
+    config = other_films.config_of(config, trained, program="landscape")
     classes = None
     if (workdir / "results.json").exists():  # a run may still be at work
         classes = tuple(run_folder.read_results(workdir)["classes"])
     # The division of the run belongs to its own images, not to other ones.
-    own = evaluation.same_films(config.data, trained.data)
+    own = other_films.same_films(config.data, trained.data)
     with console.status(f"Reading the {config.data.name} images"):
         data = pipeline.load(
             config.data,
             seed=config.seed,
-            splits_file=evaluation.splits_file(workdir) if own else None,
+            splits_file=other_films.splits_file(workdir) if own else None,
         )
     if classes is not None and classes != data.validation.classes:
         raise UserError(

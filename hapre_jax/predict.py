@@ -373,8 +373,7 @@ def predict_films(
     return done, failed
 
 
-def main(argv: list[str]) -> int:
-    """The program; 1 if a film could not be read."""
+def _parser() -> cli.Parser:
     parser = cli.Parser(
         prog="python -m hapre_jax.predict",
         description="Answer films with the best checkpoint of a finished run, or with "
@@ -419,7 +418,12 @@ def main(argv: list[str]) -> int:
         action="store_true",
         help="write where the classifier looks in each film to OUT/heatmaps",
     )
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """The program; 1 if a film could not be read."""
+    arguments = _parser().parse_args(argv)
     if not 1 <= arguments.crop_size <= 8192:
         raise UserError(
             f"--crop-size is {arguments.crop_size}, but must be from 1 to 8192"

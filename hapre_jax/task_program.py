@@ -14,7 +14,7 @@ from PIL import Image
 from hapre_jax import (
     area_history,
     cli,
-    evaluate,
+    evaluation,
     figures,
     json_file,
     log,
@@ -33,7 +33,7 @@ class Program(NamedTuple):
 
     task: str  # as results.json says it
     make: Callable[[Config, dataset.Splits], Method]
-    # Scores of a split from rows and the answers to them, see `evaluate.answers`.
+    # Scores of a split from rows and the answers to them, see `evaluation.answers`.
     score: Callable[
         [Iterable[tuple[slice, Prediction]], dataset.Dataset], dict[str, float]
     ]
@@ -112,10 +112,13 @@ def train_and_test(
 def _run(config, workdir, program, data, console, stop_after) -> dict | None:
     method, mesh = program.make(config, data), sharding.make_mesh(config.train)
     answer = functools.partial(
-        evaluate.answers, evaluate.make_predict(method, mesh), config=config, mesh=mesh
+        evaluation.answers,
+        evaluation.make_predict(method, mesh),
+        config=config,
+        mesh=mesh,
     )
     score = functools.partial(
-        _score, config, program, answer, evaluate.mean_lung_box(data.train)
+        _score, config, program, answer, evaluation.mean_lung_box(data.train)
     )
     fitted = training.fit(
         config,
@@ -158,5 +161,5 @@ def _score(config, program, answer, mean_box, now, films):
 
     scores = {"n": len(films), **program.score(answers(), films)}
     found = jax.tree.map(lambda *parts: np.concatenate(parts), *actions)
-    scores |= evaluate.score_actions(found, films, config=config, mean_box=mean_box)
+    scores |= evaluation.score_actions(found, films, config=config, mean_box=mean_box)
     return scores, found.action

@@ -20,6 +20,7 @@ from hapre_jax import (
     area_history,
     checkpoint,
     cli,
+    evaluation,
     figures,
     html_report,
     json_file,
@@ -33,7 +34,6 @@ from hapre_jax import (
     state,
     training,
 )
-from hapre_jax import evaluate as evaluation
 from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import phantom
@@ -245,12 +245,12 @@ def main(argv: list[str]) -> int:
 
 def _next(data: DataConfig, workdir: pathlib.Path) -> str:
     """The command after a run: a test elsewhere, where its classes are known."""
-    evaluation = f"python -m hapre_jax.evaluate {shlex.quote(str(workdir))}"
+    test = f"python -m hapre_jax.evaluate {shlex.quote(str(workdir))}"
     if data.name != "phantom":
-        return f"{evaluation} --data.root DIR"
+        return f"{test} --data.root DIR"
     if data.quality in phantom.QUALITIES:
         other = "low" if data.quality == "medium" else "medium"
-        return f"{evaluation} --data.quality {other}"
+        return f"{test} --data.quality {other}"
     return f"open {shlex.quote(str(workdir / 'report.html'))}"
 
 

@@ -18,7 +18,7 @@ from hapre_jax import cli, experiments, json_file, run_folder, scores
 from hapre_jax.errors import UserError
 from hapre_jax.experiments import Experiment
 
-# Scores of `evaluate.score_parameter`.
+# Scores of `evaluation.score_parameter`.
 _BESIDE_THE_TRUTH = (
     "error",
     "error_but_for_a_constant",

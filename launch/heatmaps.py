@@ -27,10 +27,11 @@ from hapre_jax import (
     checkpoint,
     cli,
     config_file,
-    evaluate,
+    evaluation,
     figures,
     heatmap,
     log,
+    other_films,
     run_folder,
 )
 from hapre_jax import config as config_lib
@@ -67,7 +68,7 @@ def look(workdir: pathlib.Path, config: Config, source: datasets.Dataset) -> Loo
     parts = []
     size = min(config.train.batch_size, len(source))
     for batch in feed.eval_batches(source, size):
-        seen = see(*best.average, evaluate.without_answers(batch))
+        seen = see(*best.average, evaluation.without_answers(batch))
         kept = batch["mask"]
         parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[kept], seen))
     heat, found = jax.tree.map(lambda *of: np.concatenate(of), *parts)
@@ -154,7 +155,7 @@ def main(argv: list[str]) -> int:
         data = pipeline.load(
             first.data,
             seed=first.seed,
-            splits_file=evaluate.splits_file(runs[0][1]),
+            splits_file=other_films.splits_file(runs[0][1]),
             progress=update,
         )
     found, table = (

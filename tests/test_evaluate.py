@@ -17,7 +17,9 @@ from hapre_jax import (
     checkpoint,
     cli,
     evaluate,
+    evaluation,
     json_file,
+    other_films,
     predictions,
     run_folder,
 )
@@ -98,7 +100,7 @@ def test_scores_are_scikit_learn_s_and_padding_is_not_counted():
     seen = []
     config = Config(train=TrainConfig(batch_size=1))
     source = _dataset(labels)
-    found = evaluate.evaluate(_lookup(table, seen), STATE, source, config=config)
+    found = evaluation.evaluate(_lookup(table, seen), STATE, source, config=config)
     assert seen == [4, 4, 4, 4]  # one shape, so one compilation; 3 of 16 are padding
     np.testing.assert_array_equal(found.predictions.probabilities, table)
     _assert_scores(found.scores, labels, table.argmax(axis=1))
@@ -116,7 +118,7 @@ def test_a_source_of_other_classes_is_scored_in_the_common_space():
         _dataset([1, 0, 0, 1]), classes=("Lung Opacity", "Normal")
     )
     three = ("normal", "bacterial", "viral")
-    found = evaluate.evaluate(
+    found = evaluation.evaluate(
         _lookup(table), STATE, source, config=Config(), classes=three
     )
     assert found.scores["classes"] == ["normal", "pneumonia"]
@@ -124,7 +126,7 @@ def test_a_source_of_other_classes_is_scored_in_the_common_space():
     # sum, though normal is the likeliest of the three.
     assert found.scores["confusion_matrix"] == [[1, 1], [1, 1]]
     with pytest.raises(UserError, match="no common label space"):
-        evaluate.evaluate(
+        evaluation.evaluate(
             _lookup(table), STATE, source, config=Config(), classes=("cat", "dog")
         )
 
@@ -132,7 +134,7 @@ def test_a_source_of_other_classes_is_scored_in_the_common_space():
 def test_views_are_scored_apart():
     table = np.eye(3, dtype=np.float32)[[0, 1, 1, 2]]
     source = dataclasses.replace(_dataset([0, 1, 2, 2]), views=("PA", "AP", "PA", ""))
-    scores = evaluate.evaluate(_lookup(table), STATE, source, config=Config()).scores
+    scores = evaluation.evaluate(_lookup(table), STATE, source, config=Config()).scores
     assert {view: scored["n"] for view, scored in scores["views"].items()} == {
         "unknown": 1,
         "AP": 1,
@@ -159,7 +161,7 @@ def test_framings_are_scored_apart():
     source = dataclasses.replace(
         _dataset([0, 1, 2, 1, 0]), lung_boxes=np.array(boxes, np.float32)
     )
-    scores = evaluate.evaluate(_lookup(table), STATE, source, config=Config()).scores
+    scores = evaluation.evaluate(_lookup(table), STATE, source, config=Config()).scores
     assert {name: of["n"] for name, of in scores["framings"].items()} == {
         "unknown": 1,
         "high": 1,
@@ -170,14 +172,14 @@ def test_framings_are_scored_apart():
     assert scores["framings"]["high"]["accuracy"] == 0.0
     # Nothing is known of where the lungs are.
     source = dataclasses.replace(source, lung_boxes=None)
-    scores = evaluate.evaluate(_lookup(table), STATE, source, config=Config()).scores
+    scores = evaluation.evaluate(_lookup(table), STATE, source, config=Config()).scores
     assert scores["framings"] == {}
 
 
 def test_a_split_smaller_than_a_batch_is_one_batch():
     seen = []
     table = np.eye(3, dtype=np.float32)
-    found = evaluate.evaluate(
+    found = evaluation.evaluate(
         _lookup(table, seen), STATE, _dataset([0, 1, 1]), config=Config()
     )
     assert seen == [3]
@@ -190,7 +192,7 @@ def test_key_areas_of_padding_are_not_counted():
     lungs = np.tile(np.array(small, np.float32), (5, 1))
     table = np.full((5, 3), 1 / 3, np.float32)
     config = Config(train=TrainConfig(batch_size=1))
-    found = evaluate.evaluate(
+    found = evaluation.evaluate(
         _lookup(table, actions=areas),
         STATE,
         _dataset([0, 1, 2, 0, 1], lungs),
@@ -207,8 +209,8 @@ def test_key_areas_of_padding_are_not_counted():
 
 def test_a_method_is_not_told_the_answers():
     batch = {name: name for name in ("image", "label", "index", "mask")}
-    assert evaluate.without_answers(batch) == {"image": "image"}
-    told = evaluate.without_answers(batch | {"lung_box": "lung_box"})
+    assert evaluation.without_answers(batch) == {"image": "image"}
+    told = evaluation.without_answers(batch | {"lung_box": "lung_box"})
     assert told == {"image": "image", "lung_box": "lung_box"}
 
 
@@ -221,7 +223,7 @@ def test_evaluation_passes_no_label(lungs):
         return Prediction(jnp.eye(3))
 
     source = _dataset([0, 1, 2], lungs)
-    assert evaluate.evaluate(predict, STATE, source, config=Config()).scores["n"] == 3
+    assert evaluation.evaluate(predict, STATE, source, config=Config()).scores["n"] == 3
     assert seen == [{"image"} if lungs is None else {"image", "lung_box"}]
 
 
@@ -229,18 +231,18 @@ def test_true_lungs_needs_lung_boxes(tiny_config):
     method = METHODS["true_lungs"](tiny_config, 3)
     unknown = _dataset([0, 1])
     with pytest.raises(UserError) as error:
-        evaluate.check_lungs(method, unknown)
+        evaluation.check_lungs(method, unknown)
     assert str(error.value) == NO_LUNGS
     # One film is enough, the others are shown whole; other methods need none.
     some = np.array([NAN, (0.0, 0.0, 0.5, 0.5)])
-    evaluate.check_lungs(method, _dataset([0, 1], some))
-    evaluate.check_lungs(METHODS["random_crop"](tiny_config, 3), unknown)
+    evaluation.check_lungs(method, _dataset([0, 1], some))
+    evaluation.check_lungs(METHODS["random_crop"](tiny_config, 3), unknown)
 
 
 def _score(areas, lungs, **kwargs):
     config = Config(policy=PolicyConfig(min_side=0.25, max_side=0.9))
     lungs = None if lungs is None else np.array(lungs, np.float32)
-    return evaluate.score_key_areas(
+    return evaluation.score_key_areas(
         np.array(areas, np.float32), lungs, config=config, **kwargs
     )
 
@@ -299,11 +301,11 @@ def test_mean_box_is_left_out_where_training_knows_none():
 
 def test_mean_lung_box_ignores_films_without():
     lungs = np.array([[0.0, 0.1, 0.5, 0.6], NAN, [0.2, 0.1, 0.7, 0.8]], np.float32)
-    found = evaluate.mean_lung_box(_dataset([0, 1, 2], lungs))
+    found = evaluation.mean_lung_box(_dataset([0, 1, 2], lungs))
     np.testing.assert_allclose(found, [0.1, 0.1, 0.6, 0.7], rtol=1e-6)
-    assert evaluate.mean_lung_box(_dataset([0, 1, 2])) is None
+    assert evaluation.mean_lung_box(_dataset([0, 1, 2])) is None
     unknown = np.full((3, 4), np.nan, np.float32)
-    assert evaluate.mean_lung_box(_dataset([0, 1, 2], unknown)) is None
+    assert evaluation.mean_lung_box(_dataset([0, 1, 2], unknown)) is None
 
 
 def _read(path):
@@ -449,7 +451,7 @@ def test_other_classes_are_refused(tmp_path, finished_run, monkeypatch, capsys):
 def test_which_films_are_those_of_a_run(changes, same):
     name = changes.pop("name", "nih_chest_xray")
     mine = DataConfig(name=name, root="" if name == "phantom" else "here")
-    assert evaluate.same_films(dataclasses.replace(mine, **changes), mine) == same
+    assert other_films.same_films(dataclasses.replace(mine, **changes), mine) == same
 
 
 def test_films_of_the_training_are_not_tested(tmp_path, finished_run, capsys):
@@ -461,7 +463,7 @@ def test_films_of_the_training_are_not_tested(tmp_path, finished_run, capsys):
         own[1]._replace(sha256="b", split="validation"),
         own[2]._replace(sha256="c", split="test"),
     ]
-    assert evaluate.never_seen(films, rows).tolist() == [2, 3]
+    assert other_films.never_seen(films, rows).tolist() == [2, 3]
     # The run has 24, 12 and 12 phantoms; of the first 30 after 18 and 12, half were
     # validated on.
     out = tmp_path / "scores.json"
@@ -531,5 +533,5 @@ def test_batch_size_follows_training(tiny_config):
     table = np.full((40, 3), 1 / 3, np.float32)
     config = dataclasses.replace(tiny_config, train=TrainConfig(batch_size=8))
     source = _dataset(np.arange(40) % 3)
-    evaluate.evaluate(_lookup(table, seen), STATE, source, config=config)
+    evaluation.evaluate(_lookup(table, seen), STATE, source, config=config)
     assert seen == [32, 32]

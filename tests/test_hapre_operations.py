@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny import shrink
 
-from hapre_jax import config, config_file, evaluate, operations, train
+from hapre_jax import config, config_file, evaluation, operations, train
 from hapre_jax.config import PolicyConfig
 from hapre_jax.data import phantom
 from hapre_jax.errors import UserError
@@ -68,21 +68,21 @@ def test_a_run_of_several_operations_reports_each_beside_the_truth(tmp_path):
 
 def test_parameter_scores_by_hand():
     found, truth = np.array([1.0, 3.0, 2.0]), np.array([2.0, 5.0, 3.0])
-    scored = evaluate.score_parameter(found, truth)
+    scored = evaluation.score_parameter(found, truth)
     assert scored["mean"] == 2 and scored["std"] == pytest.approx((2 / 3) ** 0.5)
     # Missing are 1, 2 and 1: their median is 1.
     assert scored["error"] == pytest.approx(4 / 3)
     assert scored["error_but_for_a_constant"] == pytest.approx(1 / 3)
     assert scored["error_untouched"] == pytest.approx(10 / 3)
     assert scored["correlation"] == pytest.approx(np.corrcoef(found, truth)[0, 1])
-    unknown = evaluate.score_parameter(found, None)
+    unknown = evaluation.score_parameter(found, None)
     assert unknown["mean"] == 2 and unknown["error"] is None
-    still = evaluate.score_parameter(np.zeros(3), truth)
+    still = evaluation.score_parameter(np.zeros(3), truth)
     assert still["correlation"] is None
     # The mean of these in float32 is not 0.1, so that their deviation is not 0.
     same = np.full(300, 0.1, np.float32)
     assert np.std(same) > 0
-    assert evaluate.score_parameter(same, np.arange(300.0))["correlation"] is None
+    assert evaluation.score_parameter(same, np.arange(300.0))["correlation"] is None
 
 
 def test_what_was_done_to_the_films_of_a_variant_is_undone(monkeypatch):

@@ -14,7 +14,7 @@ from hapre_jax import (
     appearance,
     checkpoint,
     config_file,
-    evaluate,
+    evaluation,
     inference,
     predict,
 )
@@ -106,7 +106,7 @@ def test_answers_are_those_of_the_run_itself(finished_run, films):
     settings = config_file.load(str(finished_run / "config.json"))
     method = METHODS["hapre"](settings, 3)
     best = checkpoint.restore_best(finished_run, settings, method)
-    direct = evaluate.make_predict(method)
+    direct = evaluation.make_predict(method)
     read = [predict.read(one, settings, keep=False) for one in inputs.find(films)]
     known = [film for film in read if isinstance(film, predict.Film)]
     for film, answered in zip(known, predict.answer(model, known), strict=True):

@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 STEPS = """
 import dataclasses, json, sys
 import jax, numpy as np
-from hapre_jax import config_file, evaluate, sharding, state
+from hapre_jax import config_file, evaluation, sharding, state
 from hapre_jax.data import feed, pipeline
 from hapre_jax.methods import METHODS
 
@@ -47,8 +47,8 @@ for devices, model in json.loads(sys.argv[1]):
         now, metrics = step(now, sharding.put_batch(next(batches), mesh))
         losses.append(float(metrics["task_loss"]))
     kernel = now.params["task"]["stage3_block1"]["conv2"]["kernel"]
-    predict = evaluate.make_predict(method, mesh)
-    scored = evaluate.evaluate(predict, now, data.test, config=config, mesh=mesh)
+    predict = evaluation.make_predict(method, mesh)
+    scored = evaluation.evaluate(predict, now, data.test, config=config, mesh=mesh)
     found.append({
         "params": flat(now.params),
         "statistics": flat(now.model_state),

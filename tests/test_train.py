@@ -23,13 +23,13 @@ from hapre_jax import (
     cli,
     config,
     errors,
+    evaluation,
     log,
     run_folder,
     state,
     train,
     training,
 )
-from hapre_jax import evaluate as evaluation
 from hapre_jax.data import pipeline, splits
 from hapre_jax.errors import UserError
 from hapre_jax.framework import Prediction

@@ -1,0 +1,79 @@
+"""Films that a run is tested on: its own, or those of another source."""
+
+import dataclasses
+import pathlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from hapre_jax import config as config_lib
+from hapre_jax.config import Config, DataConfig
+from hapre_jax.data import dataset as datasets
+from hapre_jax.data import splits
+from hapre_jax.errors import UserError
+
+# What a film looks like and how it is read; not which films there are, nor their split.
+_VIEWS = {"flip", "flip_probability", "zoom_out"}  # of training images
+_APPEARANCE = {"image_size", "geometry", "degrade", *_VIEWS}
+_READING = {"on_error", "root", "memory_gib", "threads", "processes"}
+
+
+def same_films(first: DataConfig, second: DataConfig) -> bool:
+    """Whether two configs name the same films, so that one's division is the other's.
+
+    Films may be moved or prepared meanwhile, but two folders are two hospitals.
+    """
+    ignored = _APPEARANCE | _READING
+    if first.name == "folder":
+        ignored = ignored - {"root"}
+    elif first.name == "phantom":  # drawn at that size, with other pixels at another
+        ignored = ignored - {"image_size"}
+    return all(
+        getattr(first, field.name) == getattr(second, field.name)
+        for field in dataclasses.fields(DataConfig)
+        if field.name not in ignored
+    )
+
+
+def never_seen(source: datasets.Dataset, rows: Iterable[splits.Row]) -> np.ndarray:
+    """`i[n]`: rows of a split whose films a run neither trained on nor chose by.
+
+    Args:
+      source: a split of any source.
+      rows: of the run's `splits.csv`.
+    """
+    seen = {row.sha256 for row in rows if row.split != "test"}
+    return np.flatnonzero([digest not in seen for digest in source.hashes])
+
+
+def splits_file(workdir: pathlib.Path) -> pathlib.Path | None:
+    """That of a run; the plain classifier's run lies in the folder of another."""
+    for folder in (workdir, workdir.parent):
+        if (folder / "splits.csv").exists():
+            return folder / "splits.csv"
+    return None
+
+
+def config_of(config: Config, trained: Config, *, program: str) -> Config:
+    """A run's config with the films that flags of `--data` ask for.
+
+    Another data set's films are not chosen as the run's own were, unless flags say so.
+
+    Raises:
+      UserError: something else than the data is not what it was in training.
+    """
+    if config.data.name != trained.data.name:
+        default, choices = DataConfig(), {}
+        for name in ("view", "draw", "official_split"):
+            if getattr(config.data, name) == getattr(trained.data, name):
+                choices[name] = getattr(default, name)
+        data = dataclasses.replace(config.data, **choices)
+        config = dataclasses.replace(config, data=data)
+    now = config_lib.options(config)
+    for name, field in config_lib.options(trained).items():
+        if not name.startswith("data.") and field.value != now[name].value:
+            raise UserError(
+                f"{name} was {field.value} in training; {program} takes --data flags "
+                "only"
+            )
+    return config
