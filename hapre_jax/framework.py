@@ -295,6 +295,26 @@ def make(
         }
         return policy_loss, trials.optimal, state, metrics
 
+    def show(batch, actions):
+        """What the task network learns of actions `[B, k, ...]`, one after the other.
+
+        Inputs, their targets and weights; with `train_on_original`, whole images too.
+        """
+        target = task.target(batch)
+        inputs = jax.vmap(jax.vmap(see, (None, 0)))(batch["image"], actions)
+        moved = jax.vmap(jax.vmap(show_target, (None, 0)))(target, actions)
+        inputs, moved = (x.reshape(-1, *x.shape[2:]) for x in (inputs, moved))
+        image_weights = divide(batch, learning)[1]
+        weights = jnp.repeat(image_weights, actions.shape[1])
+        if learning.train_on_original:
+            originals = resize(batch["image"], task.image_size)
+            inputs = jnp.concatenate([inputs, originals])
+            shape = (len(originals), *actions.shape[2:])
+            whole = jnp.broadcast_to(operation.identity(), shape)
+            moved = jnp.concatenate([moved, jax.vmap(show_target)(target, whole)])
+            weights = jnp.concatenate([weights, image_weights])
+        return inputs, moved, weights
+
     def loss(params, model_state, average, batch, key, step):
         trial_key, random_key, share_key, dropout_key = jax.random.split(key, 4)
         policy_loss, optimal, policy_state, metrics = learn_policy(
@@ -311,30 +331,14 @@ def make(
             policy_state,
         )
         share = jnp.where(is_warmup, 1.0, learning.random_share)
-        crops = optimal.shape[:2]
-        is_random = jax.random.uniform(share_key, crops) < share
-        keys = jax.random.split(random_key, crops)
+        is_random = jax.random.uniform(share_key, optimal.shape[:2]) < share
+        keys = jax.random.split(random_key, optimal.shape[:2])
         randoms = jax.vmap(jax.vmap(operation.random))(keys)
-        optimal = jnp.where(is_random[:, :, None], randoms, optimal)
-        optimal = jax.lax.stop_gradient(optimal)
-        inputs = jax.vmap(jax.vmap(see, (None, 0)))(batch["image"], optimal)
-        inputs = inputs.reshape(-1, *inputs.shape[2:])
-        target = task.target(batch)
-        moved = jax.vmap(jax.vmap(show_target, (None, 0)))(target, optimal)
-        moved = moved.reshape(-1, *moved.shape[2:])
-        image_weights = divide(batch, learning)[1]
-        weights = jnp.repeat(image_weights, crops[1])
-        if learning.train_on_original:
-            originals = resize(batch["image"], task.image_size)
-            inputs = jnp.concatenate([inputs, originals])
-            whole = jnp.broadcast_to(
-                operation.identity(), (len(originals), *optimal.shape[2:])
-            )
-            moved = jnp.concatenate([moved, jax.vmap(show_target)(target, whole)])
-            weights = jnp.concatenate([weights, image_weights])
+        actions = jnp.where(is_random[:, :, None], randoms, optimal)
+        inputs, targets, weights = show(batch, jax.lax.stop_gradient(actions))
         variables = {"params": params["task"], **model_state["task"]}
         outputs, task_state = task.apply(variables, inputs, train=True, key=dropout_key)
-        task_loss = weighted_mean(task.loss(outputs, moved), weights)
+        task_loss = weighted_mean(task.loss(outputs, targets), weights)
         # The two losses share no parameters, so their sum has both gradients.
         return task_loss + policy_loss, Aux(
             {"task": task_state, "policy": policy_state},
