@@ -6,6 +6,7 @@ data set for programs of any kind, in which every hospital's films look alike.
 
 import csv
 import pathlib
+import shlex
 from collections.abc import Callable
 from typing import IO
 
@@ -19,6 +20,7 @@ from hapre_jax import (
     log,
     other_films,
     predict,
+    run_folder,
 )
 from hapre_jax.data import dataset, files, inputs, sources
 from hapre_jax.errors import UserError
@@ -142,6 +144,7 @@ def main(argv: list[str]) -> int:
     if not 1 <= arguments.size <= 8192:
         raise UserError(f"--size is {arguments.size}, but must be from 1 to 8192")
     folder, out = pathlib.Path(arguments.run), pathlib.Path(arguments.out)
+    run_folder.check_place(out, "--out")
     root = files.expand(config.data.root)
     is_among = out.resolve().is_relative_to(root.resolve())
     if config.data.root and root.is_dir() and is_among:
@@ -161,7 +164,7 @@ def main(argv: list[str]) -> int:
     log.say(
         console,
         "Next: python -m hapre_jax.train --config configs/ped_pneumonia.py --method "
-        f"plain --data.name folder --data.root {out / TABLE}",
+        f"plain --data.name folder --data.root {shlex.quote(str(out / TABLE))}",
     )
     return 1 if failed else 0
 

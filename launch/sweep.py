@@ -19,6 +19,7 @@ import contextlib
 import fcntl
 import pathlib
 import runpy
+import shlex
 import time
 import zlib
 from collections.abc import Iterator
@@ -312,11 +313,9 @@ def finish(arguments: argparse.Namespace, console: rich.console.Console) -> None
     json_file.write(workdir / "best.json", config_lib.to_dict(best))
     written = ["best.json", *_plot(study, workdir, len(complete))]
     log.say(console, f"Written to {workdir}: {', '.join(written)}")
-    log.say(
-        console,
-        f"Next: python -m hapre_jax.train --config {workdir}/best.json "
-        f"--seed {arguments.seed + 1} --workdir {workdir}/best",
-    )
+    words = ["python", "-m", "hapre_jax.train", "--config", f"{workdir}/best.json"]
+    words += ["--seed", str(arguments.seed + 1), "--workdir", f"{workdir}/best"]
+    log.say(console, f"Next: {shlex.join(words)}")
 
 
 def _shown(value):
