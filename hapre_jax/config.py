@@ -313,8 +313,8 @@ class PolicyConfig:
     )
     train_crops: int = option(
         4,
-        "Boxes drawn for an image that the task network is trained on, at most "
-        "policy.samples; the published rule has one.",
+        "Boxes drawn for an image that the task network is trained on, all where "
+        "policy.samples are fewer; the published rule has one.",
         at_least=1,
     )
     train_on: str = option(
@@ -375,15 +375,6 @@ class PolicyConfig:
             raise UserError(
                 f"policy.min_side is {self.min_side}, but must be at most "
                 f"policy.max_side, which is {self.max_side}"
-            )
-        if (
-            self.estimator != "paper"
-            and self.train_on == "samples"
-            and self.train_crops > self.samples
-        ):
-            raise UserError(
-                f"policy.train_crops is {self.train_crops}, but must be at most "
-                f"policy.samples, which is {self.samples}"
             )
 
     def _check_operations(self):

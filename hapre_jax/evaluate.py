@@ -47,6 +47,8 @@ def main(argv: list[str]) -> int:
     output = pathlib.Path(arguments.out or workdir / "evaluation.json")
     if output.is_dir() or not output.parent.is_dir():  # before hours of work
         raise UserError(f"--out {output} is no file in a folder that exists")
+    if output.suffix != ".json":
+        raise UserError(f"--out {output} must end in .json")
     if (output.parent / "config.json").exists() and output.name in _OF_A_RUN:
         raise UserError(f"--out {output} is a file of the run itself; choose another")
     trained = config_file.load(str((workdir / "config.json").absolute()))

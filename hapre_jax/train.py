@@ -36,7 +36,7 @@ from hapre_jax import (
 )
 from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
-from hapre_jax.data import phantom
+from hapre_jax.data import files, phantom
 from hapre_jax.framework import Method
 from hapre_jax.methods import METHODS
 
@@ -74,10 +74,11 @@ def train_and_evaluate(
     run_folder.check_workdir(workdir, config)
     if results := training.finished(workdir, "classification"):
         root = results["config"].get("data", {}).get("root", "")
-        if config.data.root != root:
+        named = config.data.root
+        if named and files.expand(named).resolve() != files.expand(root).resolve():
             whose = root or "the program itself"
-            said = f"This run is finished, with films of {whose}: {config.data.root} "
-            log.say(console, f"{said}was not looked at")
+            said = f"This run is finished, with films of {whose}: {named} was not"
+            log.say(console, f"{said} looked at")
         return results
     with contextlib.ExitStack() as claims:
         data = training.open_run(

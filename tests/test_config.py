@@ -127,10 +127,6 @@ def test_config_is_frozen_and_hashable():
             "policy.samples is 3, but must be even",
         ),
         (
-            lambda: config.PolicyConfig(samples=2, train_crops=3),
-            "policy.train_crops is 3, but must be at most policy.samples, which is 2",
-        ),
-        (
             lambda: config.PolicyConfig(min_side=0.6, max_side=0.5),
             "policy.min_side is 0.6, but must be at most policy.max_side, which is 0.5",
         ),

@@ -153,9 +153,10 @@ def test_incomplete_groups_file(tmp_path, text, said):
 
 
 def test_a_folder_called_as_a_split_may_be_a_class(tmp_path):
-    write(tmp_path, ["test/p1/1.png", "control/2.png"])
+    names = ["test/p1/1.png", "test/p2/2.png", "control/p3/3.png", "control/p4/4.png"]
+    write(tmp_path, names)
     _, records, classes = folder.scan(str(tmp_path))
-    assert classes == ("control", "test") and len(records) == 2
+    assert classes == ("control", "test") and len(records) == 4
 
 
 def test_groups_of_any_case_and_beside_a_table(tmp_path):
@@ -167,6 +168,9 @@ def test_groups_of_any_case_and_beside_a_table(tmp_path):
     (tmp_path / "Groups.csv").write_text("path,group\na/1.png,p\n")
     with pytest.raises(errors.UserError, match=r"no group for b/2\.png"):
         folder.source(path)
+    # Of other films, as it lies among them.
+    (tmp_path / "Groups.csv").rename(tmp_path / "b" / "groups.csv")
+    assert [record.group for record in folder.source(path).records][0] == "a/1.png"
 
 
 @pytest.mark.parametrize(

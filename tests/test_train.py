@@ -23,6 +23,7 @@ from hapre_jax import (
     cli,
     config,
     errors,
+    evaluate,
     evaluation,
     log,
     run_folder,
@@ -171,7 +172,7 @@ def test_other_methods_train_go_on_and_are_evaluated(tmp_path, plain_config, met
     records = [run / "metrics.jsonl" for run in (whole, parts)]
     assert records[0].read_bytes() == records[1].read_bytes()
     assert {path.name for path in whole.glob("*.png")} <= PLAIN_PICTURES
-    assert evaluation.main([str(parts)]) == 0
+    assert evaluate.main([str(parts)]) == 0
     evaluated = json.loads((parts / "evaluation.json").read_text())
     assert evaluated["test"] == results["test"]
 
@@ -200,14 +201,14 @@ def test_best_checkpoint_has_the_highest_validation_f1(
     tested = []
     table = Predictions((), (), (), (), np.zeros(0, int), np.zeros((0, 1)))
 
-    def evaluate(predict, now, source, *, config, mesh, **others):
+    def score(predict, now, source, *, config, mesh, **others):
         steps = {2: 0, 4: 1, 6: 2}
         tested.append((int(now.step), len(source)))
         found = {"macro_f1": scores[steps[int(now.step)]], "key_area": None}
         return evaluation.Evaluation(found, Prediction(None), table)
 
     monkeypatch.setattr(state, "make_step", make_step)
-    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    monkeypatch.setattr(evaluation, "evaluate", score)
     # What is made of answers that nobody gave.
     monkeypatch.setattr(train.probabilities, "fit_temperature", lambda *arguments: 1.0)
     monkeypatch.setattr(train.figures, "mistakes_sheet", lambda *arguments: None)

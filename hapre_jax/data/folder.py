@@ -79,7 +79,8 @@ def scan_table(
         )
     has_groups = any(row["group"] for row in rows)
     beside = None
-    if not has_groups and table.name.lower() != _GROUPS:
+    is_beside = any("/" not in name for name in tree.find(_GROUPS))
+    if not has_groups and is_beside and table.name.lower() != _GROUPS:
         beside = _read_groups(tree, "")
     records = []
     for row in rows:
@@ -130,8 +131,12 @@ def scan(root: str) -> tuple[files.Tree, list[dataset.Record], tuple[str, ...]]:
         if child not in splits
         and any(name.startswith(f"{prefix}{child}/") for name in tree.names())
     ]
-    # A lone folder "test" may be a class, but not with classes in it.
-    has_classes = any(len(_children(tree, f"{prefix}{of}/")) > 1 for of in splits)
+    # A lone folder "test" may be a class, but not with classes in it: folders that are
+    # called as those beside it, or as those in them.
+    known = {*others, *(c for of in others for c in _children(tree, f"{prefix}{of}/"))}
+    has_classes = any(
+        len(known.intersection(_children(tree, f"{prefix}{of}/"))) > 1 for of in splits
+    )
     if others and (len(splits) > 1 or has_classes):
         raise errors.UserError(
             f"{tree.root} holds {', '.join(splits)} and beside them "
