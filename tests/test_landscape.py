@@ -341,7 +341,9 @@ def test_program_measures_a_run_on_its_own_split(tmp_path, capsys):
     assert other["losses"] != values["losses"]
     with pytest.raises(UserError, match=r"^task\.image_size was 16 in training; land"):
         landscape.main([str(run), "--task.image_size", "32"])
-    results = {"classes": ["normal", "pneumonia"], "config": {}, "test": {}}
+    scores = ("n", "accuracy", "macro_precision", "macro_recall", "macro_f1")
+    test = dict.fromkeys(scores, 1) | {"key_area": None}
+    results = {"classes": ["normal", "pneumonia"], "config": {}, "test": test}
     json_file.write(run / "results.json", results)
     with pytest.raises(UserError) as error:
         landscape.main([str(run)])
