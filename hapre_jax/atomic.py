@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, whenever the program ends."""
 
 import contextlib
+import hashlib
 import os
 import pathlib
 from collections.abc import Iterator
@@ -42,3 +43,9 @@ def write_text(path: pathlib.Path, text: str) -> None:
     """
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def digest(path: pathlib.Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits: whether it is still whole."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import io
 import json
 import logging
@@ -18,7 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from hapre_jax import json_file
+from hapre_jax import atomic, json_file
 from hapre_jax import state as state_lib
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
@@ -209,9 +208,7 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != _DIGESTS:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            found[path.relative_to(folder).as_posix()] = digest
+            found[path.relative_to(folder).as_posix()] = atomic.digest(path)
     return found
 
 

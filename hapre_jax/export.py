@@ -113,7 +113,7 @@ def write_bundle(
                 )
             about["largest_difference"] = difference
             about["sha256"] = {
-                file.name: inference.digest(file) for file in sorted(folder.iterdir())
+                file.name: atomic.digest(file) for file in sorted(folder.iterdir())
             }
             json_file.write(folder / inference.ABOUT, about)
             json_file.write(

@@ -1,6 +1,5 @@
 """A trained method ready to answer films: of a run, or of an exported bundle."""
 
-import hashlib
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from jax import export
 
 from hapre_jax import (
     appearance,
+    atomic,
     checkpoint,
     config_file,
     explain,
@@ -118,12 +118,6 @@ def read_typical(workdir: pathlib.Path) -> dict[str, Any] | None:
     return None
 
 
-def digest(file: pathlib.Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def flatten(variables: tuple[dict, dict]) -> dict[str, np.ndarray]:
     """Arrays by name, such as "params.task.head.bias"."""
     named = dict(zip(("params", "state"), variables, strict=True))
@@ -198,7 +192,7 @@ def _read_about(folder):
     for name in (WEIGHTS, GRAPH, HEAT_GRAPH):
         expected = about.get("sha256", {}).get(name)
         is_there = expected is not None and (folder / name).is_file()
-        if is_there and digest(folder / name) != expected:
+        if is_there and atomic.digest(folder / name) != expected:
             raise UserError(
                 f"{folder / name} is damaged, or of another bundle; export it anew"
             )
