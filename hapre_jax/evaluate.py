@@ -10,7 +10,6 @@ import rich.console
 from hapre_jax import (
     checkpoint,
     cli,
-    config_file,
     evaluation,
     json_file,
     log,
@@ -51,7 +50,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--out {output} must end in .json")
     if (output.parent / "config.json").exists() and output.name in _OF_A_RUN:
         raise UserError(f"--out {output} is a file of the run itself; choose another")
-    trained = config_file.load(str((workdir / "config.json").absolute()))
+    trained = run_folder.read_config(workdir)
     config = other_films.config_of(config, trained, program="evaluate")
     results = run_folder.read_results(workdir)
     # The run's own split is reused; of another source the test part is taken.

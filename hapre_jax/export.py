@@ -22,7 +22,6 @@ from jax import export
 from hapre_jax import (
     atomic,
     cli,
-    config_file,
     inference,
     json_file,
     log,
@@ -64,7 +63,7 @@ def write_bundle(
     if with_onnx and importlib.util.find_spec("onnx") is None:
         raise UserError("--onnx needs the package onnx: pip install 'hapre_jax[onnx]'")
     results = run_folder.read_results(workdir)
-    config = config_file.load(str((workdir / inference.CONFIG).absolute()))
+    config = run_folder.read_config(workdir)
     classes = results["classes"]
     functions = inference.load_functions(workdir, config, len(classes))
     variables = functions.variables

@@ -14,7 +14,6 @@ import rich.console
 
 from hapre_jax import (
     cli,
-    config_file,
     figures,
     inference,
     log,
@@ -149,7 +148,7 @@ def main(argv: list[str]) -> int:
     is_among = out.resolve().is_relative_to(root.resolve())
     if config.data.root and root.is_dir() and is_among:
         raise UserError(f"--out {out} lies among the films of {root}: choose another")
-    trained = config_file.load(str((folder / inference.CONFIG).absolute()))
+    trained = run_folder.read_config(folder)
     config = other_films.config_of(config, trained, program="homogenize")
     model = inference.load(folder)
     source = sources.open_source(config.data, seed=config.seed)

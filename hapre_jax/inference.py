@@ -12,7 +12,6 @@ from hapre_jax import (
     appearance,
     atomic,
     checkpoint,
-    config_file,
     explain,
     json_file,
     pretrained,
@@ -62,7 +61,7 @@ def load(folder: pathlib.Path) -> Model:
     if (folder / ABOUT).exists():
         return _load_bundle(folder)
     results = run_folder.read_results(folder)
-    config = config_file.load(str((folder / CONFIG).absolute()))
+    config = run_folder.read_config(folder)
     functions = load_functions(folder, config, len(results["classes"]))
     predict = jax.jit(functions.predict)
     explain_films = functions.explain and jax.jit(functions.explain)
@@ -129,7 +128,7 @@ def flatten(variables: tuple[dict, dict]) -> dict[str, np.ndarray]:
 
 def _load_bundle(folder: pathlib.Path) -> Model:
     about = _read_about(folder)
-    config = config_file.load(str((folder / CONFIG).absolute()))
+    config = run_folder.read_config(folder)
     weights = jax.device_put(pretrained.read(folder / WEIGHTS))
     side = config.data.image_size
     film = jax.ShapeDtypeStruct((1, side, side, 1), np.uint8)

@@ -19,7 +19,6 @@ from hapre_jax import (
     boxes,
     checkpoint,
     cli,
-    config_file,
     evaluation,
     figures,
     json_file,
@@ -306,7 +305,7 @@ def main(argv: list[str]) -> int:
     )
     console = rich.console.Console()
     workdir = pathlib.Path(arguments.run)
-    trained = config_file.load(str((workdir / "config.json").absolute()))
+    trained = run_folder.read_config(workdir)
     operations = trained.policy.operations
     if trained.method == "hapre" and not set(operations) & set(AREAS):
         raise UserError(

@@ -42,6 +42,16 @@ def claim(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
+def read_config(folder: pathlib.Path) -> Config:
+    """What a run, or a bundle, was configured as.
+
+    Raises:
+      UserError: `config.json` is missing or damaged.
+    """
+    # Absolute, or the file would be looked for beside the package too.
+    return config_file.load(str((folder / "config.json").absolute()))
+
+
 def read_results(workdir: pathlib.Path) -> dict[str, Any]:
     """What `results.json` of a finished run of classification holds.
 
@@ -151,9 +161,8 @@ def check_place(folder: pathlib.Path, flag: str) -> None:
 
 
 def _known_config(workdir):
-    path = workdir / "config.json"
-    if path.exists():
-        return config_file.load(str(path))
+    if (workdir / "config.json").exists():
+        return read_config(workdir)
     if not (workdir / "results.json").exists():
         return None
     found = read_run(workdir).get("config")  # of a run whose config.json was lost

@@ -26,7 +26,6 @@ from hapre_jax import (
     boxes,
     checkpoint,
     cli,
-    config_file,
     evaluation,
     figures,
     heatmap,
@@ -187,7 +186,7 @@ def _named(text: str) -> tuple[str, pathlib.Path]:
 
 
 def _config(folder: pathlib.Path, root: str | None) -> Config:
-    config = config_file.load(str((folder / "config.json").absolute()))
+    config = run_folder.read_config(folder)
     if config.method not in explain_lib.EXPLAINED:
         raise UserError(
             f"{folder} is of method {config.method}, whose network has a head of its "
