@@ -341,6 +341,11 @@ class PolicyConfig:
         "Type in which they are tried; same is task.dtype.",
         choices=("same", "float32", "bfloat16"),
     )
+    skip_neighbors: bool = option(
+        False,
+        "Try the neighbors only where some image of a batch is not helped by its key "
+        "area (estimator paper): the same result, sooner with small batches.",
+    )
     train_on_original: bool = option(
         False, "Train the task network on the whole image too."
     )

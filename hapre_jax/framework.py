@@ -84,6 +84,7 @@ class Learning:
     final_action_cost: float
     train_on_original: bool
     reward_weight: str = "published"
+    skip_neighbors: bool = False
 
 
 class Trial(NamedTuple):
@@ -120,6 +121,7 @@ def _progress(step, learning):
 
 # An estimator tries actions on one image. `evaluate` gives the task loss `f32[A]` of
 # valid actions `[A, ...]`; it is called once, so that all candidates share one pass.
+# Called with `needed`, `bool[]`, too, it may give zeros instead where that is false.
 
 
 def paper(operation: Operation, learning: Learning, evaluate, logits, key, sigma):
@@ -127,10 +129,16 @@ def paper(operation: Operation, learning: Learning, evaluate, logits, key, sigma
     mean = operation.mean(logits)
     detected = operation.sample(key, mean, sigma, 2)[0] if learning.explore else mean
     detected = jax.lax.stop_gradient(operation.clip(detected))
-    actions = jnp.stack(
-        [operation.identity(), detected, *operation.neighbors(detected)]
-    )
-    outcome = rewards.paper_reward(*evaluate(actions), balance=learning.balance)
+    first = jnp.stack([operation.identity(), detected])
+    neighbors = operation.neighbors(detected)
+    actions = jnp.concatenate([first, neighbors])
+    if learning.skip_neighbors:
+        original, kept = evaluate(first)
+        others = evaluate(neighbors, kept >= original)
+        task_losses = jnp.stack([original, kept, *others])
+    else:
+        task_losses = evaluate(actions)
+    outcome = rewards.paper_reward(*task_losses, balance=learning.balance)
     optimal = actions[1 + outcome.choice]
     weight = {
         "published": outcome.reward,
@@ -261,15 +269,18 @@ def make(
         return probe(task, params, model_state, crops, task.target(batch), actions)
 
     def try_actions(params, model_state, batch, logits, key, sigma, cost):
+        def losses_of(image, target, actions):
+            crops = jax.vmap(see, (None, 0, None))(image, actions, prober.image_size)
+            targets = jnp.broadcast_to(target, (len(actions), *target.shape))
+            costs = cost * jax.vmap(operation.cost)(actions)
+            losses = probe(prober, params, model_state, crops, targets, actions)
+            return losses + costs
+
         def try_one(image, target, logits, key):
-            def evaluate(actions):
-                crops = jax.vmap(lambda action: see(image, action, prober.image_size))(
-                    actions
-                )
-                targets = jnp.broadcast_to(target, (len(actions), *target.shape))
-                costs = cost * jax.vmap(operation.cost)(actions)
-                losses = probe(prober, params, model_state, crops, targets, actions)
-                return losses + costs
+            def evaluate(actions, needed=None):
+                if needed is None:
+                    return losses_of(image, target, actions)
+                return unless_nobody_asks(losses_of)(needed, image, target, actions)
 
             return estimator(operation, learning, evaluate, logits, key, sigma)
 
@@ -322,7 +333,7 @@ def make(
         )
         # In the warm-up the policy waits, and the task network sees random actions, so
         # that it can tell good from bad ones later. Selected, not branched: XLA's CPU
-        # backend runs convolutions inside a branch six times slower.
+        # backend computes gradients of convolutions inside a branch ten times slower.
         is_warmup = step < learning.warmup_steps
         policy_loss = jnp.where(is_warmup, 0.0, policy_loss)
         policy_state = jax.tree.map(
@@ -367,6 +378,35 @@ def make(
         )
 
     return Method(init, loss, predict, task_losses)
+
+
+def unless_nobody_asks(function: Callable) -> Callable:
+    """The same function of `(needed, *arguments)`, or zeros where it is not needed.
+
+    Under `vmap` a condition becomes a selection, which computes both sides. Here the
+    elements decide together: all are computed where `needed`, `bool[]`, is true of one
+    of them, and none where it is of none.
+
+    Args:
+      function: of arrays, to one array. Its gradient is not asked for.
+    """
+
+    def compute(needed, function, *arguments):
+        result = jax.eval_shape(function, *arguments)
+        zeros = jnp.zeros(result.shape, result.dtype)
+        return jax.lax.cond(needed, function, lambda *_: zeros, *arguments)
+
+    @jax.custom_batching.custom_vmap
+    def one(needed, *arguments):
+        return compute(needed, function, *arguments)
+
+    @one.def_vmap
+    def of_all(_, is_batched, needed, *arguments):
+        axes = [0 if each else None for each in is_batched[1:]]
+        together = jax.vmap(function, axes)
+        return compute(jnp.any(needed), together, *arguments), True
+
+    return one
 
 
 def divide(batch: dict, learning: Learning) -> tuple[jax.Array, jax.Array]:

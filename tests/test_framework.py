@@ -148,6 +148,47 @@ def test_paper_may_choose_among_six_neighbors():
     assert trial.policy_loss == pytest.approx(float(expected), rel=1e-3)
 
 
+def _count(ran):
+    def double(values, offset):
+        jax.debug.callback(lambda: ran.append(True))
+        return 2 * values.sum() + offset
+
+    return jax.jit(framework.unless_nobody_asks(double))
+
+
+@pytest.mark.parametrize("wanted", [(False, False), (False, True), (True, True)])
+def test_what_nobody_of_a_batch_asks_for_is_not_computed(wanted):
+    ran, values = [], jnp.arange(6.0).reshape(2, 3)
+    found = jax.vmap(_count(ran), (0, 0, None))(jnp.array(wanted), values, 1.0)
+    jax.effects_barrier()
+    expected = [7.0, 25.0] if any(wanted) else [0.0, 0.0]
+    np.testing.assert_array_equal(found, expected)
+    assert bool(ran) == any(wanted)
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [(False, 0.0), (True, 7.0)])
+def test_what_one_image_does_not_ask_for_is_not_computed(wanted, expected):
+    ran = []
+    assert _count(ran)(jnp.array(wanted), jnp.arange(3.0), 1.0) == expected
+    jax.effects_barrier()
+    assert bool(ran) == wanted
+
+
+@pytest.mark.parametrize("bias", [-9.0, 0.0, 9.0], ids=["helped", "some", "not helped"])
+def test_skipped_neighbors_change_nothing(monkeypatch, bias):
+    """Same loss, gradients and log, whether all, some or no areas help."""
+    cost = framework.cost_at
+    monkeypatch.setattr(framework, "cost_at", lambda *a: cost(*a) - bias)
+    found = {}
+    for skip in (False, True):
+        method, _, arguments = _make(estimator="paper", skip_neighbors=skip)
+        step = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
+        found[skip] = step(*arguments, jnp.array(0))
+    helped = float(found[True][0][1].metrics["helped"])
+    assert helped == {-9.0: 1.0, 9.0: 0.0}.get(bias, pytest.approx(0.5, abs=0.4))
+    chex.assert_trees_all_close(found[True], found[False], rtol=1e-5, atol=1e-7)
+
+
 def test_paper_explores_around_the_mean_box():
     evaluate, calls = _given((1.0, 0.5, 0.4, 0.3))
     logits = _logits_of(DETECTED)

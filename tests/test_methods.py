@@ -261,6 +261,7 @@ def test_hapre_passes_every_field_of_the_policy_on(monkeypatch, tiny_config):
         "train_on": "mean",
         "held_out": 0.2,
         "reward_weight": "inverted",
+        "skip_neighbors": True,
         "train_on_original": True,
         "estimator": "elite",
     }

@@ -71,6 +71,7 @@ def learning(config: Config) -> framework.Learning:
         final_action_cost=settings.final_area_cost,
         train_on_original=settings.train_on_original,
         reward_weight=settings.reward_weight,
+        skip_neighbors=settings.skip_neighbors,
     )
 
 
