@@ -2,6 +2,7 @@
 
 python launch/tables.py --table 2 --workdir runs/table2
 python launch/tables.py --table 2 --data-root DIR --workdir runs/table2 --seeds 5
+python launch/tables.py --table 2 --sources phantom_low,my_hospital    # your own films
 python launch/tables.py --table 3 --workdir runs/table2 --shard 1/4    # of 4 machines
 python launch/tables.py --table 3 --workdir runs/table2 --slurm 4      # through Slurm
 
@@ -85,8 +86,8 @@ class Source(NamedTuple):
 
     @property
     def needs_root(self) -> bool:
-        """Whether it is read from files."""
-        return self.recipe != "phantom"
+        """Whether it is read from files whose place it does not know."""
+        return self.recipe != "phantom" and "data.root" not in self.values
 
 
 SOURCES = {
@@ -98,6 +99,8 @@ SOURCES = {
     "rsna_pneumonia": Source("ped_pneumonia", {"data.name": "rsna_pneumonia"}),
     "nih_chest_xray": Source("ped_pneumonia", {"data.name": "nih_chest_xray"}),
 }
+# What films of one's own are trained by.
+_RECIPE_OF_FOLDERS = "ped_pneumonia"
 # Of each table, if none are named: without and with films.
 _SOURCES_OF = {
     "1": (("phantom_low",), ("ped_pneumonia",)),
@@ -163,7 +166,7 @@ class Group(NamedTuple):
 def plan(
     table: str,
     *,
-    names: Sequence[str],
+    chosen: dict[str, Source],
     rows: Sequence[str],
     preset: Preset,
     seeds: int,
@@ -174,23 +177,23 @@ def plan(
     changes = runpy.run_path(str(_CONFIGS / "baselines.py"))["ROWS"]
     nets = {"2": preset.nets[:1], "5": preset.backbones}.get(table, preset.nets)
     groups = []
-    for source in names:
+    for name, source in chosen.items():
         for net in nets:
             for row in rows:
-                values = preset.values | SOURCES[source].values
+                values = preset.values | source.values
                 attention = changes[row].get("task.net", "").partition("+")[2]
                 values["task.net"] = f"{net}+{attention}" if attention else net
-                if SOURCES[source].needs_root:
+                if source.needs_root:
                     values["data.root"] = root
                 runs = tuple(
                     Experiment(
-                        f"configs/baselines.py:{row}@{SOURCES[source].recipe}",
+                        f"configs/baselines.py:{row}@{source.recipe}",
                         values | {"seed": str(seed)},
-                        workdir / source / net / row / f"seed-{seed}",
+                        workdir / name / net / row / f"seed-{seed}",
                     )
                     for seed in range(seeds)
                 )
-                groups.append(Group(source, net, row, runs))
+                groups.append(Group(name, net, row, runs))
     return groups
 
 
@@ -314,6 +317,7 @@ def table_3(groups, folders):
 def evaluate_elsewhere(
     groups: Sequence[Group],
     runs: Sequence[Experiment],
+    chosen: dict[str, Source],
     root: str,
     folders: dict[str, str],
     console: rich.console.Console,
@@ -322,7 +326,7 @@ def evaluate_elsewhere(
 
     And on films of `folders`, which has the path of each name.
     """
-    tests = {group.source: films_of(group.source, root) for group in groups}
+    tests = {name: films_of(source, root) for name, source in chosen.items()}
     tests |= {name: films_below(path) for name, path in folders.items()}
     jobs = []
     for group in groups:
@@ -343,15 +347,15 @@ def evaluate_elsewhere(
     return failures
 
 
-def films_of(name: str, root: str) -> dict[str, str]:
+def films_of(source: Source, root: str) -> dict[str, str]:
     """Config fields of a source's films."""
-    recipe = config_file.load(f"configs/hapre_krs_best.py:{SOURCES[name].recipe}")
+    recipe = config_file.load(f"configs/hapre_krs_best.py:{source.recipe}")
     values = {
         "data.name": recipe.data.name,
         "data.degrade": recipe.data.degrade,
-        "data.root": root if SOURCES[name].needs_root else "",
+        "data.root": root if source.needs_root else "",
     }
-    return values | SOURCES[name].values
+    return values | source.values
 
 
 def films_below(path: str) -> dict[str, str]:
@@ -364,15 +368,12 @@ def films_below(path: str) -> dict[str, str]:
     }
 
 
-def table_1(names, root):
+def table_1(chosen: dict[str, Source], root: str):
     """What the sources hold."""
     paper, records = json_file.read(_PAPER)["1"], []
-    for name in names:
-        values = dict(SOURCES[name].values)
-        if SOURCES[name].needs_root:
-            values["data.root"] = root
-        recipe = config_file.load(f"configs/hapre_krs_best.py:{SOURCES[name].recipe}")
-        data = config_lib.override_all(recipe, values).data
+    for name, of in chosen.items():
+        recipe = config_file.load(f"configs/hapre_krs_best.py:{of.recipe}")
+        data = config_lib.override_all(recipe, films_of(of, root)).data
         source = sources.open_source(data, seed=0)
         counts = np.bincount(
             [of.label for of in source.records], minlength=len(source.classes)
@@ -430,7 +431,10 @@ def command(arguments: argparse.Namespace) -> str:
     flags = {
         "table": arguments.table,
         "data-root": "DIR" if arguments.data_root else "",
-        "sources": arguments.sources,
+        "sources": ",".join(
+            word if word in SOURCES else pathlib.Path(word).name
+            for word in (arguments.sources or "").split(",")
+        ),
         "rows": arguments.rows,
     }
     words = [f"--{name} {value}" for name, value in flags.items() if value]
@@ -459,7 +463,8 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--sources",
         metavar="A,B",
-        help=f"of {', '.join(SOURCES)} (default: phantoms, and with --data-root films)",
+        help=f"of {', '.join(SOURCES)}; or a folder or zip with a folder a class, "
+        "your own (default: phantoms, and with --data-root films)",
     )
     parser.add_argument("--rows", metavar="A,B", help=f"of {', '.join(TITLES)}")
     parser.add_argument(
@@ -486,17 +491,16 @@ def main(argv: list[str]) -> int:
     console = rich.console.Console()
     table, workdir, root = arguments.table, arguments.workdir, arguments.data_root
     always, with_films = _SOURCES_OF[table]
-    names = _chosen(
-        arguments.sources, SOURCES, always + (with_films if root else ()), "source"
-    )
-    for name in names:
-        if SOURCES[name].needs_root and not root:
+    by_default = always + (with_films if root else ())
+    chosen = _sources(arguments.sources, by_default)
+    for name, source in chosen.items():
+        if source.needs_root and not root:
             raise UserError(f"source {name} is read from files: give --data-root DIR")
     folders = {pathlib.Path(path).stem: path for path in arguments.test_on}
     if folders and table != "3":
         raise UserError(f"--test-on is of table 3, not of table {table}")
     for name, path in folders.items():
-        if name in SOURCES:
+        if name in SOURCES | chosen:
             raise UserError(f"--test-on {path} is called as a source is: rename it")
         if not pathlib.Path(path).exists():
             raise UserError(f"--test-on {path}: there is no such folder or file")
@@ -505,14 +509,14 @@ def main(argv: list[str]) -> int:
     if table == "1":
         if arguments.dry_run:
             return 0
-        tables, records = table_1(names, root)
+        tables, records = table_1(chosen, root)
         notes = f"Counted by `{command(arguments)}`."
         _write(workdir, table, tables, records, notes, console)
         return 0
-    rows = _chosen(arguments.rows, ROWS[table], ROWS[table], "row")
+    rows = _rows(arguments.rows, table)
     groups = plan(
         table,
-        names=names,
+        chosen=chosen,
         rows=rows,
         preset=presets(arguments.preset),
         seeds=arguments.seeds,
@@ -536,7 +540,7 @@ def main(argv: list[str]) -> int:
     elif not arguments.finished:
         failures += experiments.run_all(mine, console)
         if table == "3":
-            failures += evaluate_elsewhere(groups, mine, root, folders, console)
+            failures += evaluate_elsewhere(groups, mine, chosen, root, folders, console)
     experiments.say_failures(failures, console)
     if not any(group.finished for group in groups):
         raise UserError(f"{workdir} has no finished run of table {table}")
@@ -558,14 +562,36 @@ def _write(workdir, table, tables, records, notes, console):
     log.say(console, f"Written to {stem}.html, .md, .tex, .csv and .json.")
 
 
-def _chosen(text, allowed, default, what) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(text.split(","))) if text else default
-    for name in names:
-        if name not in allowed:
-            raise UserError(
-                f"there is no {what} {name}; there are {', '.join(allowed)}"
+def _sources(text: str | None, default: Sequence[str]) -> dict[str, Source]:
+    """Sources by name; films of one's own are called after their folder or zip."""
+    found: dict[str, Source] = {}
+    for word in dict.fromkeys(text.split(",")) if text else default:
+        name, source = word, SOURCES.get(word)
+        if source is None:
+            path = pathlib.Path(word)
+            if not path.exists():
+                raise UserError(
+                    f"there is no source {word}; there are {', '.join(SOURCES)}, and "
+                    "folders or zips of your own films"
+                )
+            name = path.resolve().stem
+            source = Source(
+                _RECIPE_OF_FOLDERS, {"data.name": "folder", "data.root": word}
             )
-    return names
+        if name in found or (word != name and name in SOURCES):
+            raise UserError(f"--sources: two are called {name}; rename {word}")
+        found[name] = source
+    return found
+
+
+def _rows(text: str | None, table: str) -> tuple[str, ...]:
+    rows = tuple(dict.fromkeys(text.split(","))) if text else ROWS[table]
+    for row in rows:
+        if row not in ROWS[table]:
+            raise UserError(
+                f"table {table} has no row {row}; it has {', '.join(ROWS[table])}"
+            )
+    return rows
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import json
 import pathlib
 import shlex
 
+import PIL.Image
 import pytest
 import rich.console
 
@@ -31,7 +32,7 @@ PAPER = json.loads(_FILE.with_name("paper_results.json").read_text())
 def plan(table, preset="cpu", *, names=tuple(tables.SOURCES), rows=None, seeds=1):
     return tables.plan(
         table,
-        names=names,
+        chosen={name: tables.SOURCES[name] for name in names},
         rows=rows or tables.ROWS[table],
         preset=tables.presets(preset),
         seeds=seeds,
@@ -228,11 +229,11 @@ def test_jobs_of_slurm_share_the_runs(tmp_path, monkeypatch, write_run):
             ["--sources", "phantom"],
             "there is no source phantom; there are phantom_high, phantom_medium, "
             "phantom_low, ped_pneumonia, ped_pneumonia_low, rsna_pneumonia, "
-            "nih_chest_xray",
+            "nih_chest_xray, and folders or zips of your own films",
         ),
         (
             ["--rows", "resnet,cutmix"],
-            "there is no row cutmix; there are resnet, cbam, danet, hapre_krs",
+            "table 4 has no row cutmix; it has resnet, cbam, danet, hapre_krs",
         ),
         (["--shard", "3/2"], "--shard '3/2' is not i/n with i from 1 to n"),
         (["--test-on", "films"], "--test-on is of table 3, not of table 4"),
@@ -263,6 +264,35 @@ def test_other_films_must_be_there_under_a_name_of_their_own(name, sentence, tmp
     with pytest.raises(UserError) as error:
         tables.main(["--table", "3", "--finished", "--test-on", str(path)])
     assert str(error.value) == "--test-on " + sentence.format(path=path)
+
+
+@pytest.mark.parametrize("name", ["hospital", "hospital.zip"])
+def test_films_of_ones_own_are_a_source(name, tmp_path):
+    path = tmp_path / name
+    path.mkdir()
+    printed = io.StringIO()
+    command = ["--table", "2", "--dry-run", "--rows", "hapre_krs", "--seeds", "1"]
+    with contextlib.redirect_stdout(printed):
+        tables.main([*command, "--sources", f"phantom_low,{path}"])
+    phantoms, own = map(shlex.split, printed.getvalue().splitlines())
+    assert "runs/tables/phantom_low/resnet8/hapre_krs/seed-0" in phantoms
+    assert "runs/tables/hospital/resnet8/hapre_krs/seed-0" in own
+    values = dict(zip(own[3::2], own[4::2], strict=True))
+    assert values["--config"] == "configs/baselines.py:hapre_krs@ped_pneumonia"
+    assert (values["--data.name"], values["--data.root"]) == ("folder", str(path))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("hospital", "hospital.zip"), ("phantom_low", "phantom_low.zip")],
+)
+def test_sources_have_names_of_their_own(first, second, tmp_path):
+    for name in (first, second):
+        (tmp_path / name).mkdir()
+    chosen = [first if first in tables.SOURCES else f"{tmp_path / first}"]
+    chosen += [f"{tmp_path / second}"]
+    with pytest.raises(UserError, match=rf"two are called {first}; rename .*{second}$"):
+        tables.main(["--table", "2", "--finished", "--sources", ",".join(chosen)])
 
 
 # What is made of finished runs.
@@ -504,6 +534,19 @@ def test_table_1_counts_the_films(tmp_path, capsys):
     assert "3900" in capsys.readouterr().out
 
 
+def test_table_1_counts_films_of_ones_own(tmp_path):
+    for name in ("ill/a.png", "ill/b.png", "well/c.png"):
+        path = tmp_path / "hospital" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.new("L", (48, 32)).save(path)
+    workdir = tmp_path / "work"
+    films = f"{tmp_path / 'hospital'}"
+    tables.main(["--table", "1", "--workdir", str(workdir), "--sources", films])
+    text = (workdir / "table1.md").read_text(encoding="utf-8")
+    assert "| hospital | 3 | 3 | 2 ill, 1 well | not known" in text
+    assert "Counted by `python launch/tables.py --table 1 --sources hospital`." in text
+
+
 # Failures.
 
 
@@ -567,9 +610,10 @@ def elsewhere(tmp_path, monkeypatch):
             return "/ped_pneumonia_low/resnet8" not in str(output)
 
         monkeypatch.setattr(experiments, "run_program", run_program)
+        chosen = {name: tables.SOURCES[name] for name in names}
         groups = tables.plan(
             "3",
-            names=names,
+            chosen=chosen,
             rows=["resnet"],
             preset=tables.presets("cpu")._replace(nets=("resnet8",)),
             seeds=1,
@@ -583,7 +627,9 @@ def elsewhere(tmp_path, monkeypatch):
         console = rich.console.Console(file=io.StringIO())
         runs = tables.by_seed(groups)
         folders = {"hospital": "films/hospital.zip"}
-        failures = tables.evaluate_elsewhere(groups, runs, "DIR", folders, console)
+        failures = tables.evaluate_elsewhere(
+            groups, runs, chosen, "DIR", folders, console
+        )
         return failures, commands
 
     return test
