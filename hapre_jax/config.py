@@ -14,7 +14,15 @@ from typing import Any
 from hapre_jax.errors import UserError
 from hapre_jax.options import check, nearest, option, options
 
-_RESNETS = ("resnet8", "resnet14", "resnet10", "resnet18", "resnet34", "resnet50")
+_RESNETS = (
+    "resnet8",
+    "resnet14",
+    "resnet20",
+    "resnet10",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+)
 TRUNKS = (*_RESNETS, "densenet121", "densenet169", "vgg16", "vgg19")
 NETS = (*TRUNKS, *(f"{net}+{a}" for net in _RESNETS for a in ("cbam", "danet")))
 NORMS = ("batch", "frozen", "group")

@@ -247,8 +247,8 @@ def test_text_of_a_value_is_read_back():
         (
             "task.net",
             "resnet9",
-            "task.net is 'resnet9', but must be one of resnet8, resnet14, resnet10, "
-            "resnet18, resnet34, resnet50",
+            "task.net is 'resnet9', but must be one of resnet8, resnet14, resnet20, "
+            "resnet10, resnet18, resnet34, resnet50",
         ),
         (
             "trian.steps",

@@ -546,8 +546,8 @@ def test_networks_that_are_no_plain_resnet_are_refused(net):
         config.override_all(config.Config(), texts)
     assert str(error.value) == (
         f"task.net is {net}, but method mag_sd has a head of its own on a ResNet: it "
-        "takes resnet8, resnet14, resnet10, resnet18, resnet34, resnet50, each with "
-        "+cbam or without"
+        "takes resnet8, resnet14, resnet20, resnet10, resnet18, resnet34, resnet50, "
+        "each with +cbam or without"
     )
     assert config.override(config.Config(method="mag_sd"), "task.net", "resnet8+cbam")
 

@@ -17,6 +17,7 @@ from hapre_jax.nets.unet import UNet
 _RESNETS = {
     "resnet8": resnet.resnet8,
     "resnet14": resnet.resnet14,
+    "resnet20": resnet.resnet20,
     "resnet10": resnet.resnet10,
     "resnet18": resnet.resnet18,
     "resnet34": resnet.resnet34,

@@ -1,10 +1,10 @@
 """ResNet-18/34/50 as torchvision builds them, and small ones for CPUs.
 
 He et al., "Deep Residual Learning for Image Recognition", 2016; the bottleneck has its
-stride in the 3x3 convolution (torchvision's v1.5). For CPUs there are ResNet-8 and
-ResNet-14, the 6n + 2 layer networks of the paper's CIFAR section with n = 1 and 2, and
-ResNet-10, one block a stage at a quarter of the width, which costs the same on 128
-pixels as ResNet-8 on 32, and is too coarse for 32.
+stride in the 3x3 convolution (torchvision's v1.5). For CPUs there are ResNet-8,
+ResNet-14 and ResNet-20, the 6n + 2 layer networks of the paper's CIFAR section with n =
+1 to 3, and ResNet-10, one block a stage at a quarter of the width, which costs the same
+on 128 pixels as ResNet-8 on 32, and is too coarse for 32.
 """
 
 import functools
@@ -132,6 +132,7 @@ class ResNet(nn.Module):
 
 resnet8 = functools.partial(ResNet, stage_sizes=(1, 1, 1), width=16, small_stem=True)
 resnet14 = functools.partial(ResNet, stage_sizes=(2, 2, 2), width=16, small_stem=True)
+resnet20 = functools.partial(ResNet, stage_sizes=(3, 3, 3), width=16, small_stem=True)
 resnet10 = functools.partial(ResNet, stage_sizes=(1, 1, 1, 1), width=16)
 resnet18 = functools.partial(ResNet, stage_sizes=(2, 2, 2, 2))
 resnet34 = functools.partial(ResNet, stage_sizes=(3, 4, 6, 3))
