@@ -4,10 +4,9 @@ Films of one patient are not independent, so patients are drawn, not films (the 
 bootstrap; Davison and Hinkley, "Bootstrap Methods and their Application", 1997). An
 interval over images says how far a score depends on who happened to be in the test
 split, of networks as they are; one over seeds (`metrics.interval`) how far it depends
-on the training.
+on the training, and on the division where seeds divide the films anew.
 """
 
-import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -65,26 +64,28 @@ def mean_gain(
 
 def _resample(sets, statistic, seed) -> Score:
     """Mean over sets of `statistic` of the F1 `[n, ...]` of a set's n predictions."""
-    values, drawn = [], []
+    # A patient who is in several test splits is drawn, or not, for all of them.
+    patients = sorted({group for of in sets for group in of[0].groups})
+    counted = []  # of each set: where its patients are among all, and their matrices
     for predictions in sets:
-        # By the patients: test splits of the same ones are the same when resampled.
-        patients = "\0".join(sorted(set(predictions[0].groups))).encode()
-        generator = np.random.default_rng((seed, zlib.crc32(patients)))
-        counts = np.stack([_count(of) for of in predictions])  # [n, G, K, K]
-        values.append(statistic(macro_f1(counts.sum(1))))
-        groups = counts.shape[1]
-        draws = []
-        for size in [_CHUNK] * (_DRAWS // _CHUNK):
-            weights = generator.multinomial(groups, [1 / groups] * groups, size)
-            matrices = np.einsum("dg,ngij->ndij", weights, counts, optimize=True)
-            draws.append(statistic(macro_f1(matrices)))
-        drawn.append(np.concatenate(draws))
-    means = np.mean(drawn, axis=0)
+        own = np.searchsorted(patients, np.unique(predictions[0].groups))
+        counted.append((own, np.stack([_count(of) for of in predictions])))
+    value = np.mean([statistic(macro_f1(counts.sum(1))) for _, counts in counted])
+    generator, size = np.random.default_rng(seed), len(patients)
+    drawn = []
+    for draws in [_CHUNK] * (_DRAWS // _CHUNK):
+        weights = generator.multinomial(size, [1 / size] * size, draws)
+        of_sets = [
+            np.einsum("dg,ngij->ndij", weights[:, own], counts, optimize=True)
+            for own, counts in counted
+        ]
+        drawn.append(np.mean([statistic(macro_f1(of)) for of in of_sets], axis=0))
+    means = np.concatenate(drawn)
     low, high = np.quantile(means, [0.025, 0.975])
     # Never 0: so many draws cannot tell less than one in them.
     side = min(np.sum(means <= 0), np.sum(means >= 0))
     p = min(1.0, 2 * (side + 1) / (_DRAWS + 1))
-    return Score(float(np.mean(values)), float(low), float(high), float(p))
+    return Score(float(value), float(low), float(high), float(p))
 
 
 def _count(of: Predictions) -> np.ndarray:

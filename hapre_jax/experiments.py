@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import json
 import pathlib
+import random
 import shlex
 import subprocess
 import sys
@@ -66,13 +67,19 @@ class Failure(NamedTuple):
 
 
 def shard(experiments: Sequence, text: str) -> list:
-    """Those of shard `i/n`, i from 1 to n: every n-th one."""
+    """Those of shard `i/n`, i from 1 to n: every n-th one, in an order of their own.
+
+    Rows come in turns, and one of them may cost as much as all others: counted as they
+    come, an even n would give all of it to one machine.
+    """
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal()) or not (
         1 <= int(index) <= int(count)
     ):
         raise UserError(f"--shard {text!r} is not i/n with i from 1 to n")
-    return list(experiments[int(index) - 1 :: int(count)])
+    order = list(range(len(experiments)))
+    random.Random(0).shuffle(order)  # the same on every machine
+    return [experiments[of] for of in sorted(order[int(index) - 1 :: int(count)])]
 
 
 def choose(experiments: Sequence[Experiment], text: str) -> list[Experiment]:

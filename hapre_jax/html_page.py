@@ -39,6 +39,7 @@ th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid var(--line); }
 .best { font-weight: 700; } .second { text-decoration: underline; }
 .row { display: flex; flex-wrap: wrap; gap: 1rem 2rem; }
+.row > * { min-width: 0; max-width: 100%; }
 figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; }
 svg { width: 21rem; max-width: 100%; height: auto; }
 svg text { fill: currentColor; font: 11px system-ui, sans-serif; }

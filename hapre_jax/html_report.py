@@ -217,10 +217,11 @@ def _settings(results) -> list[str]:
 
 def of_table(title: str, tables: list, notes: str) -> str:
     """The page about tables, a list of `result_table.Table`."""
-    body = [
-        html_page.table(one.title, one.columns, one.rows, marks=one.marks)
-        for one in tables
-    ]
+    body = []
+    for one in tables:
+        if one.words:
+            body += [html_page.heading(one.title), html_page.paragraph(one.words)]
+        body.append(html_page.table(one.title, one.columns, one.rows, marks=one.marks))
     plain = notes.replace("**", "").replace("`", "")
     plain = plain.replace("<u>", "").replace("</u>", "")
     return html_page.page(title, [*body, html_page.paragraph(plain, kind="note")])

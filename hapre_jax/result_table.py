@@ -19,6 +19,7 @@ class Table(NamedTuple):
     columns: tuple[str, ...]
     rows: list[list[str]]
     marks: list[list[int]]  # of each cell: 0 none, 1 best, 2 second
+    words: str = ""  # what it says, for those who read no table
 
 
 def make(
@@ -150,7 +151,9 @@ def write(
     writer.writeheader()
     writer.writerows(flat)
     atomic.write_text(stem.with_suffix(".md"), text)
-    atomic.write_text(stem.with_suffix(".tex"), "\n".join(map(latex, tables)))
+    comment = "".join(f"% {line}\n" for line in notes.splitlines())
+    latex_text = comment + "\n".join(map(latex, tables))
+    atomic.write_text(stem.with_suffix(".tex"), latex_text)
     atomic.write_text(stem.with_suffix(".csv"), csv_text.getvalue())
     json_file.write(stem.with_suffix(".json"), {"notes": notes, "records": records})
     return text

@@ -75,10 +75,12 @@ def record(
     known_areas = [area for area in areas if area is not None]
     return {
         "seeds": [int(run.values["seed"]) for run in runs],
-        "images": results[0]["test"]["n"],
+        "images": [of["test"]["n"] for of in results],
         "scores": scores,
         "f1_over_images": bootstrap.mean_f1(answers)._asdict(),
-        "gain": bootstrap.mean_gain(pairs)._asdict() if pairs else None,
+        "gain": {**bootstrap.mean_gain(pairs)._asdict(), "seeds": len(pairs)}
+        if pairs
+        else None,
         "lung_iou": across_seeds(known_areas) if known_areas else None,
         "minutes": float(np.mean([of["seconds"] / 60 for of in results])),
     }
@@ -102,13 +104,48 @@ def shown(score: dict | None) -> str:
     return f"{100 * score['mean']:.1f}{spread}"
 
 
-def gained(gain: dict | None) -> str:
-    """Points more than the reference, with the interval over test patients."""
+def gained(gain: dict | None, seeds: int = 0) -> str:
+    """Points more than the reference, with the interval over test patients.
+
+    Args:
+      gain: of a record, or None.
+      seeds: of the whole table; a gain of fewer says so.
+    """
     if gain is None:
         return ""
     low, high = (_signed(100 * gain[end]) for end in ("low", "high"))
     p = "p < 0.002" if gain["p"] < 0.002 else f"p = {gain['p']:.3f}"
-    return f"{_signed(100 * gain['value'])} [{low}, {high}], {p}"
+    fewer = f" (seeds: {gain['seeds']})" if gain["seeds"] < seeds else ""
+    return f"{_signed(100 * gain['value'])} [{low}, {high}], {p}{fewer}"
+
+
+def count_films(one: dict) -> str:
+    """How many test films a record is of, which may differ between seeds."""
+    least, most = min(one["images"]), max(one["images"])
+    return str(most) if least == most else f"{least} to {most}"
+
+
+def in_words(lines: Sequence[tuple[dict, str]], reference: str) -> str:
+    """What records and their names say, for those who read no table."""
+    said = []
+    if len({one.get("tested", "") for one, _ in lines}) == 1 and len(lines) > 1:
+        best, name = max(lines, key=lambda of: of[0]["scores"]["macro_f1"]["mean"])
+        score = shown(best["scores"]["macro_f1"])
+        said.append(f"The best macro-F1 has {name}, {score} per cent.")
+    gains: dict[str, list[str]] = {"better": [], "worse": []}
+    for one, name in lines:
+        if (gain := one["gain"]) and not gain["low"] <= 0 <= gain["high"]:
+            way = "better" if gain["low"] > 0 else "worse"
+            gains[way].append(f"{name} ({_signed(100 * gain['value'])})")
+    for way, found in gains.items():
+        if found:
+            said.append(
+                f"With an interval over test patients that leaves out 0, {way} than "
+                f"{reference} by points of macro-F1: {', '.join(found)}."
+            )
+    if not any(gains.values()) and any(one["gain"] for one, _ in lines):
+        said.append(f"No gain over {reference} has an interval that leaves out 0.")
+    return " ".join(said)
 
 
 def _signed(points):
@@ -132,7 +169,8 @@ def table(
         of the same "tested" compete for the best figure.
       names: of the lines.
       reference: name of what gains are measured against.
-      beside: names of lines that do not compete for the best figure.
+      beside: names of lines that do not compete for the best figure; nor do those of
+        fewer seeds than others.
       extra: more columns: name -> text of a record.
     """
     extra = dict(extra or {})
@@ -142,24 +180,35 @@ def table(
         extra["paper's F1"] = lambda one: (
             f"{100 * one['paper']['macro_f1']:.1f}" if one["paper"] else ""
         )
-    if len({len(one.get("seeds", ())) for one in records}) > 1:
+    if len({count_films(one) for one in records}) > 1:
+        extra["films"] = count_films
+    most = max(len(one["seeds"]) for one in records)
+    if any(len(one["seeds"]) < most for one in records):
         extra["seeds"] = lambda one: str(len(one["seeds"]))
     columns = ["", *METRICS.values(), f"F1 more than {reference}", *extra]
     rows = [
         [
             name,
             *(shown(one["scores"][metric]) for metric in METRICS),
-            gained(one["gain"]),
+            gained(one["gain"], most),
             *(text(one) for text in extra.values()),
         ]
         for name, one in zip(names, records, strict=True)
     ]
     ranked = {
         column: [
-            None if name in beside else one["scores"][metric]["mean"]
+            None
+            if name in beside or len(one["seeds"]) < most
+            else one["scores"][metric]["mean"]
             for name, one in zip(names, records, strict=True)
         ]
         for metric, column in METRICS.items()
     }
     contests = [one.get("tested", "") for one in records]
-    return result_table.make(title, columns, rows, ranked=ranked, contests=contests)
+    table = result_table.make(title, columns, rows, ranked=ranked, contests=contests)
+    competing = [
+        (one, name)
+        for one, name in zip(records, names, strict=True)
+        if name not in beside and len(one["seeds"]) == most
+    ]
+    return table._replace(words=in_words(competing, reference))

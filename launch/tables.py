@@ -38,6 +38,7 @@ from hapre_jax import (
     json_file,
     log,
     result_table,
+    run_folder,
     scores,
 )
 from hapre_jax import config as config_lib
@@ -69,6 +70,7 @@ TITLES = {
 }
 # Those that the paper does not have, and that do not compete.
 _BESIDE = ("random_crop", "true_lungs")
+_NEEDS_LUNGS = "true_lungs"  # which films of one's own do not come with
 
 ROWS = {
     "2": tuple(TITLES),
@@ -87,7 +89,12 @@ class Source(NamedTuple):
     @property
     def needs_root(self) -> bool:
         """Whether it is read from files whose place it does not know."""
-        return self.recipe != "phantom" and "data.root" not in self.values
+        return self.recipe != "phantom" and not self.is_folder
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is films of one's own."""
+        return "data.root" in self.values
 
 
 SOURCES = {
@@ -105,7 +112,10 @@ _RECIPE_OF_FOLDERS = "ped_pneumonia"
 _SOURCES_OF = {
     "1": (("phantom_low",), ("ped_pneumonia",)),
     "2": (("phantom_low",), ("ped_pneumonia",)),
-    "3": (("phantom_high", "phantom_medium", "phantom_low"), ()),
+    "3": (
+        ("phantom_high", "phantom_medium", "phantom_low"),
+        ("ped_pneumonia", "ped_pneumonia_low"),
+    ),
     "4": (("phantom_low",), ("ped_pneumonia",)),
     "5": (("phantom_low",), ("ped_pneumonia",)),
 }
@@ -182,6 +192,8 @@ def plan(
     for name, source in chosen.items():
         for net in nets:
             for row in rows:
+                if row == _NEEDS_LUNGS and source.is_folder:
+                    continue
                 values = preset.values | source.values
                 attention = changes[row].get("task.net", "").partition("+")[2]
                 values["task.net"] = f"{net}+{attention}" if attention else net
@@ -197,6 +209,23 @@ def plan(
                 )
                 groups.append(Group(name, net, row, runs))
     return groups
+
+
+def check_films(groups: Sequence[Group], chosen: dict[str, Source]) -> None:
+    """Raises `UserError` where a run is of another folder of the same name.
+
+    Data sets may have moved; folders of one's own are told apart by their place alone.
+    """
+    for group in groups:
+        for run in group.runs if chosen[group.source].is_folder else ():
+            if not (run.folder / "config.json").exists():
+                continue
+            before = run_folder.read_config(run.folder).data.root
+            if not _is_same_place(before, run.values["data.root"]):
+                raise UserError(
+                    f"{run.folder} was trained on the films of {before}, not of "
+                    f"{run.values['data.root']}: give another --workdir"
+                )
 
 
 def by_seed(groups: Sequence[Group]) -> list[Experiment]:
@@ -249,9 +278,10 @@ def tables_by_source(table: str, groups: Sequence[Group]) -> tuple[list, list[di
         for group in here:
             reference = here[0] if table == "5" else plain_of_same_net(group, here)
             found.append(describe(group, reference, paper=published(table, group)))
-        title = f"{source}, {found[0]['images']} test films"
+        films = f"{scores.count_films(found[0])} test films"
+        title = f"{source}, {films}"
         if table == "2":
-            title = f"{source}, {here[0].net}, {found[0]['images']} test films"
+            title = f"{source}, {here[0].net}, {films}"
             names = [TITLES[group.row] for group in here]
             reference_name = TITLES[_REFERENCE]
         elif table == "4":
@@ -281,30 +311,50 @@ def count_parameters(one: dict) -> str:
     return f"{measure(one['net'], channels=1).parameters / 1e6:.2f}M"
 
 
-def is_tested(group: Group, source: str) -> bool:
+def is_test_of(file: pathlib.Path, values: dict[str, str]) -> bool:
+    """Whether a file has a test on films with such config fields, see `films_of`.
+
+    Films of another folder, or another part of the same ones, may have had its name.
+    """
+    if not file.exists():
+        return False
+    config = config_lib.from_dict(json_file.read(file)["config"])
+    fields = config_lib.options(config)
+    stored = {path: config_lib.to_text(fields[path].value) for path in values}
+    if values["data.name"] == "folder":
+        if not _is_same_place(stored["data.root"], values["data.root"]):
+            return False
+    return stored | {"data.root": ""} == values | {"data.root": ""}
+
+
+def _is_same_place(one: str, other: str) -> bool:
+    return pathlib.Path(one).resolve() == pathlib.Path(other).resolve()
+
+
+def is_tested(group: Group, name: str, values: dict[str, str]) -> bool:
     """Whether all finished runs of a cell were tested on a source."""
-    return source == group.source or all(
-        (run.folder / "on" / f"{source}.json").exists() for run in group.finished
+    return name == group.source or all(
+        is_test_of(run.folder / "on" / f"{name}.json", values) for run in group.finished
     )
 
 
-def table_3(groups, folders):
+def table_3(groups: Sequence[Group], tests: dict[str, dict[str, str]]):
     """Each source that was trained on a table, a line for each test.
 
     Args:
       groups: all cells.
-      folders: names of more films that they were tested on.
+      tests: config fields of films that they were tested on, by name.
     """
     paper, tables, records = json_file.read(_PAPER)["3"], [], []
     names = list(dict.fromkeys(group.source for group in groups))
     for source in names:
         here = [group for group in groups if group.source == source]
         found, lines = [], []
-        for tested in (*names, *folders):
-            for group in (g for g in here if is_tested(g, tested)):
+        for tested, values in tests.items():
+            for group in (g for g in here if is_tested(g, tested, values)):
                 known = paper.get(source, {}).get(group.net, {}).get(group.row, {})
                 reference = plain_of_same_net(group, here)
-                if reference and not is_tested(reference, tested):
+                if reference and not is_tested(reference, tested, values):
                     reference = None
                 found.append(
                     describe(group, reference, tested=tested, paper=known.get(tested))
@@ -319,23 +369,16 @@ def table_3(groups, folders):
 def evaluate_elsewhere(
     groups: Sequence[Group],
     runs: Sequence[Experiment],
-    chosen: dict[str, Source],
-    root: str,
-    folders: dict[str, str],
+    tests: dict[str, dict[str, str]],
     console: rich.console.Console,
 ) -> list[experiments.Failure]:
-    """Tests those of `runs` that are finished on the sources of all groups.
-
-    And on films of `folders`, which has the path of each name.
-    """
-    tests = {name: films_of(source, root) for name, source in chosen.items()}
-    tests |= {name: films_below(path) for name, path in folders.items()}
+    """Tests those of `runs` that are finished on films with config fields `tests`."""
     jobs = []
     for group in groups:
         for run in (run for run in group.finished if run in runs):
             for name, values in tests.items():
                 output = run.folder / "on" / f"{name}.json"
-                if name != group.source and not output.exists():
+                if name != group.source and not is_test_of(output, values):
                     jobs.append((run, values, output))
     failures = []
     with log.progress_bar(console, "tests") as update:
@@ -420,11 +463,12 @@ def notes_on(arguments, groups) -> str:
     return (
         "Per cent; mean over seeds ± half of the 95 % t-interval of the mean. Gains in "
         "F1 are paired by seed and film; their 95 % interval and p-value are of 2,000 "
-        "resamplings of the test patients, of networks as they are. Best **bold**, "
-        f"second <u>underlined</u>. {done} of {asked} runs, seeds 0 to "
-        f"{arguments.seeds - 1}, preset {arguments.preset}, commit {commit.strip()}, "
-        f"jax {jax}. The paper's figures are of its own networks, at 640 pixels, and "
-        f"divisions. Made by `{command(arguments)}`."
+        "resamplings of the test patients (of films, where patients are not known), of "
+        "networks as they are. Best **bold**, second <u>underlined</u>, of rows with "
+        f"all seeds. {done} of {asked} runs, seeds 0 to {arguments.seeds - 1}, preset "
+        f"{arguments.preset}; table made at commit {commit.strip()}, jax {jax}. The "
+        "paper's figures are of its own networks, at 640 pixels, and divisions. Made "
+        f"by `{command(arguments)}`."
     )
 
 
@@ -434,8 +478,9 @@ def command(arguments: argparse.Namespace) -> str:
         "table": arguments.table,
         "data-root": "DIR" if arguments.data_root else "",
         "sources": ",".join(
-            word if word in SOURCES else pathlib.Path(word).name
+            word if word in SOURCES else pathlib.Path(word).resolve().name
             for word in (arguments.sources or "").split(",")
+            if word
         ),
         "rows": arguments.rows,
     }
@@ -481,6 +526,9 @@ def _parser() -> cli.Parser:
     parser.add_argument("--shard", default="1/1", help="i/n: every n-th run")
     experiments.add_slurm_flags(parser)
     parser.add_argument(
+        "--resume", action="store_true", help="go on with what there is, as always"
+    )
+    parser.add_argument(
         "--finished", action="store_true", help="train nothing, show what there is"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
@@ -498,7 +546,7 @@ def main(argv: list[str]) -> int:
     for name, source in chosen.items():
         if source.needs_root and not root:
             raise UserError(f"source {name} is read from files: give --data-root DIR")
-    folders = {pathlib.Path(path).stem: path for path in arguments.test_on}
+    folders = {_name_of(path): path for path in arguments.test_on}
     if folders and table != "3":
         raise UserError(f"--test-on is of table 3, not of table {table}")
     for name, path in folders.items():
@@ -525,11 +573,14 @@ def main(argv: list[str]) -> int:
         root=root,
         workdir=workdir,
     )
+    check_films(groups, chosen)
     runs = by_seed(groups)
     mine = experiments.choose(runs, arguments.shard)
     if arguments.dry_run:
         experiments.print_commands(mine)
         return 0
+    tests = {name: films_of(source, root) for name, source in chosen.items()}
+    tests |= {name: films_below(path) for name, path in folders.items()}
     failures: list[experiments.Failure] = []
     statuses: list[int] = []
     if arguments.slurm and not arguments.finished:
@@ -542,13 +593,13 @@ def main(argv: list[str]) -> int:
     elif not arguments.finished:
         failures += experiments.run_all(mine, console)
         if table == "3":
-            failures += evaluate_elsewhere(groups, mine, chosen, root, folders, console)
+            failures += evaluate_elsewhere(groups, mine, tests, console)
     experiments.say_failures(failures, console)
     if not any(group.finished for group in groups):
         raise UserError(f"{workdir} has no finished run of table {table}")
     finished = [group for group in groups if group.finished]
     if table == "3":
-        tables, records = table_3(finished, folders)
+        tables, records = table_3(finished, tests)
     else:
         tables, records = tables_by_source(table, finished)
     _write(workdir, table, tables, records, notes_on(arguments, groups), console)
@@ -570,13 +621,12 @@ def _sources(text: str | None, default: Sequence[str]) -> dict[str, Source]:
     for word in dict.fromkeys(text.split(",")) if text else default:
         name, source = word, SOURCES.get(word)
         if source is None:
-            path = pathlib.Path(word)
-            if not path.exists():
+            if not word or not pathlib.Path(word).exists():
                 raise UserError(
-                    f"there is no source {word}; there are {', '.join(SOURCES)}, and "
+                    f"there is no source {word!r}; there are {', '.join(SOURCES)}, and "
                     "folders or zips of your own films"
                 )
-            name = path.resolve().stem
+            name = _name_of(word)
             source = Source(
                 _RECIPE_OF_FOLDERS, {"data.name": "folder", "data.root": word}
             )
@@ -584,6 +634,12 @@ def _sources(text: str | None, default: Sequence[str]) -> dict[str, Source]:
             raise UserError(f"--sources: two are called {name}; rename {word}")
         found[name] = source
     return found
+
+
+def _name_of(path: str) -> str:
+    """What films of one's own are called: as their folder, or zip without its end."""
+    place = pathlib.Path(path).resolve()
+    return place.name if place.is_dir() else place.stem
 
 
 def _rows(text: str | None, table: str) -> tuple[str, ...]:

@@ -92,9 +92,20 @@ def write_run():
 
     import numpy as np
 
+    from hapre_jax import config as config_lib
     from hapre_jax import predictions
 
-    def write(folder, f1, *, misses=False, iou=None, minutes=1, tested="", **scores):
+    def write(
+        folder,
+        f1,
+        *,
+        misses=False,
+        iou=None,
+        minutes=1,
+        tested="",
+        films=None,
+        **scores,
+    ):
         results, answers = folder / "results.json", folder / "predictions.csv"
         if tested:
             results = folder / "on" / f"{tested}.json"
@@ -103,7 +114,11 @@ def write_run():
         test = {"n": 20, **dict.fromkeys(names, f1), **scores}
         test["key_area"] = None if iou is None else {"lung_iou": iou}
         results.parent.mkdir(parents=True, exist_ok=True)
-        results.write_text(json.dumps({"test": test, "seconds": 60 * minutes}))
+        written = {"test": test, "seconds": 60 * minutes}
+        if tested:
+            config = config_lib.override_all(config_lib.Config(), films or {})
+            written["config"] = config_lib.to_dict(config)
+        results.write_text(json.dumps(written))
         said = [0, int(misses), 1, 1] * 5
         table = predictions.Predictions(
             names=tuple(f"film-{i}" for i in range(20)),

@@ -254,6 +254,21 @@ def test_mean_over_runs_with_test_splits_of_their_own_is_known_better():
     assert width(one) / width(two) == pytest.approx(math.sqrt(2), rel=WIDTH)
 
 
+def test_patients_of_several_test_splits_are_drawn_for_all_of_them():
+    """Two splits that share 95 of 100 patients say hardly more than one.
+
+    Were they drawn apart, the interval of the mean would be narrower by sqrt(2).
+    """
+    rng = np.random.default_rng(4)
+    labels = rng.integers(0, 3, 420)
+    answers = sometimes_wrong(rng, labels, 0.5, 3)
+    groups = np.arange(420)
+    parts = [slice(0, 400), slice(20, 420)]
+    splits = [predictions(labels[of], answers[of], groups[of]) for of in parts]
+    one, both = bootstrap.mean_f1(splits[:1]), bootstrap.mean_f1(splits)
+    assert width(both) == pytest.approx(width(one), rel=WIDTH)
+
+
 def test_mean_over_runs_with_the_same_test_split_is_not_known_better():
     rng = np.random.default_rng(5)
     labels = rng.integers(0, 3, 120)

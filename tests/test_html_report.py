@@ -98,6 +98,9 @@ def test_the_page_of_tables_has_their_marks():
     page = html_report.of_table("Table 2", [table], "Best **bold**, `code`.")
     read = Reader(page)
     assert read.text[-1] == "Best bold, code."
+    assert html_report.of_table("T", [table._replace(words="b < a")], "").count(
+        "<p>b &lt; a</p>"
+    )
     assert [of for tag, of in read.tags if tag == "td"] == [
         {"class": "best"},
         {"class": "second"},

@@ -137,7 +137,7 @@ def test_written_files_hold_the_tables_and_the_records(tmp_path):
         for ending in (".md", ".tex", ".json")
     }
     assert read[".md"] == text
-    assert read[".tex"] == f"{latex(first)}\n{latex(second)}"
+    assert read[".tex"] == f"% Per *cent*.\n{latex(first)}\n{latex(second)}"
     # Not a digit of 0.1 + 0.2 is lost.
     assert json.loads(read[".json"]) == {"notes": "Per *cent*.", "records": RECORDS}
 

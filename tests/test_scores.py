@@ -47,7 +47,7 @@ def test_record_has_scores_of_the_results_and_intervals_of_the_answers(run):
     spread = pytest.approx(0.635310)
     assert scores.record(runs) == {
         "seeds": [0, 7],
-        "images": 20,
+        "images": [20, 20],
         "scores": {
             "accuracy": {
                 "mean": pytest.approx(0.6),
@@ -178,7 +178,9 @@ def test_scores_are_shown_in_per_cent():
 )
 def test_gains_are_shown_in_points_with_a_sign(gain, text):
     names = ("value", "low", "high", "p")
-    assert scores.gained(dict(zip(names, gain, strict=True))) == text
+    gain = dict(zip(names, gain, strict=True)) | {"seeds": 2}
+    assert scores.gained(gain) == scores.gained(gain, 2) == text
+    assert scores.gained(gain, 3) == f"{text} (seeds: 2)"
 
 
 def test_no_gain_is_shown_as_nothing():
@@ -195,12 +197,14 @@ def record(f1, *, accuracy=0.5, gain=None, iou=None, **more):
         "gain": gain,
         "lung_iou": None if iou is None else score(iou),
         "minutes": 1.5,
+        "seeds": [0],
+        "images": [20],
         **more,
     }
 
 
 def test_table_has_the_four_metrics_and_the_gain():
-    gain = {"value": 0.1, "low": 0.05, "high": 0.15, "p": 0.02}
+    gain = {"value": 0.1, "low": 0.05, "high": 0.15, "p": 0.02, "seeds": 1}
     records = [record(0.7, accuracy=0.9), record(0.8, accuracy=0.6, gain=gain)]
     table = scores.table("T", records, ["plain", "ours"], reference="plain")
     assert table.title == "T"
@@ -209,6 +213,11 @@ def test_table_has_the_four_metrics_and_the_gain():
         ["plain", "90.0", "70.0", "70.0", "70.0", ""],
         ["ours", "60.0", "80.0", "80.0", "80.0", "+10.0 [+5.0, +15.0], p = 0.020"],
     ]
+    assert table.words == (
+        "The best macro-F1 has ours, 80.0 per cent. With an interval over test "
+        "patients that leaves out 0, better than plain by points of macro-F1: "
+        "ours (+10.0)."
+    )
     # Each metric has a best of its own.
     assert table.marks == [[0, 1, 2, 2, 2, 0], [0, 2, 1, 1, 1, 0]]
 
@@ -232,6 +241,31 @@ def test_columns_that_some_record_needs_are_added_in_order():
     assert list(minutes) == ["minutes"]  # the caller's dict stays as it was
     bare = scores.table("T", [record(0.6, paper=None)], ["c"], reference="a")
     assert bare.columns[-1] == "F1 more than a"
+
+
+def test_rows_of_fewer_seeds_do_not_compete_and_say_so():
+    gain = {"value": 0.2, "low": 0.1, "high": 0.3, "p": 0.01, "seeds": 1}
+    records = [
+        record(0.7, seeds=[0, 1]),
+        record(0.9, seeds=[0], gain=gain),
+        record(0.6, seeds=[0, 1], gain=gain | {"low": -0.1, "seeds": 2}),
+    ]
+    table = scores.table("T", records, ["plain", "once", "ours"], reference="plain")
+    assert [marks[4] for marks in table.marks] == [1, 0, 2]
+    assert table.columns[-1] == "seeds"
+    assert [row[-1] for row in table.rows] == ["2", "1", "2"]
+    assert table.rows[1][5].endswith("p = 0.010 (seeds: 1)")
+    assert table.words == (
+        "The best macro-F1 has plain, 70.0 per cent. No gain over plain has an "
+        "interval that leaves out 0."
+    )
+
+
+def test_numbers_of_films_are_told_where_they_differ():
+    records = [record(0.7, images=[20, 20]), record(0.6, images=[19, 21])]
+    table = scores.table("T", records, ["a", "b"], reference="a")
+    films = table.columns.index("films")
+    assert [row[films] for row in table.rows] == ["20", "19 to 21"]
 
 
 def test_rows_that_stand_beside_do_not_compete():

@@ -173,8 +173,8 @@ def test_dry_run_prints_what_would_be_run():
     arguments = ["--table", "4", "--seeds", "1", "--rows", "danet", "--shard", "2/2"]
     assert dry_run("w", *arguments, "--sources", "phantom_high") == [
         "python -m hapre_jax.train --config configs/baselines.py:danet@phantom "
-        "--workdir w/phantom_high/resnet14/danet/seed-0 --data.quality high "
-        "--task.net resnet14+danet --seed 0"
+        "--workdir w/phantom_high/resnet20/danet/seed-0 --data.quality high "
+        "--task.net resnet20+danet --seed 0"
     ]
 
 
@@ -231,13 +231,19 @@ def test_jobs_of_slurm_share_the_runs(tmp_path, monkeypatch, write_run):
         ),
         (
             ["--sources", "phantom"],
-            "there is no source phantom; there are phantom_high, phantom_medium, "
+            "there is no source 'phantom'; there are phantom_high, phantom_medium, "
             "phantom_low, ped_pneumonia, ped_pneumonia_low, rsna_pneumonia, "
             "nih_chest_xray, and folders or zips of your own films",
         ),
         (
             ["--rows", "resnet,cutmix"],
             "table 4 has no row cutmix; it has resnet, cbam, danet, hapre_krs",
+        ),
+        (
+            ["--sources", "phantom_low,"],
+            "there is no source ''; there are phantom_high, phantom_medium, "
+            "phantom_low, ped_pneumonia, ped_pneumonia_low, rsna_pneumonia, "
+            "nih_chest_xray, and folders or zips of your own films",
         ),
         (["--shard", "3/2"], "--shard '3/2' is not i/n with i from 1 to n"),
         (["--test-on", "films"], "--test-on is of table 3, not of table 4"),
@@ -273,7 +279,7 @@ def test_other_films_must_be_there_under_a_name_of_their_own(name, sentence, tmp
 @pytest.mark.parametrize("name", ["hospital", "hospital.zip"])
 def test_films_of_ones_own_are_a_source(name, tmp_path):
     path = tmp_path / name
-    path.mkdir()
+    path.touch() if path.suffix else path.mkdir()
     printed = io.StringIO()
     command = ["--table", "2", "--dry-run", "--rows", "hapre_krs", "--seeds", "1"]
     with contextlib.redirect_stdout(printed):
@@ -291,8 +297,8 @@ def test_films_of_ones_own_are_a_source(name, tmp_path):
     [("hospital", "hospital.zip"), ("phantom_low", "phantom_low.zip")],
 )
 def test_sources_have_names_of_their_own(first, second, tmp_path):
-    for name in (first, second):
-        (tmp_path / name).mkdir()
+    (tmp_path / first).mkdir()
+    (tmp_path / second).touch()
     chosen = [first if first in tables.SOURCES else f"{tmp_path / first}"]
     chosen += [f"{tmp_path / second}"]
     with pytest.raises(UserError, match=rf"two are called {first}; rename .*{second}$"):
@@ -300,6 +306,10 @@ def test_sources_have_names_of_their_own(first, second, tmp_path):
 
 
 # What is made of finished runs.
+
+
+def films_of(source):
+    return tables.films_of(tables.SOURCES[source], "DIR")
 
 
 def finished(workdir, table, *arguments):
@@ -330,10 +340,10 @@ def test_table_2_has_all_methods_that_are_finished(tmp_path, write_run, capsys):
         "| HAPre-KRS | <u>80.0 ± 0.0</u> | **80.0 ± 0.0** | **80.0 ± 0.0** "
         "| **80.0 ± 0.0** | +26.7 [+26.7, +26.7], p < 0.002 | 55.0 ± 63.5 | 2 |",
         "| true lung box | 90.0 | 90.0 | 90.0 | 90.0 "
-        "| +26.7 [+26.7, +26.7], p < 0.002 |  | 1 |",
+        "| +26.7 [+26.7, +26.7], p < 0.002 (seeds: 1) |  | 1 |",
     ]
     assert "Gains in F1 are paired by seed and film" in notes
-    assert "5 of 30 runs, seeds 0 to 1, preset cpu, commit " in notes
+    assert "5 of 30 runs, seeds 0 to 1, preset cpu; table made at " in notes
     assert [
         (one["source"], one["tested"], one["net"], one["row"], one["paper"])
         for one in records
@@ -351,8 +361,8 @@ def test_table_2_has_all_methods_that_are_finished(tmp_path, write_run, capsys):
         ("true_lungs", "[0.9]"),
     ]
     latex = (tmp_path / "table2.tex").read_text(encoding="utf-8").splitlines()
-    assert latex[1] == r"\caption{phantom\_low, resnet8, 20 test films}"
-    assert latex[6].startswith(
+    assert latex[2] == r"\caption{phantom\_low, resnet8, 20 test films}"
+    assert latex[7].startswith(
         r"ResNet & \textbf{90.0 $\pm$ 0.0} & \underline{65.0 $\pm$ 63.5} & "
     )
     assert "HAPre" in capsys.readouterr().out  # narrow terminals part its name
@@ -393,11 +403,10 @@ def test_table_3_tests_each_training_on_every_source(tmp_path, write_run):
     for (trained, tested), (plain, ours) in figures.items():
         elsewhere = "" if trained == tested else tested
         here = tmp_path / trained / "resnet14"
-        write_run(here / "resnet" / "seed-0", plain, misses=True, tested=elsewhere)
+        on = {"tested": elsewhere, "films": films_of(tested)}
+        write_run(here / "resnet" / "seed-0", plain, misses=True, **on)
         # At home there is nothing to gain.
-        write_run(
-            here / "hapre_krs" / "seed-0", ours, misses=not elsewhere, tested=elsewhere
-        )
+        write_run(here / "hapre_krs" / "seed-0", ours, misses=not elsewhere, **on)
     arguments = ["--sources", "phantom_high,phantom_low", "--seeds", "1"]
     parts, records = finished(tmp_path, "3", *arguments)
     assert parts[0] == "**trained on phantom_high**"
@@ -428,7 +437,8 @@ def test_table_3_has_films_that_were_only_tested_on(tmp_path, write_run):
     (tmp_path / "hospital").mkdir()
     run = tmp_path / "phantom_low" / "resnet8" / "resnet" / "seed-0"
     write_run(run, 0.7)
-    write_run(run, 0.4, tested="hospital")
+    films = tables.films_below(str(tmp_path / "hospital"))
+    write_run(run, 0.4, tested="hospital", films=films)
     arguments = ["--sources", "phantom_low", "--rows", "resnet", "--seeds", "1"]
     arguments += ["--test-on", str(tmp_path / "hospital")]
     parts, _ = finished(tmp_path, "3", *arguments)
@@ -443,6 +453,61 @@ def test_table_3_has_films_that_were_only_tested_on(tmp_path, write_run):
     )
 
 
+@pytest.mark.parametrize("change", ["another folder", "another part of it"])
+def test_tests_on_other_films_of_the_same_name_do_not_count(
+    change, tmp_path, write_run
+):
+    films = {}
+    for place in ("a", "b"):
+        (tmp_path / place / "hospital").mkdir(parents=True)
+        films[place] = tables.films_below(str(tmp_path / place / "hospital"))
+    wrong = films["b"]
+    if change == "another part of it":
+        wrong = films["a"] | {"data.split_fractions": "0.7,0.1,0.2"}
+    run = tmp_path / "runs" / "phantom_low" / "resnet8" / "resnet" / "seed-0"
+    write_run(run, 0.7)
+    write_run(run, 0.4, tested="hospital", films=wrong)
+    file = run / "on" / "hospital.json"
+    assert tables.is_test_of(file, wrong) and not tables.is_test_of(file, films["a"])
+    arguments = ["--sources", "phantom_low", "--rows", "resnet", "--seeds", "1"]
+    arguments += ["--test-on", films["a"]["data.root"]]
+    _, records = finished(tmp_path / "runs", "3", *arguments)
+    assert [one["tested"] for one in records] == ["phantom_low"]
+
+
+def test_runs_of_another_folder_of_the_same_name_are_refused(tmp_path, write_run):
+    for place in ("a", "b"):
+        (tmp_path / place / "hospital").mkdir(parents=True)
+    run = tmp_path / "runs" / "hospital" / "resnet8" / "resnet" / "seed-0"
+    trained = config.override_all(
+        config.Config(),
+        {"data.name": "folder", "data.root": str(tmp_path / "b" / "hospital")},
+    )
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps(config.to_dict(trained)))
+    arguments = ["--table", "2", "--workdir", str(tmp_path / "runs"), "--finished"]
+    arguments += ["--sources", str(tmp_path / "a" / "hospital"), "--rows", "resnet"]
+    with pytest.raises(UserError, match="seed-0 was trained on the films of .*/b/hosp"):
+        tables.main(arguments)
+
+
+def test_own_films_have_no_row_of_true_lungs(tmp_path):
+    (tmp_path / "hospital").mkdir()
+    lines = dry_run("w", "--table", "2", "--sources", str(tmp_path / "hospital"))
+    assert len(lines) == 3 * 14
+    assert not any("true_lungs" in line for line in lines)
+
+
+@pytest.mark.parametrize("table", "234")
+@pytest.mark.parametrize("count", [2, 4])
+def test_every_shard_has_its_part_of_the_costly_row(table, count):
+    runs = tables.by_seed(plan(table, names=["phantom_low", "phantom_high"], seeds=4))
+    shards = [experiments.shard(runs, f"{i + 1}/{count}") for i in range(count)]
+    assert sorted(str(run) for part in shards for run in part) == sorted(map(str, runs))
+    costly = [sum("/hapre_krs/" in str(run.folder) for run in part) for part in shards]
+    assert min(costly) > 0.4 * sum(costly) / count
+
+
 def test_table_3_has_the_papers_score_of_the_source_that_is_tested(tmp_path, write_run):
     for source, tested in [
         ("ped_pneumonia", "rsna_pneumonia"),
@@ -450,7 +515,7 @@ def test_table_3_has_the_papers_score_of_the_source_that_is_tested(tmp_path, wri
     ]:
         folder = tmp_path / source / "resnet18" / "hapre_krs" / "seed-0"
         write_run(folder, 0.5)
-        write_run(folder, 0.4, tested=tested)
+        write_run(folder, 0.4, tested=tested, films=films_of(tested))
     arguments = ["--preset", "gpu", "--data-root", "DIR"]
     arguments += ["--sources", "ped_pneumonia,rsna_pneumonia"]
     parts, _ = finished(tmp_path, "3", *arguments)
@@ -614,10 +679,9 @@ def elsewhere(tmp_path, monkeypatch):
             return "/ped_pneumonia_low/resnet8" not in str(output)
 
         monkeypatch.setattr(experiments, "run_program", run_program)
-        chosen = {name: tables.SOURCES[name] for name in names}
         groups = tables.plan(
             "3",
-            chosen=chosen,
+            chosen={name: tables.SOURCES[name] for name in names},
             rows=["resnet"],
             preset=tables.presets("cpu")._replace(nets=("resnet8",)),
             seeds=1,
@@ -630,10 +694,9 @@ def elsewhere(tmp_path, monkeypatch):
             (folder / "results.json").write_text("{}")
         console = rich.console.Console(file=io.StringIO())
         runs = tables.by_seed(groups)
-        folders = {"hospital": "films/hospital.zip"}
-        failures = tables.evaluate_elsewhere(
-            groups, runs, chosen, "DIR", folders, console
-        )
+        tests = {name: films_of(name) for name in names}
+        tests["hospital"] = tables.films_below("films/hospital.zip")
+        failures = tables.evaluate_elsewhere(groups, runs, tests, console)
         return failures, commands
 
     return test
@@ -644,7 +707,8 @@ def test_finished_runs_are_tested_on_the_sources_of_the_others_once(
 ):
     done = tmp_path / "rsna_pneumonia/resnet8/resnet/seed-0/on/phantom_medium.json"
     done.parent.mkdir(parents=True)
-    done.write_text("{}")
+    films = config.override_all(config.Config(), films_of("phantom_medium"))
+    done.write_text(json.dumps({"config": config.to_dict(films)}))
     names = ["phantom_medium", "ped_pneumonia_low", "rsna_pneumonia"]
     failures, commands = elsewhere(names)
     first = tmp_path / "phantom_medium/resnet8/resnet/seed-0"
