@@ -3,6 +3,8 @@
     python benchmarks/scaling.py                              # ResNet-8, for CPUs
     python benchmarks/scaling.py --net resnet18 --side 224 --batch 32 --dtype bfloat16
 
+(`PYTHONPATH=. python ...` where the package is not installed.)
+
 One setting is changed at a time: images in a batch, pixels of a side, boxes that are
 tried, cells of the policy's grid, and devices, where there are several. The exponent is
 the slope of log time, or memory, against the log of the setting. Memory is what XLA
@@ -95,15 +97,23 @@ def main():
     for name, values in axes.items():
         if len(values) < 2:
             continue
-        found = [
-            measure(
-                net=arguments.net,
-                dtype=arguments.dtype,
-                repeat=arguments.repeat,
-                **base | {name: value},
-            )
-            for value in values
-        ]
+        found = []
+        for value in values:
+            try:
+                found.append(
+                    measure(
+                        net=arguments.net,
+                        dtype=arguments.dtype,
+                        repeat=arguments.repeat,
+                        **base | {name: value},
+                    )
+                )
+            except jax.errors.JaxRuntimeError as error:  # as for want of memory
+                print(f"  {name:8}{value:6}: {str(error).splitlines()[0]}", flush=True)
+                break  # larger ones take more
+        values = values[: len(found)]
+        if len(found) < 2:
+            continue
         seconds, sizes = zip(*found, strict=True)
         results[name] = {"values": values, "seconds": seconds, "bytes": sizes}
         for value, took, size in zip(values, seconds, sizes, strict=True):

@@ -3,6 +3,8 @@
     python benchmarks/skip_neighbors.py                       # ResNet-18, for CPUs
     python benchmarks/skip_neighbors.py --side 640 --dtype bfloat16 --repeat 50
 
+(`PYTHONPATH=. python ...` where the package is not installed.)
+
 Algorithm 1 asks for the expanded and the shrunk area only where the detected one does
 not help. Three steps are timed in turns: one that always tries both, one that would
 skip them but may not, as an area does not help, and one that skips them. On a CPU times

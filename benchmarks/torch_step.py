@@ -251,7 +251,8 @@ class Step:
         """Lines 7 to 23: the target map, R, D1, and the crop that is trained on."""
         batch = len(image)
         detected = rescale(mean_box(logits), 1.0)
-        whole = torch.tensor([0.0, 0.0, 1.0, 1.0], device=image.device)
+        # Made on the device: a copy from the host would have it wait in mid-step.
+        whole = torch.arange(4, device=image.device).ge(2).float()
         larger, smaller = rescale(detected, ALPHA), rescale(detected, 1 / ALPHA)
         boxes = torch.stack([whole.expand(batch, 4), detected, larger, smaller])
         crops = crop(image, boxes, self.size)

@@ -90,7 +90,7 @@ def answers(
         batch_size,
         threads=config.data.threads,
         processes=config.data.processes,
-        shard=(0, 1) if mesh is None else sharding.share(),
+        shard=(0, 1) if mesh is None else sharding.share(mesh),
     )
     for start, batch in zip(itertools.count(0, batch_size), batches, strict=False):
         seen = without_answers(batch)

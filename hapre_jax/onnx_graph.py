@@ -273,6 +273,8 @@ class _Graph:
         folded = _fold(equation, values)
         if folded is not None:
             return [_constant(array) for array in folded]
+        if primitive == "unstack":  # from jax 0.11 on; slices before
+            return self._unstack(equation, values[0])
         (out,) = (variable.aval for variable in equation.outvars)
         if primitive in _ALIASES:
             return values
@@ -393,6 +395,18 @@ class _Graph:
                 "group": parameters["feature_group_count"],
             },
         )
+
+    def _unstack(self, equation, value) -> list[_Value]:
+        name, axis = self.whole(value, equation.invars[0].aval), equation.params["axis"]
+        return [
+            _Value(
+                out.aval.shape,
+                name=self.emit(
+                    "Gather", [name, self.constant(np.array(index))], axis=axis
+                ),
+            )
+            for index, out in enumerate(equation.outvars)
+        ]
 
     def _gather(self, equation, values) -> str:
         """What constants choose: a box, or rows of one axis or of axes side by side."""

@@ -157,15 +157,39 @@ def everywhere(tree: Any, mesh: Mesh | None) -> Any:
 
 
 def put_batch(batch: dict, mesh: Mesh) -> dict:
-    """This process's part of a batch, as a part of the batch of all processes."""
+    """This process's part of a batch, see `share`, as a part of the whole one."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     if jax.process_count() == 1:
         return jax.device_put(batch, sharding)
-    return jax.tree.map(
-        functools.partial(jax.make_array_from_process_local_data, sharding), batch
-    )
+    _, parts = share(mesh)
+
+    def put(part):
+        shape = (parts * len(part), *part.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, part, shape)
+
+    return jax.tree.map(put, batch)
 
 
-def share() -> tuple[int, int]:
-    """Which part of each batch this process reads, and of how many."""
-    return jax.process_index(), jax.process_count()
+def share(mesh: Mesh) -> tuple[int, int]:
+    """Which part of each batch this process reads, and of how many.
+
+    Processes whose devices have parts of the same layers read the same images.
+
+    Raises:
+      UserError: the devices of a process are not all of one part, or of several whole
+        ones that follow each other.
+    """
+    mine = [
+        row
+        for row, devices in enumerate(mesh.devices)
+        if any(of.process_index == jax.process_index() for of in devices)
+    ]
+    count, total = len(mine), len(mesh.devices)
+    is_block = mine == list(range(mine[0], mine[0] + count))
+    if not is_block or mine[0] % count or total % count:
+        raise UserError(
+            f"train.model_devices is {mesh.shape['model']}, but this process has "
+            f"devices for the parts {mine} of a batch in {total}: it must have whole "
+            "ones, as many as the others"
+        )
+    return mine[0] // count, total // count

@@ -112,7 +112,7 @@ def iterate(
         start=start,
         threads=config.data.threads,
         processes=config.data.processes,
-        shard=(0, 1) if whole else sharding.share(),
+        shard=(0, 1) if whole else sharding.share(sharding.make_mesh(config.train)),
         partners=partners,
     )
 

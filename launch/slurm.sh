@@ -5,8 +5,9 @@
 #       --train.batch_size 256 --workdir SHARED/runs/large
 #
 # The folder of the run must be on a file system of all machines. Given again, the same
-# command goes on where the job ended. JAX finds the machines by Slurm's own variables;
-# there has to be a process a GPU.
+# command goes on from the last checkpoint (`--train.checkpoint_every`): several processes
+# do not save when they are stopped. JAX finds the machines by Slurm's own variables; there
+# has to be a process a GPU.
 #SBATCH --job-name=hapre_jax
 #SBATCH --gpus-per-node=8
 #SBATCH --ntasks-per-node=8
@@ -14,4 +15,6 @@
 #SBATCH --time=08:00:00
 #SBATCH --output=%x-%j.log
 set -euo pipefail
+# Since Slurm 22.05 srun does not take this over from sbatch.
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-8}
 srun python -m hapre_jax.train --train.distributed true "$@"

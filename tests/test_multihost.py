@@ -63,6 +63,10 @@ for put in (once, sharding.put_state(once, mesh)):
     assert bias == [0, 1, 2]
     total = jax.jit(jax.numpy.sum)(put["kernel"])
     print(kernel, float(total))
+# Both have a half of each layer, and so the same images.
+assert sharding.share(mesh) == (0, 1)
+label = sharding.put_batch({"label": np.array([3, 5])}, mesh)["label"]
+assert label.shape == (2,) and label.addressable_data(0).tolist() == [3, 5]
 """
 
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -100,6 +101,37 @@ def test_eight_devices_equal_one_over_twenty_steps():
 def test_devices_that_are_not_there(settings, said):
     with pytest.raises(UserError, match=said):
         sharding.make_mesh(config_lib.TrainConfig(**settings))
+
+
+@pytest.mark.parametrize(
+    ("processes", "parts"),
+    [
+        # Of devices (data, model), the process; and what each process reads.
+        ([[0], [1], [2], [3]], [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ([[0], [0], [1], [1]], [(0, 2), (1, 2)]),
+        ([[0, 1], [2, 3]], [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ([[0, 0], [1, 1]], [(0, 2), (1, 2)]),
+    ],
+)
+def test_processes_read_what_their_devices_learn_from(monkeypatch, processes, parts):
+    mesh = _mesh_of(processes)
+    for process, part in enumerate(parts):
+        monkeypatch.setattr(jax, "process_index", lambda of=process: of)
+        assert sharding.share(mesh) == part
+
+
+@pytest.mark.parametrize("processes", [[[0], [1], [0], [1]], [[0], [1], [1]]])
+def test_devices_that_are_not_a_part_of_a_batch_are_refused(monkeypatch, processes):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(UserError, match="this process has devices for the parts"):
+        sharding.share(_mesh_of(processes))
+
+
+def _mesh_of(processes):
+    """A mesh whose devices belong to those processes."""
+    devices = [[types.SimpleNamespace(process_index=of) for of in p] for p in processes]
+    shape = {"data": len(devices), "model": len(devices[0])}
+    return types.SimpleNamespace(devices=np.array(devices), shape=shape)
 
 
 def test_a_batch_that_devices_cannot_share(monkeypatch):

@@ -1,0 +1,54 @@
+"""What benchmarks work out themselves; what they time is not a test's business."""
+
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
+
+HLO = """HloModule jit_step
+
+%fused (param: f32[8]) -> f32[8] {
+  %param = f32[8]{0} parameter(0)
+  ROOT %sum = f32[8]{0} add(%param, %param)
+}
+
+ENTRY %main.1 (a: f32[2,3], b: bf16[4]) -> (f32[2,3], f32[8]) {
+  %a = f32[2,3]{1,0} parameter(0)
+  %b = bf16[4]{0} parameter(1), metadata={op_name="b"}
+  %wide.1 = f32[8]{0} custom-call(%a, %b), custom_call_target="gemm"
+  %fusion = f32[8]{0} fusion(%wide.1), kind=kLoop, calls=%fused
+  %pair = (f32[2,3]{1,0}, u8[]) custom-call(%a), custom_call_target="conv"
+  %first = f32[2,3]{1,0} get-tuple-element(%pair), index=0
+  ROOT %out = (f32[2,3]{1,0}, f32[8]{0}) tuple(%first, %fusion)
+}
+"""
+
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_traffic_is_what_kernels_read_and_write(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    # The product reads 24 + 8 bytes and writes 32; the fusion 32 and 32; the
+    # convolution reads 24 and writes 24 + 1.
+    assert _load("step").traffic(HLO) == 64 + 64 + 49
+
+
+# The others need PyTorch to start.
+@pytest.mark.parametrize("name", ["step", "scaling", "skip_neighbors"])
+def test_benchmarks_say_what_they_take(name):
+    said = subprocess.run(
+        [sys.executable, str(FOLDER / f"{name}.py"), "--help"],
+        capture_output=True,
+        text=True,
+    )
+    assert said.returncode == 0, said.stderr
+    assert "usage:" in said.stdout
