@@ -486,6 +486,7 @@ def command(arguments: argparse.Namespace) -> str:
     }
     words = [f"--{name} {value}" for name, value in flags.items() if value]
     words += [f"--test-on {pathlib.Path(path).name}" for path in arguments.test_on]
+    words += [f"--set {text}" for text in arguments.set]
     if arguments.preset != "cpu":
         words.append(f"--preset {arguments.preset}")
     if arguments.table != "1":
@@ -520,6 +521,14 @@ def _parser() -> cli.Parser:
         default=[],
         metavar="PATH",
         help="table 3: test on these films too, a folder or zip with a folder a class",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a config field of every run, as baseline.normal_class=0, which Two-Stage "
+        "must know of films of your own",
     )
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 of each")
     parser.add_argument("--preset", default="cpu", choices=("cpu", "gpu", "paper"))
@@ -568,7 +577,7 @@ def main(argv: list[str]) -> int:
         table,
         chosen=chosen,
         rows=rows,
-        preset=presets(arguments.preset),
+        preset=_changed(presets(arguments.preset), arguments.set),
         seeds=arguments.seeds,
         root=root,
         workdir=workdir,
@@ -640,6 +649,17 @@ def _name_of(path: str) -> str:
     """What films of one's own are called: as their folder, or zip without its end."""
     place = pathlib.Path(path).resolve()
     return place.name if place.is_dir() else place.stem
+
+
+def _changed(preset: Preset, changes: Sequence[str]) -> Preset:
+    """A preset with more config fields, `FIELD=VALUE` each."""
+    values = dict(preset.values)
+    for text in changes:
+        path, sign, value = text.partition("=")
+        if not sign:
+            raise UserError(f"--set {text!r} is not FIELD=VALUE")
+        values[path] = value
+    return preset._replace(values=values)
 
 
 def _rows(text: str | None, table: str) -> tuple[str, ...]:

@@ -247,6 +247,11 @@ def test_jobs_of_slurm_share_the_runs(tmp_path, monkeypatch, write_run):
         ),
         (["--shard", "3/2"], "--shard '3/2' is not i/n with i from 1 to n"),
         (["--test-on", "films"], "--test-on is of table 3, not of table 4"),
+        (["--set", "seed"], "--set 'seed' is not FIELD=VALUE"),
+        (
+            ["--set", "trian.steps=5"],
+            "config has no field trian.steps; did you mean train.steps?",
+        ),
         (["--seeds", "0"], "--seeds is 0, but must be at least 1"),
         ([], "{workdir} has no finished run of table 4"),
     ],
@@ -489,6 +494,12 @@ def test_runs_of_another_folder_of_the_same_name_are_refused(tmp_path, write_run
     arguments += ["--sources", str(tmp_path / "a" / "hospital"), "--rows", "resnet"]
     with pytest.raises(UserError, match="seed-0 was trained on the films of .*/b/hosp"):
         tables.main(arguments)
+
+
+def test_fields_may_be_set_for_all_runs():
+    arguments = ["--table", "2", "--rows", "two_stage", "--seeds", "1"]
+    (line,) = dry_run("w", *arguments, "--set", "baseline.normal_class=1")
+    assert "--baseline.normal_class 1 " in line
 
 
 def test_own_films_have_no_row_of_true_lungs(tmp_path):
