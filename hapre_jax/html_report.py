@@ -221,7 +221,9 @@ def of_table(title: str, tables: list, notes: str) -> str:
     for one in tables:
         if one.words:
             body += [html_page.heading(one.title), html_page.paragraph(one.words)]
-        body.append(html_page.table(one.title, one.columns, one.rows, marks=one.marks))
+        # A figure and its interval stay on one line.
+        rows = [[text.replace(" ± ", "\u00a0±\u00a0") for text in r] for r in one.rows]
+        body.append(html_page.table(one.title, one.columns, rows, marks=one.marks))
     plain = notes.replace("**", "").replace("`", "")
     plain = plain.replace("<u>", "").replace("</u>", "")
     return html_page.page(title, [*body, html_page.paragraph(plain, kind="note")])
