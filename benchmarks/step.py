@@ -2,6 +2,7 @@
 
     python benchmarks/step.py            # what this machine can do in ten minutes
     python benchmarks/step.py --cases resnet18:1:640:float32 --compile
+    python benchmarks/step.py --cases resnet18:1:640:float32 --trace trace
 
 A case is NETWORK:BATCH:SIDE:TYPE. Each library has a process of its own, and the same
 weights, images and boxes; what both say of the first step is compared. (Gradients
@@ -19,8 +20,10 @@ the speed of a large copy, both measured here.
 """
 
 import argparse
+import collections
 import dataclasses
 import functools
+import gzip
 import json
 import math
 import os
@@ -343,6 +346,41 @@ def serve(name, case):
         say(said | tell())
 
 
+def trace(text, folder, *, rows=15):
+    """Profiles our step: what a viewer of traces opens, and its largest operations.
+
+    Returns:
+      Lines: share of the time of all operations, milliseconds a step, how often, name.
+    """
+    import jax
+
+    steps = 3
+    run, _ = ours(Case.read(text))
+    run(steps)
+    with jax.profiler.trace(folder):
+        run(steps)
+    (newest,) = sorted(pathlib.Path(folder).rglob("*.trace.json.gz"))[-1:]
+    with gzip.open(newest) as file:
+        events = json.load(file)["traceEvents"]
+    return [f"{newest}", *largest(events, steps, rows)]
+
+
+def largest(events, steps, rows):
+    """The operations of a trace that take longest; numbers in names do not count."""
+    spent, counts = collections.Counter(), collections.Counter()
+    for event in events:
+        name = event.get("args", {}).get("hlo_op")
+        if name and event.get("ph") == "X":
+            name = re.sub(r"[.\d]+$", "", name)
+            spent[name] += event["dur"] / 1e3 / steps
+            counts[name] += 1
+    total = sum(spent.values())
+    return [
+        f"{took / total:6.1%} {took:9.3f} ms {counts[name] // steps:5} x {name}"
+        for name, took in spent.most_common(rows)
+    ]
+
+
 def say(values):
     """A line of JSON for the parent process."""
     print(json.dumps(values), flush=True)
@@ -503,10 +541,16 @@ def main():
         "--minutes", type=float, default=7, help="start no case later (default 7)"
     )
     parser.add_argument("--out", help="file for the results as JSON lines")
+    parser.add_argument("--trace", metavar="DIR", help="profile our step, time nothing")
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
         serve(arguments.serve[0], Case.read(arguments.serve[1]))
+        return
+    if arguments.trace:
+        for text in arguments.cases or CPU_CASES[:1]:
+            folder = pathlib.Path(arguments.trace, text.replace(":", "-"))
+            print(text, *trace(text, str(folder)), sep="\n  ", flush=True)
         return
     began = time.perf_counter()
     import torch

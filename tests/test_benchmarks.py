@@ -42,6 +42,21 @@ def test_traffic_is_what_kernels_read_and_write(monkeypatch):
     assert _load("step").traffic(HLO) == 64 + 64 + 49
 
 
+def test_largest_operations_of_a_trace(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    events = [
+        {"ph": "X", "dur": 3000, "args": {"hlo_op": "conv.1"}},
+        {"ph": "X", "dur": 5000, "args": {"hlo_op": "conv.12"}},
+        {"ph": "X", "dur": 2000, "args": {"hlo_op": "add"}},
+        {"ph": "X", "dur": 9000, "name": "python"},
+        {"ph": "M", "args": {"hlo_op": "named"}},
+    ]
+    assert _load("step").largest(events, steps=2, rows=5) == [
+        " 80.0%     4.000 ms     1 x conv",
+        " 20.0%     1.000 ms     0 x add",
+    ]
+
+
 # The others need PyTorch to start.
 @pytest.mark.parametrize("name", ["step", "scaling", "skip_neighbors"])
 def test_benchmarks_say_what_they_take(name):
