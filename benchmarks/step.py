@@ -34,7 +34,7 @@ import subprocess
 import sys
 import time
 
-# Where the package is not installed, as on a machine that is lent for an hour.
+# Where the package is not installed.
 sys.path.append(str(pathlib.Path(__file__).parents[1]))
 # Both libraries need room on one device.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
