@@ -316,10 +316,10 @@ def is_test_of(file: pathlib.Path, values: dict[str, str]) -> bool:
 
     Films of another folder, or another part of the same ones, may have had its name.
     """
-    if not file.exists():
+    config = json_file.read(file).get("config") if file.exists() else None
+    if config is None:
         return False
-    config = config_lib.from_dict(json_file.read(file)["config"])
-    fields = config_lib.options(config)
+    fields = config_lib.options(config_lib.from_dict(config))
     stored = {path: config_lib.to_text(fields[path].value) for path in values}
     if values["data.name"] == "folder":
         if not _is_same_place(stored["data.root"], values["data.root"]):

@@ -474,6 +474,7 @@ def test_tests_on_other_films_of_the_same_name_do_not_count(
     write_run(run, 0.4, tested="hospital", films=wrong)
     file = run / "on" / "hospital.json"
     assert tables.is_test_of(file, wrong) and not tables.is_test_of(file, films["a"])
+    assert not tables.is_test_of(run / "results.json", wrong)  # does not say of what
     arguments = ["--sources", "phantom_low", "--rows", "resnet", "--seeds", "1"]
     arguments += ["--test-on", films["a"]["data.root"]]
     _, records = finished(tmp_path / "runs", "3", *arguments)
