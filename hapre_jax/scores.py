@@ -1,5 +1,6 @@
 """Scores of runs over seeds, as records for JSON and as tables for readers."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -195,20 +196,18 @@ def table(
         ]
         for name, one in zip(names, records, strict=True)
     ]
+    competes = [
+        name not in beside and len(one["seeds"]) == most
+        for name, one in zip(names, records, strict=True)
+    ]
     ranked = {
         column: [
-            None
-            if name in beside or len(one["seeds"]) < most
-            else one["scores"][metric]["mean"]
-            for name, one in zip(names, records, strict=True)
+            one["scores"][metric]["mean"] if is_rival else None
+            for one, is_rival in zip(records, competes, strict=True)
         ]
         for metric, column in METRICS.items()
     }
     contests = [one.get("tested", "") for one in records]
     table = result_table.make(title, columns, rows, ranked=ranked, contests=contests)
-    competing = [
-        (one, name)
-        for one, name in zip(records, names, strict=True)
-        if name not in beside and len(one["seeds"]) == most
-    ]
-    return table._replace(words=in_words(competing, reference))
+    rivals = itertools.compress(zip(records, names, strict=True), competes)
+    return table._replace(words=in_words(list(rivals), reference))

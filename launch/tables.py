@@ -42,7 +42,7 @@ from hapre_jax import (
     scores,
 )
 from hapre_jax import config as config_lib
-from hapre_jax.data import sources
+from hapre_jax.data import files, sources
 from hapre_jax.errors import UserError
 from hapre_jax.experiments import Experiment
 
@@ -328,7 +328,7 @@ def is_test_of(file: pathlib.Path, values: dict[str, str]) -> bool:
 
 
 def _is_same_place(one: str, other: str) -> bool:
-    return pathlib.Path(one).resolve() == pathlib.Path(other).resolve()
+    return files.expand(one).resolve() == files.expand(other).resolve()
 
 
 def is_tested(group: Group, name: str, values: dict[str, str]) -> bool:
@@ -478,7 +478,7 @@ def command(arguments: argparse.Namespace) -> str:
         "table": arguments.table,
         "data-root": "DIR" if arguments.data_root else "",
         "sources": ",".join(
-            word if word in SOURCES else pathlib.Path(word).resolve().name
+            word if word in SOURCES else files.expand(word).resolve().name
             for word in (arguments.sources or "").split(",")
             if word
         ),
@@ -561,7 +561,7 @@ def main(argv: list[str]) -> int:
     for name, path in folders.items():
         if name in SOURCES | chosen:
             raise UserError(f"--test-on {path} is called as a source is: rename it")
-        if not pathlib.Path(path).exists():
+        if not files.expand(path).exists():
             raise UserError(f"--test-on {path}: there is no such folder or file")
     if arguments.seeds < 1:
         raise UserError(f"--seeds is {arguments.seeds}, but must be at least 1")
@@ -630,7 +630,7 @@ def _sources(text: str | None, default: Sequence[str]) -> dict[str, Source]:
     for word in dict.fromkeys(text.split(",")) if text else default:
         name, source = word, SOURCES.get(word)
         if source is None:
-            if not word or not pathlib.Path(word).exists():
+            if not word or not files.expand(word).exists():
                 raise UserError(
                     f"there is no source {word!r}; there are {', '.join(SOURCES)}, and "
                     "folders or zips of your own films"
@@ -647,7 +647,7 @@ def _sources(text: str | None, default: Sequence[str]) -> dict[str, Source]:
 
 def _name_of(path: str) -> str:
     """What films of one's own are called: as their folder, or zip without its end."""
-    place = pathlib.Path(path).resolve()
+    place = files.expand(path).resolve()
     return place.name if place.is_dir() else place.stem
 
 
