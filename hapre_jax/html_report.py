@@ -6,6 +6,7 @@ so it can be mailed, and read on a phone, in light or dark.
 
 import argparse
 import pathlib
+import re
 
 import numpy as np
 
@@ -201,6 +202,8 @@ def _settings(results) -> list[str]:
     }
     changed = [rows[p] for p in rows if given[p].value != default[p].value]
     environment = {**results["versions"], "device": results["device"]}
+    # Results of older versions lack it, installed packages do not know it.
+    environment["commit of hapre_jax"] = results.get("commit") or "unknown"
     environment["training"] = f"{results['seconds'] / 60:.1f} minutes"
     environment["best step"] = f"{results['best_step']} of {results['steps']}"
     columns = ["field", "value", "what it is"]
@@ -221,12 +224,20 @@ def of_table(title: str, tables: list, notes: str) -> str:
     for one in tables:
         if one.words:
             body += [html_page.heading(one.title), html_page.paragraph(one.words)]
-        # A figure and its interval stay on one line.
-        rows = [[text.replace(" ± ", "\u00a0±\u00a0") for text in r] for r in one.rows]
+        rows = [[_on_one_line(text) for text in row] for row in one.rows]
         body.append(html_page.table(one.title, one.columns, rows, marks=one.marks))
     plain = notes.replace("**", "").replace("`", "")
     plain = plain.replace("<u>", "").replace("</u>", "")
     return html_page.page(title, [*body, html_page.paragraph(plain, kind="note")])
+
+
+def _on_one_line(text):
+    """A figure and its interval, in a cell that breaks between such pairs only."""
+    return re.sub(r"(?<=\[)\S+, (?=\S+\])| ± ", _unbroken, text)
+
+
+def _unbroken(found):
+    return found[0].replace(" ", "\u00a0")
 
 
 def write(workdir: pathlib.Path, results: dict) -> pathlib.Path:

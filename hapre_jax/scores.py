@@ -84,6 +84,8 @@ def record(
         else None,
         "lung_iou": across_seeds(known_areas) if known_areas else None,
         "minutes": float(np.mean([of["seconds"] / 60 for of in results])),
+        # Older versions did not write it.
+        "commits": sorted({of.get("commit") or "unknown" for of in results}),
     }
 
 
@@ -103,6 +105,11 @@ def shown(score: dict | None) -> str:
         return ""
     spread = "" if score["interval"] is None else f" ± {100 * score['interval']:.1f}"
     return f"{100 * score['mean']:.1f}{spread}"
+
+
+def over_patients(score: dict) -> str:
+    """The interval over test patients of a score, in per cent."""
+    return f"[{100 * score['low']:.1f}, {100 * score['high']:.1f}]"
 
 
 def gained(gain: dict | None, seeds: int = 0) -> str:
@@ -186,11 +193,13 @@ def table(
     most = max(len(one["seeds"]) for one in records)
     if any(len(one["seeds"]) < most for one in records):
         extra["seeds"] = lambda one: str(len(one["seeds"]))
-    columns = ["", *METRICS.values(), f"F1 more than {reference}", *extra]
+    columns = ["", *METRICS.values(), "F1 over patients"]
+    columns += [f"F1 more than {reference}", *extra]
     rows = [
         [
             name,
             *(shown(one["scores"][metric]) for metric in METRICS),
+            over_patients(one["f1_over_images"]),
             gained(one["gain"], most),
             *(text(one) for text in extra.values()),
         ]

@@ -6,7 +6,6 @@ trains goes on where it was interrupted, and ends in the same bits.
 
 import contextlib
 import functools
-import importlib.metadata
 import itertools
 import pathlib
 import time
@@ -24,6 +23,7 @@ from hapre_jax import (
     interrupts,
     learning_curves,
     log,
+    provenance,
     run_folder,
     sharding,
     state,
@@ -420,10 +420,8 @@ def facts(config: Config, fitted: Fitted, data: datasets.Splits) -> dict[str, An
         "best_step": int(fitted.best.step),
         "seconds": fitted.seconds,
         "device": jax.devices()[0].device_kind,
-        "versions": {
-            name: importlib.metadata.version(name)
-            for name in ("jax", "flax", "optax", "numpy")
-        },
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
     }
 
 

@@ -18,10 +18,8 @@ made of what is finished: WORKDIR/tableN.html, .md, .tex, .csv and .json.
 """
 
 import argparse
-import importlib.metadata
 import pathlib
 import runpy
-import subprocess
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -37,6 +35,7 @@ from hapre_jax import (
     html_report,
     json_file,
     log,
+    provenance,
     result_table,
     run_folder,
     scores,
@@ -269,39 +268,43 @@ def published(table: str, group: Group) -> dict | None:
     return rows.get(group.row, {}).get(group.source)
 
 
-def tables_by_source(table: str, groups: Sequence[Group]) -> tuple[list, list[dict]]:
-    """Tables 2, 4 and 5, one for each source, and the records behind them."""
-    tables, records = [], []
-    for source in dict.fromkeys(group.source for group in groups):
-        here = [group for group in groups if group.source == source]
-        found = []
-        for group in here:
-            reference = here[0] if table == "5" else plain_of_same_net(group, here)
-            found.append(describe(group, reference, paper=published(table, group)))
-        films = f"{scores.count_films(found[0])} test films"
-        title = f"{source}, {films}"
-        if table == "2":
-            title = f"{source}, {here[0].net}, {films}"
-            names = [TITLES[group.row] for group in here]
-            reference_name = TITLES[_REFERENCE]
-        elif table == "4":
-            names = [f"{group.net}, {TITLES[group.row]}" for group in here]
-            reference_name = "the plain one of its depth"
-        else:
-            names = [group.net for group in here]
-            reference_name = here[0].net
+def records_by_source(table: str, groups: Sequence[Group]) -> list[dict]:
+    """What Tables 2, 4 and 5 are made of."""
+    records = []
+    for group in groups:
+        here = [other for other in groups if other.source == group.source]
+        reference = here[0] if table == "5" else plain_of_same_net(group, here)
+        records.append(describe(group, reference, paper=published(table, group)))
+    return records
+
+
+def tables_of(table: str, records: Sequence[dict]) -> list[result_table.Table]:
+    """Tables 2 to 5, one for each source, of their records."""
+    tables = []
+    for source in dict.fromkeys(one["source"] for one in records):
+        found = [one for one in records if one["source"] == source]
+        net, films = found[0]["net"], f"{scores.count_films(found[0])} test films"
+        title, reference, name = {
+            "2": (f"{source}, {net}, {films}", TITLES[_REFERENCE], "{row}"),
+            "3": (
+                f"trained on {source}",
+                TITLES[_REFERENCE],
+                "{tested}: {net}, {row}",
+            ),
+            "4": (f"{source}, {films}", "the plain one of its depth", "{net}, {row}"),
+            "5": (f"{source}, {films}", net, "{net}"),
+        }[table]
         tables.append(
             scores.table(
                 title,
                 found,
-                names,
-                reference=reference_name,
+                [name.format(**one | {"row": TITLES[one["row"]]}) for one in found],
+                reference=reference,
                 beside=[TITLES[row] for row in _BESIDE],
                 extra={"parameters": count_parameters} if table == "5" else None,
             )
         )
-        records += found
-    return tables, records
+    return tables
 
 
 def count_parameters(one: dict) -> str:
@@ -338,32 +341,28 @@ def is_tested(group: Group, name: str, values: dict[str, str]) -> bool:
     )
 
 
-def table_3(groups: Sequence[Group], tests: dict[str, dict[str, str]]):
-    """Each source that was trained on a table, a line for each test.
+def records_of_table_3(
+    groups: Sequence[Group], tests: dict[str, dict[str, str]]
+) -> list[dict]:
+    """What Table 3 is made of: each source that was trained on, and each test.
 
     Args:
       groups: all cells.
       tests: config fields of films that they were tested on, by name.
     """
-    paper, tables, records = json_file.read(_PAPER)["3"], [], []
-    names = list(dict.fromkeys(group.source for group in groups))
-    for source in names:
+    paper, records = json_file.read(_PAPER)["3"], []
+    for source in dict.fromkeys(group.source for group in groups):
         here = [group for group in groups if group.source == source]
-        found, lines = [], []
         for tested, values in tests.items():
             for group in (g for g in here if is_tested(g, tested, values)):
                 known = paper.get(source, {}).get(group.net, {}).get(group.row, {})
                 reference = plain_of_same_net(group, here)
                 if reference and not is_tested(reference, tested, values):
                     reference = None
-                found.append(
+                records.append(
                     describe(group, reference, tested=tested, paper=known.get(tested))
                 )
-                lines.append(f"{tested}: {group.net}, {TITLES[group.row]}")
-        records += found
-        title = f"trained on {source}"
-        tables.append(scores.table(title, found, lines, reference=TITLES[_REFERENCE]))
-    return tables, records
+    return records
 
 
 def evaluate_elsewhere(
@@ -450,25 +449,21 @@ def table_1(chosen: dict[str, Source], root: str):
     return [result_table.make("The data sets", columns, rows)], records
 
 
-def notes_on(arguments, groups) -> str:
+def notes_on(arguments, groups, records) -> str:
     """What a reader must know of the figures."""
     done = sum(len(group.finished) for group in groups)
     asked = sum(len(group.runs) for group in groups)
-    git = ["git", "-C", str(_CONFIGS), "rev-parse", "--short", "HEAD"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
-    jax = importlib.metadata.version("jax")
+    commits = sorted({commit for one in records for commit in one["commits"]})
     return (
-        "Per cent; mean over seeds ± half of the 95 % t-interval of the mean. Gains in "
-        "F1 are paired by seed and film; their 95 % interval and p-value are of 2,000 "
-        "resamplings of the test patients (of films, where patients are not known), of "
-        "networks as they are. Best **bold**, second <u>underlined</u>, of rows with "
-        f"all seeds. {done} of {asked} runs, seeds 0 to {arguments.seeds - 1}, preset "
-        f"{arguments.preset}; table made at commit {commit.strip()}, jax {jax}. The "
-        "paper's figures are of its own networks, at 640 pixels, and divisions. Made "
-        f"by `{command(arguments)}`."
+        "Per cent; mean over seeds ± half of the 95 % t-interval of the mean. In "
+        "brackets 95 % intervals over patients: of 2,000 resamplings of the test "
+        "patients (of films, where patients are not known), of networks as they are. "
+        "Gains in F1 are paired by seed and film. Best **bold**, second "
+        f"<u>underlined</u>, of rows with all seeds. {done} of {asked} runs, seeds 0 "
+        f"to {arguments.seeds - 1}, preset {arguments.preset}, at commit "
+        f"{', '.join(commits)}; table made at {provenance.commit() or 'unknown'}, jax "
+        f"{provenance.versions()['jax']}. The paper's figures are of its own networks, "
+        f"at 640 pixels, and divisions. Made by `{command(arguments)}`."
     )
 
 
@@ -608,10 +603,13 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{workdir} has no finished run of table {table}")
     finished = [group for group in groups if group.finished]
     if table == "3":
-        tables, records = table_3(finished, tests)
+        records = records_of_table_3(finished, tests)
     else:
-        tables, records = tables_by_source(table, finished)
-    _write(workdir, table, tables, records, notes_on(arguments, groups), console)
+        records = records_by_source(table, finished)
+    for one in records:
+        one["preset"] = arguments.preset
+    notes = notes_on(arguments, groups, records)
+    _write(workdir, table, tables_of(table, records), records, notes, console)
     return 1 if failures or any(statuses) else 0
 
 

@@ -93,6 +93,7 @@ def _check_results(results, settings):
         "seconds",
         "device",
         "versions",
+        "commit",
     }
     assert config.from_dict(results["config"]) == settings
     assert results["method"] == settings.method == "hapre"

@@ -93,16 +93,22 @@ def test_words_about_key_areas():
 
 def test_the_page_of_tables_has_their_marks():
     ranked = {"F1": [0.9, 0.8]}
-    rows = [["a", "90.0 ± 1.0"], ["b", "80.0"]]
-    table = result_table.make("s", ["", "F1"], rows, ranked=ranked)
+    rows = [["a, b", "90.0 ± 1.0", "+1 [+0, +2], p"], ["b", "80.0", ""]]
+    table = result_table.make("s", ["", "F1", "gain"], rows, ranked=ranked)
     page = html_report.of_table("Table 2", [table], "Best **bold**, `code`.")
     read = Reader(page)
-    assert "90.0\u00a0±\u00a01.0" in read.text
+    # Lines break outside of a figure and its interval only.
+    assert read.text[read.text.index("a, b") :][1:3] == [
+        "90.0\u00a0±\u00a01.0",
+        "+1 [+0,\u00a0+2], p",
+    ]
     assert read.text[-1] == "Best bold, code."
     assert html_report.of_table("T", [table._replace(words="b < a")], "").count(
         "<p>b &lt; a</p>"
     )
     assert [of for tag, of in read.tags if tag == "td"] == [
         {"class": "best"},
+        {},
         {"class": "second"},
+        {},
     ]

@@ -4,6 +4,7 @@ What their answers are worth is in `write_run`: a macro-F1 of 1, with misses of 
 and no resampling of patients changes either.
 """
 
+import json
 import shutil
 
 import pytest
@@ -44,6 +45,8 @@ def test_record_has_scores_of_the_results_and_intervals_of_the_answers(run):
         run("ours", 0, 0.8, accuracy=0.5, macro_recall=0.25, iou=0.6, minutes=3),
         run("ours", 7, 0.9, accuracy=0.7, macro_recall=0.25, iou=0.4, minutes=5),
     ]
+    file = runs[1].folder / "results.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"commit": "abc1234"}))
     spread = pytest.approx(0.635310)
     assert scores.record(runs) == {
         "seeds": [0, 7],
@@ -79,6 +82,7 @@ def test_record_has_scores_of_the_results_and_intervals_of_the_answers(run):
             "values": [0.6, 0.4],
         },
         "minutes": 4.0,
+        "commits": ["abc1234", "unknown"],
     }
 
 
@@ -194,6 +198,7 @@ def record(f1, *, accuracy=0.5, gain=None, iou=None, **more):
     values = dict.fromkeys(scores.METRICS, f1) | {"accuracy": accuracy}
     return {
         "scores": {name: score(value) for name, value in values.items()},
+        "f1_over_images": {"value": 0.5, "low": 0.4125, "high": 0.6, "p": 0.001},
         "gain": gain,
         "lung_iou": None if iou is None else score(iou),
         "minutes": 1.5,
@@ -208,10 +213,12 @@ def test_table_has_the_four_metrics_and_the_gain():
     records = [record(0.7, accuracy=0.9), record(0.8, accuracy=0.6, gain=gain)]
     table = scores.table("T", records, ["plain", "ours"], reference="plain")
     assert table.title == "T"
-    assert table.columns == ("", "Acc", "Pre", "Rec", "F1", "F1 more than plain")
+    assert table.columns[:5] == ("", "Acc", "Pre", "Rec", "F1")
+    assert table.columns[5:] == ("F1 over patients", "F1 more than plain")
+    gained = "+10.0 [+5.0, +15.0], p = 0.020"
     assert table.rows == [
-        ["plain", "90.0", "70.0", "70.0", "70.0", ""],
-        ["ours", "60.0", "80.0", "80.0", "80.0", "+10.0 [+5.0, +15.0], p = 0.020"],
+        ["plain", "90.0", "70.0", "70.0", "70.0", "[41.2, 60.0]", ""],
+        ["ours", "60.0", "80.0", "80.0", "80.0", "[41.2, 60.0]", gained],
     ]
     assert table.words == (
         "The best macro-F1 has ours, 80.0 per cent. With an interval over test "
@@ -219,7 +226,7 @@ def test_table_has_the_four_metrics_and_the_gain():
         "ours (+10.0)."
     )
     # Each metric has a best of its own.
-    assert table.marks == [[0, 1, 2, 2, 2, 0], [0, 2, 1, 1, 1, 0]]
+    assert table.marks == [[0, 1, 2, 2, 2, 0, 0], [0, 2, 1, 1, 1, 0, 0]]
 
 
 def test_columns_that_some_record_needs_are_added_in_order():
@@ -232,8 +239,8 @@ def test_columns_that_some_record_needs_are_added_in_order():
     minutes = {"minutes": lambda one: f"{one['minutes']} min"}
     names = ["a", "b", "c"]
     table = scores.table("T", records, names, reference="a", extra=minutes)
-    assert table.columns[5:] == ("F1 more than a", "minutes", "lung IoU", "paper's F1")
-    assert [row[6:] for row in table.rows] == [
+    assert table.columns[6:] == ("F1 more than a", "minutes", "lung IoU", "paper's F1")
+    assert [row[7:] for row in table.rows] == [
         ["1.5 min", "61.0", ""],
         ["1.5 min", "", "82.8"],
         ["1.5 min", "", ""],
@@ -254,7 +261,7 @@ def test_rows_of_fewer_seeds_do_not_compete_and_say_so():
     assert [marks[4] for marks in table.marks] == [1, 0, 2]
     assert table.columns[-1] == "seeds"
     assert [row[-1] for row in table.rows] == ["2", "1", "2"]
-    assert table.rows[1][5].endswith("p = 0.010 (seeds: 1)")
+    assert table.rows[1][6].endswith("p = 0.010 (seeds: 1)")
     assert table.words == (
         "The best macro-F1 has plain, 70.0 per cent. No gain over plain has an "
         "interval that leaves out 0."

@@ -338,17 +338,19 @@ def test_table_2_has_all_methods_that_are_finished(tmp_path, write_run, capsys):
     assert title == "**phantom_low, resnet8, 20 test films**"
     # 12.706 * 0.05 is 63.5 points; the gain of F1 is 1 - 11/15.
     assert table.splitlines() == [
-        "|  | Acc | Pre | Rec | F1 | F1 more than ResNet | lung IoU | seeds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "|  | Acc | Pre | Rec | F1 | F1 over patients | F1 more than ResNet | lung IoU "
+        "| seeds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         "| ResNet | **90.0 ± 0.0** | <u>65.0 ± 63.5</u> | <u>65.0 ± 63.5</u> "
-        "| <u>65.0 ± 63.5</u> |  |  | 2 |",
+        "| <u>65.0 ± 63.5</u> | [73.3, 73.3] |  |  | 2 |",
         "| HAPre-KRS | <u>80.0 ± 0.0</u> | **80.0 ± 0.0** | **80.0 ± 0.0** "
-        "| **80.0 ± 0.0** | +26.7 [+26.7, +26.7], p < 0.002 | 55.0 ± 63.5 | 2 |",
-        "| true lung box | 90.0 | 90.0 | 90.0 | 90.0 "
+        "| **80.0 ± 0.0** | [100.0, 100.0] | +26.7 [+26.7, +26.7], p < 0.002 "
+        "| 55.0 ± 63.5 | 2 |",
+        "| true lung box | 90.0 | 90.0 | 90.0 | 90.0 | [100.0, 100.0] "
         "| +26.7 [+26.7, +26.7], p < 0.002 (seeds: 1) |  | 1 |",
     ]
     assert "Gains in F1 are paired by seed and film" in notes
-    assert "5 of 30 runs, seeds 0 to 1, preset cpu; table made at " in notes
+    assert "5 of 30 runs, seeds 0 to 1, preset cpu, at commit unknown; table" in notes
     assert [
         (one["source"], one["tested"], one["net"], one["row"], one["paper"])
         for one in records
@@ -360,10 +362,12 @@ def test_table_2_has_all_methods_that_are_finished(tmp_path, write_run, capsys):
     assert records[1]["gain"]["value"] == pytest.approx(4 / 15)
     with (tmp_path / "table2.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["row"], row["scores.macro_f1.values"]) for row in rows] == [
-        ("resnet", "[0.6, 0.7]"),
-        ("hapre_krs", "[0.8, 0.8]"),
-        ("true_lungs", "[0.9]"),
+    columns = ("row", "scores.macro_f1.values", "seeds", "preset", "commits")
+    made = ("cpu", '["unknown"]')
+    assert [tuple(row[name] for name in columns) for row in rows] == [
+        ("resnet", "[0.6, 0.7]", "[0, 1]", *made),
+        ("hapre_krs", "[0.8, 0.8]", "[0, 1]", *made),
+        ("true_lungs", "[0.9]", "[1]", *made),
     ]
     latex = (tmp_path / "table2.tex").read_text(encoding="utf-8").splitlines()
     assert latex[2] == r"\caption{phantom\_low, resnet8, 20 test films}"
@@ -381,13 +385,14 @@ def test_published_scores_stand_beside_ours_where_there_are_some(tmp_path, write
     arguments = ["--rows", "random_crop,hapre_krs", "--data-root", "DIR"]
     parts, records = finished(tmp_path, "2", *arguments)
     assert [part.splitlines()[0] for part in parts[1:4:2]] == [
-        "|  | Acc | Pre | Rec | F1 | F1 more than ResNet |",
-        "|  | Acc | Pre | Rec | F1 | F1 more than ResNet | paper's F1 |",
+        "|  | Acc | Pre | Rec | F1 | F1 over patients | F1 more than ResNet |",
+        "|  | Acc | Pre | Rec | F1 | F1 over patients | F1 more than ResNet "
+        "| paper's F1 |",
     ]
     # The only one that competes has nothing to be better than.
     assert parts[3].splitlines()[2:] == [
-        "| random crops | 50.0 | 50.0 | 50.0 | 50.0 |  |  |",
-        "| HAPre-KRS | 50.0 | 50.0 | 50.0 | 50.0 |  | 82.8 |",
+        "| random crops | 50.0 | 50.0 | 50.0 | 50.0 | [100.0, 100.0] |  |  |",
+        "| HAPre-KRS | 50.0 | 50.0 | 50.0 | 50.0 | [100.0, 100.0] |  | 82.8 |",
     ]
     assert records[3]["paper"] == {
         "accuracy": 0.8884,
@@ -418,13 +423,13 @@ def test_table_3_tests_each_training_on_every_source(tmp_path, write_run):
     none, more = "+0.0 [+0.0, +0.0], p = 1.000", "+26.7 [+26.7, +26.7], p < 0.002"
     assert parts[1].splitlines()[2:] == [
         "| phantom_high: resnet14, ResNet "
-        "| <u>90.0</u> | <u>90.0</u> | <u>90.0</u> | <u>90.0</u> |  |",
+        "| <u>90.0</u> | <u>90.0</u> | <u>90.0</u> | <u>90.0</u> | [73.3, 73.3] |  |",
         "| phantom_high: resnet14, HAPre-KRS "
-        f"| **95.0** | **95.0** | **95.0** | **95.0** | {none} |",
+        f"| **95.0** | **95.0** | **95.0** | **95.0** | [73.3, 73.3] | {none} |",
         "| phantom_low: resnet14, ResNet "
-        "| <u>30.0</u> | <u>30.0</u> | <u>30.0</u> | <u>30.0</u> |  |",
+        "| <u>30.0</u> | <u>30.0</u> | <u>30.0</u> | <u>30.0</u> | [73.3, 73.3] |  |",
         f"| phantom_low: resnet14, HAPre-KRS "
-        f"| **60.0** | **60.0** | **60.0** | **60.0** | {more} |",
+        f"| **60.0** | **60.0** | **60.0** | **60.0** | [100.0, 100.0] | {more} |",
     ]
     assert parts[2] == "**trained on phantom_low**"
     found = {
@@ -549,14 +554,16 @@ def test_table_4_compares_with_the_plain_network_of_the_same_depth(tmp_path, wri
     (title, table, _), _ = finished(tmp_path, "4")
     assert title == "**phantom_low, 20 test films**"
     assert table.splitlines() == [
-        "|  | Acc | Pre | Rec | F1 | F1 more than the plain one of its depth |",
-        "| --- | --- | --- | --- | --- | --- |",
-        "| resnet8, ResNet | 50.0 | 50.0 | 50.0 | 50.0 |  |",
-        "| resnet8, HAPre-KRS | 60.0 | 60.0 | 60.0 | 60.0 "
+        "|  | Acc | Pre | Rec | F1 | F1 over patients "
+        "| F1 more than the plain one of its depth |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| resnet8, ResNet | 50.0 | 50.0 | 50.0 | 50.0 | [73.3, 73.3] |  |",
+        "| resnet8, HAPre-KRS | 60.0 | 60.0 | 60.0 | 60.0 | [100.0, 100.0] "
         "| +26.7 [+26.7, +26.7], p < 0.002 |",
-        "| resnet14, ResNet | **80.0** | **80.0** | **80.0** | **80.0** |  |",
+        "| resnet14, ResNet | **80.0** | **80.0** | **80.0** | **80.0** "
+        "| [100.0, 100.0] |  |",
         "| resnet14, CBAM | <u>70.0</u> | <u>70.0</u> | <u>70.0</u> | <u>70.0</u> "
-        "| −26.7 [−26.7, −26.7], p < 0.002 |",
+        "| [73.3, 73.3] | −26.7 [−26.7, −26.7], p < 0.002 |",
     ]
 
 
@@ -579,9 +586,10 @@ def test_table_5_has_the_parameters_of_backbones(tmp_path, write_run):
     # torchvision's ResNet-34 has 21,797,672 for 1000 classes and colors: less 997 * 513
     # of the head and 2 * 7 * 7 * 64 of the stem it is 21,279,939.
     assert table.splitlines()[:1] + table.splitlines()[3:] == [
-        "|  | Acc | Pre | Rec | F1 | F1 more than resnet18 | parameters |",
+        "|  | Acc | Pre | Rec | F1 | F1 over patients | F1 more than resnet18 "
+        "| parameters |",
         "| resnet34 | **60.0** | **60.0** | **60.0** | **60.0** "
-        "| +26.7 [+26.7, +26.7], p < 0.002 | 21.28M |",
+        "| [100.0, 100.0] | +26.7 [+26.7, +26.7], p < 0.002 | 21.28M |",
     ]
     assert [one["net"] for one in records] == ["resnet18", "resnet34"]
 
@@ -649,7 +657,7 @@ def test_failed_runs_are_listed_and_the_others_are_shown(
         folder = f"{tmp_path}/phantom_low/{net}/resnet/seed-0"
         assert f"failed: {folder}: error: the disk is full (see {folder}.log)" in said
     text = (tmp_path / "table5.md").read_text(encoding="utf-8")
-    assert "| resnet8 | 50.0 | 50.0 | 50.0 | 50.0 |  | 0.08M |" in text
+    assert "| resnet8 | 50.0 | 50.0 | 50.0 | 50.0 | [100.0, 100.0] |  | 0.08M |" in text
 
 
 def test_reason_is_given_where_all_runs_fail(tmp_path, capsys, monkeypatch):
