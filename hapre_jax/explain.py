@@ -1,14 +1,19 @@
 """Where the task network of a trained run looks when it answers a film."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from hapre_jax import boxes, heatmap
+from hapre_jax import boxes, evaluation, heatmap
 from hapre_jax.config import Config
+from hapre_jax.data import dataset as datasets
+from hapre_jax.data import feed
 from hapre_jax.framework import resize
 from hapre_jax.methods import METHODS, plain
+from hapre_jax.state import TrainState, to_float
 from hapre_jax.tasks import normalize
 
 SIZE = 64  # cells of a side of a map of the whole film
@@ -71,3 +76,52 @@ def make(config: Config, num_classes: int) -> Callable | None:
         return jax.vmap(explain_one)(batch["image"], areas, answers), found
 
     return explain
+
+
+class Looks(NamedTuple):
+    """Where a run looks in N films."""
+
+    heat: np.ndarray  # f32[N, 64, 64] >= 0, of the whole film
+    answers: np.ndarray  # i32[N]
+    areas: np.ndarray | None  # f32[N, 4], where it has key areas
+
+
+def look(config: Config, state: TrainState, source: datasets.Dataset) -> Looks:
+    """Maps of the films of a split.
+
+    Args:
+      config: of a run that `make` explains.
+      state: its trained networks, whole on this process.
+      source: the split, of at least one film.
+    """
+    explain = make(config, len(source.classes))
+    assert explain is not None
+
+    @jax.jit
+    def see(params, model_state, batch):
+        return explain(params, model_state, to_float(batch))
+
+    parts = []
+    for batch in feed.eval_batches(source, min(config.train.batch_size, len(source))):
+        seen = see(*state.average, evaluation.without_answers(batch))
+        kept = batch["mask"]
+        parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[kept], seen))
+    heat, found = jax.tree.map(lambda *of: np.concatenate(of), *parts)
+    return Looks(heat, found.probabilities.argmax(1).astype(np.int32), found.action)
+
+
+def score(looks: Looks, lung_boxes: np.ndarray | None) -> dict[str, float] | None:
+    """Means over films of known lungs; None where there are none."""
+    if lung_boxes is None or np.isnan(lung_boxes).all():
+        return None
+    known = np.isfinite(lung_boxes[:, 0])
+    heat, lungs = jnp.asarray(looks.heat[known]), jnp.asarray(lung_boxes[known])
+    points = jax.vmap(heatmap.points_inside)(heat, lungs)
+    energy = jax.vmap(heatmap.energy_inside)(heat, lungs)
+    share = jax.vmap(boxes.area)(lungs)
+    return {
+        "pointing": float(jnp.mean(points)),
+        "energy": float(jnp.mean(energy)),
+        "lungs": float(jnp.mean(share)),
+        "films": int(known.sum()),
+    }

@@ -31,6 +31,8 @@ _PICTURES = {
     "the policy learned.",
     "landscape.png": "The reward landscape: loss of the classifier against zoom and "
     "shift around the lungs, a class a panel.",
+    "heatmaps.png": "Where the classifiers look: the brighter, the more a place speaks "
+    "for the class that is answered (Grad-CAM); 0 outside of a key area.",
     "learning.png": "Curves over the training step.",
 }
 _MISTAKES = "mistakes.png"

@@ -21,7 +21,9 @@ from hapre_jax import (
     checkpoint,
     cli,
     evaluation,
+    explain,
     figures,
+    heatmap_sheet,
     html_report,
     json_file,
     landscape,
@@ -41,11 +43,13 @@ from hapre_jax.framework import Method
 from hapre_jax.methods import METHODS
 
 _SHEET_IMAGES = 12
+_HEATMAP_IMAGES = 6
 _PICTURES = (
     "learning.png",
     "key_areas.png",
     "key_areas_over_time.png",
     "landscape.png",
+    "heatmaps.png",
     "mistakes.png",
 )
 
@@ -150,6 +154,7 @@ def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
         return None
     results = _test(config, method, evaluate, fitted, workdir, data)
     results["plain"] = plain["test"] if plain else None
+    _draw_heatmaps(config, fitted.best, workdir, data, beside_plain=bool(plain))
     html_report.write(workdir, results)
     # Last: it says that the run is finished.
     json_file.write(workdir / "results.json", results)
@@ -187,6 +192,27 @@ def _test(config, method, evaluate, fitted, workdir, data) -> dict[str, Any]:
     return results
 
 
+def _draw_heatmaps(config, best, workdir, data, *, beside_plain):
+    """Where the classifier looks, beside the plain one, if that can be said."""
+    if explain.make(config, len(data.test.classes)) is None:
+        return
+    rows = figures.first_of_each_class(data.test.labels, _HEATMAP_IMAGES)
+    films, found = data.test.take(rows), {}
+    if beside_plain:
+        plain_best = _best_of_plain(config, workdir, data)
+        found["plain"] = explain.look(_plain(config), plain_best, films)
+    whole = sharding.gather(best, sharding.make_mesh(config.train))
+    found[config.method] = explain.look(config, whole, films)
+    sheet = heatmap_sheet.draw(films, found, count=_HEATMAP_IMAGES)
+    figures.save(sheet, workdir / "heatmaps.png")
+
+
+def _best_of_plain(config, workdir, data) -> state.TrainState:
+    """The best checkpoint of the run that `_plain` is the config of."""
+    method = METHODS["plain"](_plain(config), len(data.train.classes))
+    return checkpoint.restore_best(workdir / "plain", _plain(config), method)
+
+
 def _best_scale(measured, areas, lung_boxes) -> dict | None:
     """Where the loss leads to, by validation images, and how near the areas are."""
     zoom = landscape.best_zoom(measured)
@@ -201,8 +227,7 @@ def _learn_before(config, method, workdir, data, console, now) -> state.TrainSta
     Interrupted, it starts anew: it is as good as random numbers until it is done. Of
     several processes each learns it by itself, all from the same films: the same.
     """
-    plain_method = METHODS["plain"](_plain(config), len(data.train.classes))
-    best = checkpoint.restore_best(workdir / "plain", _plain(config), plain_method)
+    best = _best_of_plain(config, workdir, data)
     with (
         contextlib.closing(training.iterate(config, data.train, whole=True)) as batches,
         log.progress_bar(console, f"{config.method}, before training") as update,

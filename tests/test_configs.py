@@ -149,6 +149,7 @@ def test_every_config_trains_and_leaves_what_it_should(
         "key_areas_over_time.png",
         "landscape.png",
         "landscape.json",
+        "heatmaps.png",
     } | ({"plain"} if settings.compare_plain else set())
     assert config_file.load(str(workdir / "config.json")) == settings
     _check_results(json.loads((workdir / "results.json").read_text()), settings)
@@ -197,6 +198,7 @@ PICTURES = (
     "key_areas.png",
     "key_areas_over_time.png",
     "landscape.png",
+    "heatmaps.png",
 )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hapre_jax import config, config_file, json_file
+from hapre_jax import config, config_file, explain, json_file
 from hapre_jax.errors import UserError
 
 _FILE = pathlib.Path(__file__).parents[1] / "launch" / "heatmaps.py"
@@ -40,13 +40,13 @@ def test_scores_by_hand():
     heat[0, 8, 8] = 1.0  # inside, all of it
     heat[1, 8, 8], heat[1, 60, 60] = 1.0, 3.0  # a quarter, and it points elsewhere
     lungs = np.array([[0, 0, 0.5, 0.5]] * 2, np.float32)
-    looks = heatmaps.Looks(heat, np.zeros(2, int), None)
-    found = heatmaps.score(looks, lungs)
+    looks = explain.Looks(heat, np.zeros(2, int), None)
+    found = explain.score(looks, lungs)
     assert found == {"pointing": 0.5, "energy": 0.625, "lungs": 0.25, "films": 2}
     lungs[1] = np.nan
-    assert heatmaps.score(looks, lungs)["films"] == 1
+    assert explain.score(looks, lungs)["films"] == 1
     lungs[:] = np.nan
-    assert heatmaps.score(looks, lungs) is heatmaps.score(looks, None) is None
+    assert explain.score(looks, lungs) is explain.score(looks, None) is None
 
 
 def test_what_cannot_be_compared_is_refused(finished_run, tmp_path):

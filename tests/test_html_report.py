@@ -17,7 +17,7 @@ def test_the_page_of_a_run_has_its_figures_pictures_and_settings(finished_run):
     assert f"{results['test']['macro_f1']:.3f}" in read.text
     assert f"{results['plain']['macro_f1']:.3f}" in read.text
     pictures = [attributes for tag, attributes in read.tags if tag == "img"]
-    assert len(pictures) == 5 and all(of["alt"] for of in pictures)
+    assert len(pictures) == 6 and all(of["alt"] for of in pictures)
     charts = [of["aria-label"] for tag, of in read.tags if tag == "svg"]
     assert charts == ["ROC: hapre", "ROC: plain", "Calibration"]
     for word in ("policy.warmup_steps", "Not for clinical use.", "jax"):

@@ -39,7 +39,7 @@ from hapre_jax.predictions import Predictions
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Of a method without key areas; the second only if an answer is wrong.
-PLAIN_PICTURES = {"learning.png", "mistakes.png"}
+PLAIN_PICTURES = {"learning.png", "mistakes.png", "heatmaps.png"}
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_run_says_where_it_is_and_what_is_next(finished_run, capsys, tmp_path)
     assert said[-2] == (
         f"Everything is in {finished_run}: report.html, results.json, "
         "predictions.csv, metrics.jsonl, learning.png, key_areas.png, "
-        "key_areas_over_time.png, landscape.png, mistakes.png"
+        "key_areas_over_time.png, landscape.png, heatmaps.png, mistakes.png"
     )
     assert said[-1] == (
         f"Next: python -m hapre_jax.evaluate {finished_run} --data.quality medium"
