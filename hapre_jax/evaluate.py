@@ -3,14 +3,18 @@
 `python -m hapre_jax.evaluate RUN [--data.…]`.
 """
 
+import dataclasses
 import pathlib
 
 import rich.console
 
 from hapre_jax import (
+    atomic,
     checkpoint,
     cli,
     evaluation,
+    figures,
+    html_report,
     json_file,
     log,
     other_films,
@@ -23,8 +27,14 @@ from hapre_jax.data import pipeline, splits
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS
 
-# Files of JSON that training leaves in a run's folder.
-_OF_A_RUN = ("appearance.json", "config.json", "landscape.json", "results.json")
+# Of results whose file, or its page, would take the place of one that training leaves.
+_OF_A_RUN = (
+    "appearance.json",
+    "config.json",
+    "landscape.json",
+    "report.json",
+    "results.json",
+)
 
 
 def main(argv: list[str]) -> int:
@@ -38,7 +48,8 @@ def main(argv: list[str]) -> int:
         argv,
         program="python -m hapre_jax.evaluate",
         description="Score the best checkpoint of a run on the test split of its own "
-        "data, or of another source named by --data flags.",
+        "data, or of another source named by --data flags. Leaves scores as JSON, a "
+        "CSV file with a line a film, and a page with curves, key areas and mistakes.",
         add_arguments=add_arguments,
     )
     console = rich.console.Console()
@@ -88,11 +99,31 @@ def main(argv: list[str]) -> int:
     results |= {"config": config_lib.to_dict(config)}
     by_image = output.with_name(f"{output.stem}_predictions.csv")
     predictions.write(by_image, tested.table)
+    _draw(tested_on, tested, output)
+    page = output.with_suffix(".html")
+    text = html_report.of_test(output, results, trained_on=trained.data.name)
+    atomic.write_text(page, text)
     # Last: it says that the test is finished.
     json_file.write(output, results)
     console.print(report.summary_table(results))
     log.say(console, f"Written to {output}, image by image to {by_image}.")
+    log.say(console, f"Next: open {page}")
     return 0
+
+
+def _draw(films, tested, output):
+    """Pictures of what was seen and of mistakes, in the classes of the scores."""
+    table = tested.table
+    films = dataclasses.replace(films, labels=table.labels, classes=table.classes)
+    found = tested.predictions._replace(probabilities=table.probabilities)
+    sheets = {"mistakes": figures.mistakes_sheet(films, found)}
+    if found.action is not None:
+        sheets["key_areas"] = figures.key_area_sheet(films, found)
+    for name, sheet in sheets.items():
+        file = output.with_name(f"{output.stem}_{name}.png")
+        file.unlink(missing_ok=True)  # of a former test
+        if sheet is not None:
+            figures.save(sheet, file)
 
 
 if __name__ == "__main__":

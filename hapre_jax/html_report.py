@@ -35,7 +35,7 @@ _PICTURES = {
     "for the class that is answered (Grad-CAM); 0 outside of a key area.",
     "learning.png": "Curves over the training step.",
 }
-_MISTAKES = "mistakes.png"
+_MISTAKES = {"mistakes.png": "The wrong answers given with most confidence."}
 
 
 def of_run(workdir: pathlib.Path, results: dict) -> str:
@@ -55,26 +55,48 @@ def of_run(workdir: pathlib.Path, results: dict) -> str:
     methods = {results["method"]: (results["test"], ours)}
     if compared is not None:
         methods["plain"] = (results["plain"], compared)
-    body = [
-        html_page.paragraph(text, kind="lead")
-        for text in in_words(results, ours, compared)
-    ]
-    if warning := report.verdict(results):
-        body.append(html_page.paragraph(warning, kind="warning"))
-    body += _scores(methods)
-    body += [
+    title = f"{results['method']} on {results['dataset']}, seed {results['seed']}"
+    body = _said(in_words(results, ours, compared), report.verdict(results))
+    return html_page.page(title, [*body, *_evidence(results, methods, workdir)])
+
+
+def of_test(output: pathlib.Path, results: dict, *, trained_on: str) -> str:
+    """The page about a test of a run on other films, see `evaluate`.
+
+    Args:
+      output: file of the results, with predictions and pictures beside it, called
+        after it.
+      results: what it holds, or is about to.
+      trained_on: name of the films that the run was trained on.
+
+    Raises:
+      UserError: there are no predictions.
+    """
+    prefix = f"{output.stem}_"
+    answers = predictions.read(output.with_name(f"{prefix}predictions.csv"))
+    methods = {results["method"]: (results["test"], answers)}
+    title = f"{results['method']} on {results['dataset']}, trained on {trained_on}"
+    body = _said(in_words(results, answers, None))
+    evidence = _evidence(results, methods, output.parent, prefix)
+    return html_page.page(title, [*body, *evidence])
+
+
+def _said(words, warning=None) -> list[str]:
+    body = [html_page.paragraph(text, kind="lead") for text in words]
+    return body + ([html_page.paragraph(warning, kind="warning")] if warning else [])
+
+
+def _evidence(results, methods, folder, prefix="") -> list[str]:
+    """Figures, pictures, mistakes and settings."""
+    return [
+        *_scores(methods),
         html_page.heading("Which class for which"),
         html_page.row(_confusions(methods)),
+        *_curves(methods),
+        *_pictures("What it looks at, and how it learned", _PICTURES, folder, prefix),
+        *_pictures("The worst mistakes", _MISTAKES, folder, prefix),
+        *_settings(results),
     ]
-    body += _curves(methods)
-    body += _pictures(workdir)
-    if (workdir / _MISTAKES).exists():
-        text = "The wrong answers given with most confidence."
-        body += [html_page.heading("The worst mistakes")]
-        body += [html_page.picture(workdir / _MISTAKES, text)]
-    body += _settings(results)
-    title = f"{results['method']} on {results['dataset']}, seed {results['seed']}"
-    return html_page.page(title, body)
 
 
 def in_words(
@@ -185,14 +207,11 @@ def _curves(methods) -> list[str]:
     ]
 
 
-def _pictures(workdir) -> list[str]:
-    there = {
-        name: text for name, text in _PICTURES.items() if (workdir / name).exists()
-    }
-    if not there:
-        return []
-    shown = [html_page.picture(workdir / name, text) for name, text in there.items()]
-    return [html_page.heading("What it looks at, and how it learned"), *shown]
+def _pictures(title, known, folder, prefix) -> list[str]:
+    """Those of the known pictures that are there."""
+    files = {folder / f"{prefix}{name}": text for name, text in known.items()}
+    shown = [html_page.picture(of, text) for of, text in files.items() if of.exists()]
+    return [html_page.heading(title), *shown] if shown else []
 
 
 def _settings(results) -> list[str]:

@@ -4,7 +4,7 @@ NumPy, in float64: sums over a large test split must not round. Definitions are 
 of scikit-learn.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -123,8 +123,8 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return float(1 / low)
 
 
-def summary(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
-    """Means over classes of the areas under both curves, and the calibration error.
+def summary(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Means over classes of the areas under both curves, calibration error and curve.
 
     A class that no image has, or every image, has no curve and does not count; None
     where no class has one.
@@ -140,10 +140,16 @@ def summary(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float | 
         areas = [area(probabilities[:, kind], labels == kind) for kind in known]
         return float(np.mean(areas)) if areas else None
 
+    found = reliability(probabilities, labels)
     return {
         "roc_auc": mean(roc_auc),
         "average_precision": mean(average_precision),
-        "calibration_error": calibration_error(reliability(probabilities, labels)),
+        "calibration_error": calibration_error(found),
+        # Lists for JSON, which has no NaN: None in a bin without images.
+        "reliability": {
+            name: [None if np.isnan(value) else value for value in values.tolist()]
+            for name, values in found._asdict().items()
+        },
     }
 
 

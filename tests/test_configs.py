@@ -37,6 +37,7 @@ SCORES = {
     "average_precision",
     "calibration_error",
     "scaled_calibration_error",
+    "reliability",
     "confusion_matrix",
     "views",
     "framings",

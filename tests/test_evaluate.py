@@ -386,6 +386,13 @@ def test_another_quality_of_films(tmp_path, finished_run, capsys):
     assert after["trivial_iou"]["whole"] > 0.6 > before["trivial_iou"]["whole"]
     said = capsys.readouterr().out.replace("\n", "")
     assert f"Written to {out}, image by image to " in said
+    assert said.endswith(f"Next: open {tmp_path}/high.html")
+    pictures = {"high_key_areas.png", "high_mistakes.png"}
+    written = {"high.json", "high.html", "high_predictions.csv"} | pictures
+    assert {path.name for path in tmp_path.iterdir()} == written
+    page = (tmp_path / "high.html").read_text()
+    assert "<h1>hapre on phantom, trained on phantom</h1>" in page
+    assert page.count("<img") == 2 and f"{high['test']['macro_f1']:.3f}" in page
 
 
 def _fails(monkeypatch, capsys, *arguments):
@@ -521,10 +528,11 @@ def test_results_that_cannot_be_written(tmp_path, finished_run, monkeypatch, cap
     said = _fails(monkeypatch, capsys, finished_run, "--out", out)
     assert said == f"--out {out} is no file in a folder that exists"
     before = (finished_run / "results.json").read_bytes()
-    out = finished_run / "results.json"
-    said = _fails(monkeypatch, capsys, finished_run, "--out", out)
-    assert said == f"--out {out} is a file of the run itself; choose another"
-    assert out.read_bytes() == before
+    for name in ("results.json", "report.json"):  # whose page would be the run's
+        out = finished_run / name
+        said = _fails(monkeypatch, capsys, finished_run, "--out", out)
+        assert said == f"--out {out} is a file of the run itself; choose another"
+    assert (finished_run / "results.json").read_bytes() == before
 
 
 def test_batch_size_follows_training(tiny_config):

@@ -58,6 +58,13 @@ def test_reliability_and_calibration_error_by_hand():
     np.testing.assert_allclose(bins.accuracy, [1.0, 0.5])
     error = probabilities.calibration_error(bins)
     assert error == pytest.approx((1 * 0.5 + 4 * 0.25) / 5)
+    # Of 15 bins the confidences 0.5 and 0.6, 0.7, 0.8, 0.9 are in four: 7/15 is below
+    # 0.5, 9/15 and 12/15 are the upper ends of theirs.
+    curve = probabilities.summary(found, labels)["reliability"]
+    assert list(curve) == ["images", "confidence", "accuracy"]
+    assert curve["images"] == [0, 0, 0, 0, 0, 0, 0, 1, 1, 0, 1, 1, 0, 1, 0]
+    assert curve["accuracy"][7:12] == [1.0, 0.0, None, 1.0, 0.0]
+    assert curve["confidence"][11] == 0.8 and curve["confidence"][0] is None
 
 
 def test_empty_bins_are_not_counted():
