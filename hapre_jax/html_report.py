@@ -23,19 +23,25 @@ from hapre_jax import (
 from hapre_jax import config as config_lib
 from hapre_jax.predictions import Predictions
 
-# Pictures that a run may have left, and what they show.
+# Heading -> pictures that a run, or a test, may have left, and what they show.
 _PICTURES = {
-    "key_areas.png": "Test films with the key area, the lungs where they are known, "
-    "and what the classifier sees.",
-    "key_areas_over_time.png": "How the key areas of six validation films moved while "
-    "the policy learned.",
-    "landscape.png": "The reward landscape: loss of the classifier against zoom and "
-    "shift around the lungs, a class a panel.",
-    "heatmaps.png": "Where the classifiers look: the brighter, the more a place speaks "
-    "for the class that is answered (Grad-CAM); 0 outside of a key area.",
-    "learning.png": "Curves over the training step.",
+    "What it looks at": {
+        "key_areas.png": "Test films with the key area, the lungs where they are "
+        "known, and what the classifier sees.",
+        "heatmaps.png": "Where the classifiers look: the brighter, the more a place "
+        "speaks for the class that is answered (Grad-CAM); 0 outside of a key area.",
+    },
+    "How it learned": {
+        "learning.png": "Curves over the training step.",
+        "key_areas_over_time.png": "How the key areas of six validation films moved "
+        "while the policy learned.",
+        "landscape.png": "The reward landscape: loss of the classifier against zoom "
+        "and shift around the lungs, a class a panel.",
+    },
+    "The worst mistakes": {
+        "mistakes.png": "The wrong answers given with most confidence.",
+    },
 }
-_MISTAKES = {"mistakes.png": "The wrong answers given with most confidence."}
 
 
 def of_run(workdir: pathlib.Path, results: dict) -> str:
@@ -93,8 +99,7 @@ def _evidence(results, methods, folder, prefix="") -> list[str]:
         html_page.heading("Which class for which"),
         html_page.row(_confusions(methods)),
         *_curves(methods),
-        *_pictures("What it looks at, and how it learned", _PICTURES, folder, prefix),
-        *_pictures("The worst mistakes", _MISTAKES, folder, prefix),
+        *_pictures(folder, prefix),
         *_settings(results),
     ]
 
@@ -207,11 +212,14 @@ def _curves(methods) -> list[str]:
     ]
 
 
-def _pictures(title, known, folder, prefix) -> list[str]:
-    """Those of the known pictures that are there."""
-    files = {folder / f"{prefix}{name}": text for name, text in known.items()}
-    shown = [html_page.picture(of, text) for of, text in files.items() if of.exists()]
-    return [html_page.heading(title), *shown] if shown else []
+def _pictures(folder, prefix) -> list[str]:
+    """Those that are there, under their headings."""
+    body = []
+    for heading, known in _PICTURES.items():
+        files = {folder / f"{prefix}{name}": text for name, text in known.items()}
+        shown = [html_page.picture(f, text) for f, text in files.items() if f.exists()]
+        body += [html_page.heading(heading), *shown] if shown else []
+    return body
 
 
 def _settings(results) -> list[str]:
