@@ -130,13 +130,23 @@ def run_program(command: Sequence[str], output: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], output: IO[str]) -> Iterator[subprocess.Popen]:
+def started(
+    command: Sequence[str], output: IO[str], *, keep: Sequence[int] = ()
+) -> Iterator[subprocess.Popen]:
     """Starts `python -m ...`; whoever leaves the block early has it stop first.
 
     It is waited for then, not killed: a training saves what it has learned.
+
+    Args:
+      command: the module and its arguments.
+      output: gets all that it says.
+      keep: descriptors of open files, whose locks it holds too.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", *command], stdout=output, stderr=subprocess.STDOUT
+        [sys.executable, "-m", *command],
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        pass_fds=keep,
     )
     try:
         yield process
