@@ -162,12 +162,25 @@ def started(
 
 def add_slurm_flags(parser: argparse.ArgumentParser) -> None:
     """Adds what `submit` needs to know."""
-    parser.add_argument("--slurm", type=int, default=0, help="jobs to submit")
     parser.add_argument(
-        "--slurm-args", type=_json, default={}, metavar="JSON", help="of submitit"
+        "--slurm",
+        type=int,
+        default=0,
+        metavar="N",
+        help="submit N jobs to Slurm and wait for them (default: all runs here)",
     )
     parser.add_argument(
-        "--cluster", default="slurm", help="of submitit; local starts processes here"
+        "--slurm-args",
+        type=_json,
+        default={},
+        metavar="JSON",
+        help="""what each job asks for, in submitit's names: '{"timeout_min": 240}'""",
+    )
+    parser.add_argument(
+        "--cluster",
+        default="slurm",
+        metavar="NAME",
+        help="where submitit sends the jobs: slurm (default), or local, processes here",
     )
 
 

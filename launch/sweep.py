@@ -1,4 +1,4 @@
-"""Searches settings with Optuna, by the macro-F1 of validation films.
+r"""Searches settings with Optuna, by the macro-F1 of validation films.
 
 python launch/sweep.py --config configs/sweep_phantom.py --trials 30
 python launch/sweep.py --config configs/sweep_phantom.py --trials 30    # a 2nd worker
@@ -11,8 +11,10 @@ The config file has `get_config()`, the experiment that all trials share, and
 validation F1 is below the median of the others at the same step. The same command
 goes on with the study, and with trials that were interrupted; given again while it
 runs, it is another worker. Workers that share no folder need a --storage; it says
-which of them have died. No test film decides anything. Needs
-pip install -e '.[sweep]'.
+which of them have died. No test film decides anything.
+
+Leaves WORKDIR/best.json, the best trial's settings as a --config of the train program,
+and pictures of the search. Needs pip install -e '.[sweep]'.
 """
 
 import argparse
@@ -429,10 +431,19 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, help="with get_space()")
-    parser.add_argument("--trials", type=int, default=30, help="of the whole study")
+    parser.add_argument("--config", required=True, help="file with get_space()")
     parser.add_argument(
-        "--workdir", type=pathlib.Path, help="of all trials (default runs/CONFIG)"
+        "--trials",
+        type=int,
+        default=30,
+        metavar="N",
+        help="of the whole study, all workers together (default 30)",
+    )
+    parser.add_argument(
+        "--workdir",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="folder of all trials (default runs/CONFIG)",
     )
     parser.add_argument(
         "--storage",
@@ -442,7 +453,9 @@ def main(argv: list[str]) -> int:
         "sqlite:///FILE or postgresql://USER@HOST/NAME (default: a journal in the "
         "workdir)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of trainings and search")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of trainings and search (default 0)"
+    )
     experiments.add_slurm_flags(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="print what is searched, and stop"
