@@ -130,13 +130,23 @@ def run_program(command: Sequence[str], output: pathlib.Path) -> bool:
 
 
 @contextlib.contextmanager
-def started(command: Sequence[str], output: IO[str]) -> Iterator[subprocess.Popen]:
+def started(
+    command: Sequence[str], output: IO[str], *, keep: Sequence[int] = ()
+) -> Iterator[subprocess.Popen]:
     """Starts `python -m ...`; whoever leaves the block early has it stop first.
 
     It is waited for then, not killed: a training saves what it has learned.
+
+    Args:
+      command: the module and its arguments.
+      output: gets all that it says.
+      keep: descriptors of open files, whose locks it holds too.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", *command], stdout=output, stderr=subprocess.STDOUT
+        [sys.executable, "-m", *command],
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        pass_fds=keep,
     )
     try:
         yield process
@@ -152,12 +162,25 @@ def started(command: Sequence[str], output: IO[str]) -> Iterator[subprocess.Pope
 
 def add_slurm_flags(parser: argparse.ArgumentParser) -> None:
     """Adds what `submit` needs to know."""
-    parser.add_argument("--slurm", type=int, default=0, help="jobs to submit")
     parser.add_argument(
-        "--slurm-args", type=_json, default={}, metavar="JSON", help="of submitit"
+        "--slurm",
+        type=int,
+        default=0,
+        metavar="N",
+        help="submit N jobs to Slurm and wait for them (default: all runs here)",
     )
     parser.add_argument(
-        "--cluster", default="slurm", help="of submitit; local starts processes here"
+        "--slurm-args",
+        type=_json,
+        default={},
+        metavar="JSON",
+        help="""what each job asks for, in submitit's names: '{"timeout_min": 240}'""",
+    )
+    parser.add_argument(
+        "--cluster",
+        default="slurm",
+        metavar="NAME",
+        help="where submitit sends the jobs: slurm (default), or local, processes here",
     )
 
 

@@ -14,14 +14,17 @@ import numpy as np
 # to near black. Dashes tell the lines apart without colors.
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07a00", "#3392c9")
 _DASHES = ("", "7 4", "2 3", "9 3 2 3", "4 4", "1 4")
+_LONG = 48  # letters of a cell that is read, not compared: longer than any figure
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2328; --pale: #59636e; --paper: #ffffff;
   --line: #d1d9e0; --band: #f6f8fa; --accent: #0b5cad; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --pale: #9198a1;
   --paper: #0d1117; --line: #3d444d; --band: #151b23; --accent: #6cb0ff; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.2rem; max-width: 62rem; color: var(--ink);
-  background: var(--paper); font: 1rem/1.55 system-ui, sans-serif; }
+body { margin: 0 auto; padding: 1.2rem; max-width: 76rem; color: var(--ink);
+  background: var(--paper); font: 1rem/1.55 system-ui, sans-serif;
+  overflow-wrap: anywhere; }
+p, figcaption { max-width: 52rem; }
 h1 { font-size: 1.6rem; line-height: 1.25; }
 h2 { font-size: 1.2rem; margin-top: 2.2rem; padding-top: .6rem;
   border-top: 1px solid var(--line); }
@@ -34,9 +37,14 @@ table { border-collapse: collapse; margin: .8rem 0;
   font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: .3rem; }
 th, td { padding: .25rem .7rem; border-bottom: 1px solid var(--line);
-  text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid var(--line); }
+  text-align: right; vertical-align: top; overflow-wrap: normal; }
+td { white-space: nowrap; }
+.prose { min-width: 16rem; text-align: left; white-space: normal; }
+th:first-child { text-align: left; }
+tbody th { min-width: 6.5rem; }
+table:not(:has(.prose)) th:first-child { position: sticky; left: 0;
+  background: var(--paper); }
+thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
 .best { font-weight: 700; } .second { text-decoration: underline; }
 .row { display: flex; flex-wrap: wrap; gap: 1rem 2rem; }
 .row > * { min-width: 0; max-width: 100%; }
@@ -78,23 +86,37 @@ def table(
 ) -> str:
     """A table whose first column names the rows.
 
+    A figure stays on one line; a column of long texts is wrapped, and begins on the
+    left. Figures that are wider than the screen scroll past the names of the rows.
+
     Args:
       caption: above it; may be empty.
       columns: heads.
       rows: of texts.
       marks: of each cell: 1 for the best figure, 2 for the second, else 0.
     """
-    names = ("", ' class="best"', ' class="second"')
+    names = ("", "best", "second")
+    kinds = [
+        "prose" if column and any(len(row[column]) > _LONG for row in rows) else ""
+        for column in range(len(columns))
+    ]
     lines = []
     for number, row in enumerate(rows):
-        classes = [names[mark] for mark in marks[number]] if marks else [""] * len(row)
+        row_marks = marks[number] if marks else [0] * len(row)
+        classes = [
+            _class(names[mark], kind)
+            for mark, kind in zip(row_marks, kinds, strict=True)
+        ]
         cells = [f'<th scope="row"{classes[0]}>{_text(row[0])}</th>']
         cells += [
             f"<td{of}>{_text(text)}</td>"
             for of, text in zip(classes[1:], row[1:], strict=True)
         ]
         lines.append(f"<tr>{''.join(cells)}</tr>")
-    heads = "".join(f'<th scope="col">{_text(name)}</th>' for name in columns)
+    heads = "".join(
+        f'<th scope="col"{_class(kind)}>{_text(name)}</th>'
+        for name, kind in zip(columns, kinds, strict=True)
+    )
     named = f"<caption>{_text(caption)}</caption>" if caption else ""
     return _scroll(
         caption,
@@ -207,6 +229,12 @@ def details(summary: str, parts: Sequence[str]) -> str:
     """Parts that show when the reader asks for them."""
     inner = "\n".join(parts)
     return f"<details><summary>{_text(summary)}</summary>\n{inner}\n</details>"
+
+
+def _class(*names: str) -> str:
+    """The attribute, or nothing without a name."""
+    given = " ".join(filter(None, names))
+    return f' class="{given}"' if given else ""
 
 
 def _scroll(name: str, wide: str) -> str:

@@ -1,4 +1,4 @@
-"""Runs a grid of experiments over seeds and makes one table of them.
+r"""Runs a grid of experiments over seeds and makes one table of them.
 
 python launch/grid.py --config configs/phantom.py --workdir runs/grid --seeds 3 \
     --set policy.sigma=0.2,0.35

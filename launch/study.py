@@ -1,11 +1,13 @@
 """Tables and plots of a study: one factor at a time, over seeds.
 
+python launch/grid.py --workdir runs/study
 python launch/grid.py --workdir runs/study --set policy.estimator=paper,elite
-python launch/study.py runs/study --plot docs/study.png
+python launch/study.py runs/study --plot runs/study.png
 
-Reads the `results.json` of `RUNS/VARIANT/seed-N`, as `launch/grid.py` makes them,
-prints a Markdown table and draws every seed. Needs matplotlib: pip install -e
-'.[report]'.
+Reads the `results.json` of FOLDER/VARIANT/seed-N, as `launch/grid.py` makes them. Its
+run without --set is the variant "default", which is shown first; each --set, a command
+of its own, adds a variant for every value. Prints a Markdown table; the picture of
+every seed needs matplotlib: pip install -e '.[report]'.
 """
 
 import argparse
@@ -145,9 +147,16 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("folder", type=pathlib.Path, help="folder of the study's runs")
-    parser.add_argument("--plot", type=pathlib.Path, help="picture to write")
-    parser.add_argument("--title", default="", help="of the picture")
+    parser.add_argument(
+        "folder",
+        type=pathlib.Path,
+        metavar="FOLDER",
+        help="of the study's runs, --workdir of grid.py",
+    )
+    parser.add_argument(
+        "--plot", type=pathlib.Path, metavar="FILE", help="picture to write, as a.png"
+    )
+    parser.add_argument("--title", default="", help="of the picture (default FOLDER)")
     arguments = parser.parse_args(argv)
     variants = collect(arguments.folder)
     print(markdown(variants))

@@ -1,4 +1,4 @@
-"""Searches settings with Optuna, by the macro-F1 of validation films.
+r"""Searches settings with Optuna, by the macro-F1 of validation films.
 
 python launch/sweep.py --config configs/sweep_phantom.py --trials 30
 python launch/sweep.py --config configs/sweep_phantom.py --trials 30    # a 2nd worker
@@ -10,17 +10,22 @@ The config file has `get_config()`, the experiment that all trials share, and
 `python -m hapre_jax.train` in WORKDIR/trial-N, and is stopped early where its
 validation F1 is below the median of the others at the same step. The same command
 goes on with the study, and with trials that were interrupted; given again while it
-runs, it is another worker. No test film decides anything. Needs
-pip install -e '.[sweep]'.
+runs, it is another worker. Workers that share no folder need a --storage; it says
+which of them have died. No test film decides anything.
+
+Leaves WORKDIR/best.json, the best trial's settings as a --config of the train program,
+and pictures of the search. Needs pip install -e '.[sweep]'.
 """
 
 import argparse
 import contextlib
+import datetime
 import fcntl
 import pathlib
 import runpy
 import shlex
 import time
+import warnings
 import zlib
 from collections.abc import Iterator
 from typing import IO
@@ -35,6 +40,8 @@ from hapre_jax.experiments import Experiment, Failure
 
 _REPOSITORY = pathlib.Path(__file__).parents[1]
 _POLL_SECONDS = 0.5
+_BEAT_SECONDS = 60  # between two signs of life of a worker, in a database
+_GRACE_SECONDS = 300  # without one, after which it counts as dead
 _FOLDER = "folder"  # a trial's attribute: where it runs
 
 
@@ -79,10 +86,13 @@ def open_study(
       storage: the database's address, or empty.
       seed: of the settings that are drawn.
       warmup_steps: of a training, before which no trial is given up.
+
+    Raises:
+      UserError: the database cannot be opened.
     """
     optuna = _optuna()
     if storage:
-        backend = storage
+        backend = _database(storage)
     else:
         workdir.mkdir(parents=True, exist_ok=True)
         journal = optuna.storages.journal.JournalFileBackend(
@@ -100,6 +110,32 @@ def open_study(
             n_startup_trials=5, n_warmup_steps=warmup_steps
         ),
     )
+
+
+def _database(address):
+    optuna = _optuna()
+    try:
+        with _quiet():
+            return optuna.storages.RDBStorage(
+                address,
+                heartbeat_interval=_BEAT_SECONDS,
+                grace_period=_GRACE_SECONDS,
+                heartbeat_stale_trial_callback=_put_in_front,
+            )
+    except Exception as error:  # of SQLAlchemy, or of the database's own package
+        reason = str(error).partition("\n")[0]
+        message = f"the database of --storage cannot be opened: {reason}"
+        raise UserError(message) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hides Optuna's warnings of what is experimental, or not for ask and tell."""
+    with warnings.catch_warnings():
+        experimental = _optuna().exceptions.ExperimentalWarning
+        warnings.simplefilter("ignore", experimental)
+        warnings.filterwarnings("ignore", "Heartbeat of storage")
+        yield
 
 
 def _sampler(seed):
@@ -129,16 +165,19 @@ def _optuna():
 
 
 @contextlib.contextmanager
-def _claim(folder: pathlib.Path) -> Iterator[IO[str] | None]:
+def _claim(folder: pathlib.Path, *, wait: bool = False) -> Iterator[IO[str] | None]:
     """Holds a trial's folder while a worker is at it; yields its lock.
 
-    The lock holds the number of the trial. None if another worker is at it.
+    The lock holds the number of the trial. None if another worker is at it; with
+    `wait`, that is waited for.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder).open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if wait:
+                raise TrialFailed(f"{folder} cannot be locked: {error}") from error
             yield None
         else:
             yield file
@@ -154,26 +193,45 @@ def _write(lock, text):
     lock.flush()
 
 
-def take_up_interrupted(study) -> int:
-    """Puts trials whose worker has died in front; returns how many.
+def take_up_interrupted(study) -> None:
+    """Puts trials whose worker has died in front.
 
-    They go on in their folder, from their last checkpoint. A trial whose number the
-    folder's lock does not hold is left alone: another worker is about to begin it, or
-    it is at work on a machine that shares the study, but no folder.
+    They go on in their folder, from their last checkpoint. The lock of a folder says
+    that its worker is dead, at once; where only a database is shared, it has given no
+    sign of life. A trial whose number the lock does not hold is about to begin, or at
+    work on a machine that does not share the folder: it is left alone, unless it had
+    all the time to begin.
     """
-    state = _optuna().trial.TrialState
-    count = 0
-    for trial in study.get_trials(states=[state.RUNNING]):
+    optuna = _optuna()
+    with _quiet():
+        optuna.storages.fail_stale_trials(study)
+    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+        age = datetime.datetime.now() - trial.datetime_start
+        is_late = age.total_seconds() > _GRACE_SECONDS
         named = trial.user_attrs.get(_FOLDER)
-        if not named or not _lock(folder := pathlib.Path(named)).exists():
+        if not named:
+            if is_late:
+                _take_up(study, trial)
+            continue
+        if not _lock(folder := pathlib.Path(named)).exists():
             continue
         with _claim(folder) as lock:
-            if lock and _number(lock) == str(trial.number):
-                study.tell(trial.number, state=state.FAIL)
-                study.enqueue_trial(trial.params, user_attrs={_FOLDER: str(folder)})
+            if lock and (is_late or _number(lock) == str(trial.number)):
+                _take_up(study, trial)
                 _write(lock, "")
-                count += 1
-    return count
+
+
+def _take_up(study, trial):
+    optuna = _optuna()
+    try:
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
+        return  # another worker was faster
+    _put_in_front(study, trial)
+
+
+def _put_in_front(study, trial):
+    study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
 
 
 def _number(lock):
@@ -187,23 +245,37 @@ def run_trial(trial, *, config: str, workdir: pathlib.Path, seed: int) -> float:
     Raises:
       optuna.TrialPruned: it was below the median.
       TrialFailed: the training ended with an error.
+      optuna.exceptions.UpdateFinishedTrialError: it was taken from this worker, which
+        had given no sign of life.
     """
-    interrupted = trial.user_attrs.get(_FOLDER)
-    folder = pathlib.Path(interrupted or workdir / f"trial-{trial.number:04d}")
+    from optuna.storages import _heartbeat
+
+    folder = _folder(trial, workdir)
     values = {field: config_lib.to_text(value) for field, value in trial.params.items()}
     experiment = Experiment(config, values | {"seed": str(seed)}, folder)
     output = folder.parent / f"{folder.name}.log"
-    with _claim(folder) as lock, output.open("a") as said:
-        if not lock:
-            raise TrialFailed(f"another worker is at {folder}")
+    with (
+        _heartbeat.get_heartbeat_thread(trial._trial_id, trial.storage),
+        _claim(folder, wait=True) as lock,
+        output.open("a") as said,
+    ):
         _write(lock, str(trial.number))
         trial.set_user_attr(_FOLDER, str(folder))
         command = ["hapre_jax.train", *experiment.arguments]
-        with experiments.started(command, said) as process:
+        # Should this worker alone be killed, the training keeps the lock to its end.
+        with experiments.started(command, said, keep=[lock.fileno()]) as process:
             _watch(process, trial, folder)
     if process.returncode:
         raise TrialFailed(Failure(str(folder), output).reason)
     return max(validations(folder).values())
+
+
+def _folder(trial, workdir):
+    """Where it was interrupted, if that is here, or one of its own."""
+    interrupted = trial.user_attrs.get(_FOLDER)
+    if interrupted and _lock(folder := pathlib.Path(interrupted)).exists():
+        return folder
+    return workdir / f"trial-{trial.number:04d}"
 
 
 def _watch(process, trial, folder):
@@ -266,7 +338,9 @@ def work(arguments: argparse.Namespace) -> None:
             taken = count(states.COMPLETE, states.PRUNED, states.RUNNING)
             if taken >= arguments.trials:
                 return
-            trial = study.ask(space)
+            with _quiet():
+                trial = study.ask(space)
+            told = {}
             try:
                 value = run_trial(
                     trial,
@@ -275,14 +349,18 @@ def work(arguments: argparse.Namespace) -> None:
                     seed=arguments.seed,
                 )
             except optuna.TrialPruned as pruned:
-                study.tell(trial, state=states.PRUNED)
+                told["state"] = states.PRUNED
                 text, failures = f"pruned at {pruned}", 0
             except TrialFailed as failed:
-                study.tell(trial, state=states.FAIL)
+                told["state"] = states.FAIL
                 text, failures = f"failed: {failed}", failures + 1
+            except optuna.exceptions.UpdateFinishedTrialError:
+                text, failures = "taken up by another worker", 0
             else:
-                study.tell(trial, value)
+                told["values"] = value
                 text, failures = f"F1 {value:.3f}", 0
+            # One that was taken from this worker has been told already.
+            study.tell(trial, **told, skip_if_finished=True)
             done = count(states.COMPLETE, states.PRUNED)
             update(done, arguments.trials, f"trial {trial.number}: {text}")
             if failures == 3:
@@ -324,19 +402,16 @@ def _shown(value):
 
 def _plot(study, workdir, complete) -> list[str]:
     """Pictures of the history and, of enough trials, of what mattered."""
-    import warnings
-
     import matplotlib
 
     matplotlib.use("agg")
-    optuna = _optuna()
+    _optuna()
     from optuna.visualization import matplotlib as plots
 
     drawn = {"history.png": plots.plot_optimization_history}
     if complete >= 5:
         drawn["importance.png"] = plots.plot_param_importances
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with _quiet():
         for name, plot in drawn.items():
             figure = plot(study).figure
             figure.set_size_inches(8, 5)
@@ -356,19 +431,31 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, help="with get_space()")
-    parser.add_argument("--trials", type=int, default=30, help="of the whole study")
+    parser.add_argument("--config", required=True, help="file with get_space()")
     parser.add_argument(
-        "--workdir", type=pathlib.Path, help="of all trials (default runs/CONFIG)"
+        "--trials",
+        type=int,
+        default=30,
+        metavar="N",
+        help="of the whole study, all workers together (default 30)",
+    )
+    parser.add_argument(
+        "--workdir",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="folder of all trials (default runs/CONFIG)",
     )
     parser.add_argument(
         "--storage",
         default="",
         metavar="URL",
-        help="database of the study, for workers that share no folder (default: a "
-        "journal in the workdir)",
+        help="database of the study, for workers that share no folder, such as "
+        "sqlite:///FILE or postgresql://USER@HOST/NAME (default: a journal in the "
+        "workdir)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of trainings and search")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of trainings and search (default 0)"
+    )
     experiments.add_slurm_flags(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="print what is searched, and stop"

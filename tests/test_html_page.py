@@ -57,6 +57,15 @@ def test_a_table_names_its_rows_and_marks_its_best():
     assert heads == ["col", "col", "row", "row"]
 
 
+def test_a_column_of_long_texts_is_wrapped_and_figures_are_not():
+    page = html_page.table("t", ["", "F1", "why"], [["a", "0.9", "x" * 49]])
+    read = Reader(page)
+    assert [of for tag, of in read.tags if tag == "td"] == [{}, {"class": "prose"}]
+    heads = [of.get("class") for tag, of in read.tags if tag == "th"]
+    assert heads == [None, None, "prose", None]
+    assert "prose" not in html_page.table("t", ["", "F1"], [["x" * 49, "x" * 48]])
+
+
 def test_a_confusion_matrix_shows_counts_and_shares_of_the_true_class():
     page = html_page.confusion("m", ["a", "b"], np.array([[3, 1], [0, 0]]))
     text = Reader(page).text

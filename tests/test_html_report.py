@@ -3,7 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
-from test_html_page import Reader
+from test_html_page import BROWSER, Reader
 
 from hapre_jax import html_report, predictions, result_table
 from hapre_jax.errors import UserError
@@ -112,3 +112,107 @@ def test_the_page_of_tables_has_their_marks():
         {"class": "second"},
         {},
     ]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if BROWSER is None:
+        pytest.skip("no Chromium is installed")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as start:
+        browser = start.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+# What a reader has before their eyes, in the order of the page.
+LOOK = """() => {
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  const lines = (cell) => {
+    const range = document.createRange();
+    range.selectNodeContents(cell);
+    return new Set([...range.getClientRects()].map((of) => Math.round(of.top))).size;
+  };
+  const screen = document.scrollingElement;
+  const named = (table) => table.caption || all("h2, summary").some(
+    (of) => of.compareDocumentPosition(table) & Node.DOCUMENT_POSITION_FOLLOWING);
+  return {
+    wider: screen.scrollWidth - screen.clientWidth,
+    ink: getComputedStyle(document.body).color,
+    paper: getComputedStyle(document.body).backgroundColor,
+    headings: all("h1, h2, h3, h4, h5, h6").map((of) => Number(of.tagName[1])),
+    first: all("main p, main table, main figure, main svg")[0].outerHTML,
+    silent: all("img").filter((of) => !of.alt.trim()).length,
+    pictures: all("img").filter((of) => of.complete && of.naturalWidth > 0).length,
+    tables: all("table").length,
+    unnamed: all("table").filter((of) => !named(of)).length,
+    scrolled: all(".scroll").filter((of) => of.scrollWidth > of.clientWidth).length,
+    broken: all("td:not(.prose)").filter(
+      (of) => !of.children.length && lines(of) > 1).map((of) => of.innerText),
+  };
+}"""
+
+
+def _look(browser, file, width, scheme):
+    """What is seen of a page that asks for nothing else and complains of nothing."""
+    window = browser.new_context(
+        viewport={"width": width, "height": 800}, color_scheme=scheme
+    )
+    asked, said = [], []
+    page = window.new_page()
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(file.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach((of) => of.open = 1)")
+    seen = page.evaluate(LOOK)
+    window.close()
+    assert asked == [file.as_uri()] and said == []
+    return seen
+
+
+def _check(seen, scheme):
+    assert seen["wider"] == 0
+    dark, light = "rgb(13, 17, 23)", "rgb(255, 255, 255)"
+    assert seen["paper"] == (dark if scheme == "dark" else light)
+    light, dark = "rgb(31, 35, 40)", "rgb(230, 237, 243)"
+    assert seen["ink"] == (dark if scheme == "dark" else light)
+    assert seen["headings"][0] == 1 and set(seen["headings"][1:]) == {2}
+    assert seen["silent"] == seen["unnamed"] == 0
+    assert seen["broken"] == []
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_run_is_read_in_a_browser(browser, finished_run, width, scheme):
+    seen = _look(browser, finished_run / "report.html", width, scheme)
+    _check(seen, scheme)
+    words = '<p class="lead">On 12 test films it has never seen, hapre has a macro-F1'
+    assert seen["first"].startswith(words)
+    assert seen["pictures"] == 5
+    # Scores, two matrices, changed fields, all fields and the environment.
+    assert seen["tables"] == 6
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_tables_are_read_in_a_browser(browser, tmp_path, width, scheme):
+    columns = ["", "Acc", "Pre", "Rec", "F1", "F1 more than ResNet", "lung IoU"]
+    gain = "+0.9 [−0.4, +2.0], p = 0.180 (seeds: 1)"
+    rows = [
+        ["ResNet", *["78.8 ± 3.1"] * 4, "", ""],
+        ["HAPre-KRS", *["80.0 ± 2.4"] * 4, gain, "51.6 ± 16.2"],
+    ]
+    ranked = {name: [78.8, 80.0] for name in columns[1:5]}
+    table = result_table.make("phantom_low, 600 films", columns, rows, ranked=ranked)
+    table = table._replace(words="The best macro-F1 has HAPre-KRS.")
+    notes = (
+        "Made by `python launch/tables.py --sources phantom_low," + "nih," * 30 + "`"
+    )
+    file = tmp_path / "table.html"
+    file.write_text(html_report.of_table("Table 2", [table, table], notes))
+    seen = _look(browser, file, width, scheme)
+    _check(seen, scheme)
+    assert seen["first"] == "<p>The best macro-F1 has HAPre-KRS.</p>"
+    # On a phone figures scroll, in their own region, and the page does not.
+    assert seen["scrolled"] == (2 if width == 390 else 0)

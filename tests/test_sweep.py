@@ -1,5 +1,6 @@
 """Searches with Optuna: real studies, and trainings that are small programs."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -64,9 +65,10 @@ def training(tmp_path, monkeypatch):
         program = tmp_path / "training.py"
         program.write_text(TRAINING.format(fails=fails, pause=pause))
 
-        def start(command, **settings):
-            assert command[1:3] == ["-m", "hapre_jax.train"]
-            return popen([sys.executable, str(program), *command[3:]], **settings)
+        def start(command, *args, **settings):
+            if command[1:3] == ["-m", "hapre_jax.train"]:  # matplotlib lists fonts
+                command = [sys.executable, str(program), *command[3:]]
+            return popen(command, *args, **settings)
 
         monkeypatch.setattr(sweep.experiments.subprocess, "Popen", start)
 
@@ -74,8 +76,22 @@ def training(tmp_path, monkeypatch):
     return use
 
 
-def _study(workdir):
-    return sweep.open_study("searched", workdir, storage="", seed=0, warmup_steps=1)
+def _study(workdir, storage=""):
+    return sweep.open_study(
+        "searched", workdir, storage=storage, seed=0, warmup_steps=1
+    )
+
+
+def _states(study):
+    return [of.state.name for of in study.get_trials()]
+
+
+def _until(happens):
+    """Waits for what another process does."""
+    deadline = time.monotonic() + 120
+    while not happens():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_search_finds_the_best_and_says_what_is_next(
@@ -148,42 +164,163 @@ def test_failed_trials_are_told_and_three_in_a_row_end_the_search(
     assert [of.state.name for of in trials] == ["FAIL"] * 3
 
 
-def test_an_interrupted_trial_goes_on_in_its_folder(tmp_path, space, training):
-    """The worker is killed as by the system; a second one takes its trial up."""
-    program = tmp_path / "training.py"
-    program.write_text(TRAINING.format(fails="False", pause=60))
-    workdir = tmp_path / "runs"
-    code = f"""
-import importlib.util, subprocess, sys
-spec = importlib.util.spec_from_file_location("sweep", {str(SWEEP)!r})
+# A worker in a process of its own, whose trainings are the small program.
+WORKER = """
+import importlib.util, os, signal, subprocess, sys
+spec = importlib.util.spec_from_file_location("sweep", {sweep!r})
 sweep = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sweep)
 popen = subprocess.Popen
 sweep.experiments.subprocess.Popen = lambda command, **settings: popen(
-    [sys.executable, {str(program)!r}, *command[3:]], **settings)
-sweep.main(["--config", {space!r}, "--trials", "1", "--workdir", {str(workdir)!r}])
+    [sys.executable, {program!r}, *command[3:]], **settings)
+{first}
+sweep.main({flags!r})
 """
-    worker = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
-    first = workdir / "trial-0000"
-    deadline = time.monotonic() + 120
-    while not sweep.validations(first):
-        assert time.monotonic() < deadline and worker.poll() is None
-        time.sleep(0.05)
-    (running,) = _study(workdir).get_trials()
-    assert running.state.name == "RUNNING"
-    # Its folder is taken as long as it lives.
-    assert sweep.take_up_interrupted(_study(workdir)) == 0
-    os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
 
-    training()
+
+@pytest.fixture
+def begin(tmp_path):
+    """Starts a worker whose training takes minutes; what it leaves is ended."""
+    workers = []
+
+    def start(flags, first=""):
+        program = tmp_path / "long.py"
+        program.write_text(TRAINING.format(fails="False", pause=60))
+        code = WORKER.format(
+            sweep=str(SWEEP), program=str(program), flags=flags, first=first
+        )
+        command = [sys.executable, "-c", code]
+        workers.append(subprocess.Popen(command, start_new_session=True))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGKILL)
+        worker.wait()
+
+
+def test_an_interrupted_trial_goes_on_in_its_folder(tmp_path, space, training, begin):
+    """The worker is killed as by the system; a second one takes its trial up."""
+    workdir = tmp_path / "runs"
     flags = ["--config", space, "--trials", "1", "--workdir", str(workdir)]
+    worker = begin(flags)
+    first = workdir / "trial-0000"
+    _until(lambda: sweep.validations(first))
+    (running,) = _study(workdir).get_trials()
+    # Its folder is taken as long as it lives,
+    sweep.take_up_interrupted(_study(workdir))
+    assert _states(_study(workdir)) == ["RUNNING"]
+    # and as long as its training does, which went on without it.
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
+    sweep.take_up_interrupted(_study(workdir))
+    assert _states(_study(workdir)) == ["RUNNING"]
+    os.killpg(worker.pid, signal.SIGKILL)
+
+    def is_taken_up():
+        sweep.take_up_interrupted(_study(workdir))
+        return _states(_study(workdir)) == ["FAIL", "WAITING"]
+
+    _until(is_taken_up)
+    training()
     assert sweep.main(flags) == 0
     old, new = _study(workdir).get_trials()
     assert (old.state.name, new.state.name) == ("FAIL", "COMPLETE")
     assert new.params == running.params
     assert new.user_attrs["folder"] == str(first)
     assert not (workdir / "trial-0001").exists()
+
+
+def test_another_machine_takes_up_the_trial_of_a_lost_one(
+    tmp_path, space, training, begin, monkeypatch
+):
+    """They share a database alone: the disk of the first is gone with it."""
+    storage = f"sqlite:///{tmp_path}/study.db"
+    lost, workdir = tmp_path / "lost", tmp_path / "runs"
+    flags = ["--config", space, "--trials", "1", "--storage", storage]
+    quick = "sweep._BEAT_SECONDS, sweep._GRACE_SECONDS = 1, 3"
+    worker = begin([*flags, "--workdir", str(lost)], first=quick)
+    _until(lambda: sweep.validations(lost / "trial-0000"))
+    lost.rename(tmp_path / "away")
+    monkeypatch.setattr(sweep, "_GRACE_SECONDS", 3)
+    study = _study(workdir, storage)
+    (running,) = study.get_trials()
+    living = time.monotonic() + 5  # longer than the silence of the dead
+    while time.monotonic() < living:
+        sweep.take_up_interrupted(study)
+        assert _states(study) == ["RUNNING"]
+        time.sleep(0.2)
+    os.killpg(worker.pid, signal.SIGKILL)
+    worker.wait()
+
+    def is_taken_up():
+        sweep.take_up_interrupted(study)
+        return _states(study) == ["FAIL", "WAITING"]
+
+    _until(is_taken_up)
+    training()
+    assert sweep.main([*flags, "--workdir", str(workdir)]) == 0
+    old, new = study.get_trials()
+    assert (old.state.name, new.state.name) == ("FAIL", "COMPLETE")
+    assert new.params == running.params
+    assert new.user_attrs["folder"] == str(workdir / "trial-0001")
+    assert not lost.exists()
+
+
+@pytest.mark.parametrize("storage", ["", "sqlite:///{}/study.db"])
+def test_a_worker_that_dies_before_its_trial_begins(
+    tmp_path, space, training, begin, monkeypatch, storage
+):
+    storage, workdir = storage.format(tmp_path), tmp_path / "runs"
+    flags = ["--config", space, "--trials", "1", "--workdir", str(workdir)]
+    flags += ["--storage", storage]
+    dies = "sweep.run_trial = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)"
+    assert begin(flags, first=dies).wait(120) == -signal.SIGKILL
+    study = _study(workdir, storage)
+    (begun,) = study.get_trials()
+    assert begun.user_attrs == {}
+    # It might be about to begin for some minutes, not for ever.
+    sweep.take_up_interrupted(study)
+    assert _states(study) == ["RUNNING"]
+    monkeypatch.setattr(sweep, "_GRACE_SECONDS", 1)
+    time.sleep(1.1)
+    training()
+    assert sweep.main(flags) == 0
+    assert _states(study) == ["FAIL", "COMPLETE"]
+    assert study.get_trials()[1].params == begun.params
+
+
+def test_a_worker_leaves_a_trial_that_another_took(
+    tmp_path, space, training, monkeypatch
+):
+    """Its signs of life did not arrive, such as those of a machine that slept."""
+    training(pause=0.2)
+    validations, tell = sweep.validations, optuna.study.Study.tell
+
+    def away(number):
+        tell(_study(tmp_path), number, state=optuna.trial.TrialState.FAIL)
+
+    def taken_while_it_trains(folder):
+        found = validations(folder)
+        if folder.name == "trial-0000" and list(found) == [2]:
+            away(0)
+            monkeypatch.setattr(sweep, "validations", validations)
+        return found
+
+    def taken_at_its_end(study, trial, *args, **settings):
+        if trial.number == 1:
+            away(1)
+        return tell(study, trial, *args, **settings)
+
+    monkeypatch.setattr(sweep, "validations", taken_while_it_trains)
+    monkeypatch.setattr(optuna.study.Study, "tell", taken_at_its_end)
+    flags = ["--config", space, "--trials", "1", "--workdir", str(tmp_path)]
+    assert sweep.main(flags) == 0
+    assert _states(_study(tmp_path)) == ["FAIL", "FAIL", "COMPLETE"]
+    # The first was ended, where the second had come to its end.
+    assert len(validations(tmp_path / "trial-0000")) < 3
+    assert len(validations(tmp_path / "trial-0001")) == 3
 
 
 def test_workers_draw_settings_of_their_own(tmp_path, space):
@@ -215,27 +352,38 @@ def test_two_workers_take_up_a_trial_once(tmp_path, dead, monkeypatch):
         """Another worker takes it up after this one has seen it."""
         seen = get_trials(**settings)
         monkeypatch.undo()
-        assert sweep.take_up_interrupted(_study(tmp_path)) == 1
+        sweep.take_up_interrupted(_study(tmp_path))
         return seen
 
     monkeypatch.setattr(dead, "get_trials", meanwhile)
-    assert sweep.take_up_interrupted(dead) == 0
-    states = [of.state.name for of in dead.get_trials()]
-    assert states == ["FAIL", "WAITING"]
+    sweep.take_up_interrupted(dead)
+    assert _states(dead) == ["FAIL", "WAITING"]
 
 
-def test_a_trial_that_was_taken_up_is_left_to_its_worker(tmp_path, dead, space):
-    assert sweep.take_up_interrupted(dead) == 1
+def test_a_trial_that_was_taken_up_is_left_to_its_worker(
+    tmp_path, dead, space, monkeypatch
+):
+    sweep.take_up_interrupted(dead)
     # Asked for by its new worker, which is not in its folder yet.
     assert dead.ask(sweep.load_space(space)).number == 1
-    assert sweep.take_up_interrupted(_study(tmp_path)) == 0
+    sweep.take_up_interrupted(_study(tmp_path))
+    assert _states(dead) == ["FAIL", "RUNNING"]
+    # It never came.
+    monkeypatch.setattr(sweep, "_GRACE_SECONDS", 0)
+    sweep.take_up_interrupted(_study(tmp_path))
+    assert _states(dead) == ["FAIL", "FAIL", "WAITING"]
 
 
-def test_trials_of_machines_that_share_no_folder_are_left_alone(tmp_path, space):
-    trial = _study(tmp_path).ask(sweep.load_space(space))
+def test_trials_of_machines_that_share_no_folder_are_left_alone(
+    tmp_path, space, monkeypatch
+):
+    study = _study(tmp_path)
+    trial = study.ask(sweep.load_space(space))
     elsewhere = tmp_path / "disk-of-another-machine" / "trial-0000"
     trial.set_user_attr("folder", str(elsewhere))
-    assert sweep.take_up_interrupted(_study(tmp_path)) == 0
+    monkeypatch.setattr(sweep, "_GRACE_SECONDS", 0)
+    sweep.take_up_interrupted(_study(tmp_path))
+    assert _states(study) == ["RUNNING"]
     assert not elsewhere.parent.exists()
 
 
@@ -275,7 +423,11 @@ def test_files_without_a_space_are_refused_in_one_sentence(tmp_path, space):
         sweep.load_space(str(file))
 
 
-def test_wrong_flags_are_refused(space):
+def test_wrong_flags_are_refused(tmp_path, space):
+    flags = ["--config", space, "--workdir", str(tmp_path), "--storage"]
+    for address in ("nonsense", f"sqlite:///{tmp_path}/nowhere/study.db"):
+        with pytest.raises(UserError, match=r"database of --storage cannot be opened"):
+            sweep.main([*flags, address])
     with pytest.raises(UserError, match="--trials is 0"):
         sweep.main(["--config", space, "--trials", "0"])
     with pytest.raises(UserError, match="is not JSON"):
