@@ -6,7 +6,6 @@ so it can be mailed, and read on a phone, in light or dark.
 
 import argparse
 import pathlib
-import re
 
 import numpy as np
 
@@ -165,7 +164,8 @@ def _scores(methods) -> list[str]:
         rows.append([name, *("–" if v is None else f"{v:.3f}" for v in values)])
     groups = report.by_group([scores for scores, _ in methods.values()])
     rows += [[f"macro F1 of {label}", *values] for label, values in groups.items()]
-    return [html_page.heading("Scores"), html_page.table("", ["", *methods], rows)]
+    table = html_page.table("Of the test films", ["", *methods], rows)
+    return [html_page.heading("Scores"), table]
 
 
 def _confusions(methods) -> list[str]:
@@ -242,7 +242,9 @@ def _settings(results) -> list[str]:
         html_page.details(
             "All fields", [html_page.table("", columns, list(rows.values()))]
         ),
-        html_page.table("", ["", ""], [[k, str(v)] for k, v in environment.items()]),
+        html_page.table(
+            "Environment", ["", ""], [[k, str(v)] for k, v in environment.items()]
+        ),
         html_page.paragraph("Not for clinical use.", kind="note"),
     ]
 
@@ -253,20 +255,10 @@ def of_table(title: str, tables: list, notes: str) -> str:
     for one in tables:
         if one.words:
             body += [html_page.heading(one.title), html_page.paragraph(one.words)]
-        rows = [[_on_one_line(text) for text in row] for row in one.rows]
-        body.append(html_page.table(one.title, one.columns, rows, marks=one.marks))
+        body.append(html_page.table(one.title, one.columns, one.rows, marks=one.marks))
     plain = notes.replace("**", "").replace("`", "")
     plain = plain.replace("<u>", "").replace("</u>", "")
     return html_page.page(title, [*body, html_page.paragraph(plain, kind="note")])
-
-
-def _on_one_line(text):
-    """A figure and its interval, in a cell that breaks between such pairs only."""
-    return re.sub(r"(?<=\[)\S+, (?=\S+\])| ± ", _unbroken, text)
-
-
-def _unbroken(found):
-    return found[0].replace(" ", "\u00a0")
 
 
 def write(workdir: pathlib.Path, results: dict) -> pathlib.Path:

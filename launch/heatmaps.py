@@ -1,4 +1,4 @@
-"""Where trained classifiers look, side by side (the paper's Fig. 5).
+r"""Where trained classifiers look, side by side (the paper's Fig. 5).
 
 python launch/heatmaps.py --out runs/heatmaps.png plain=runs/phantom/plain \
     HAPre-KRS=runs/phantom

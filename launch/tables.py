@@ -496,9 +496,15 @@ def _parser() -> cli.Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--table", required=True, choices=tuple("12345"))
     parser.add_argument(
-        "--workdir", default="runs/tables", type=pathlib.Path, help="folder of all runs"
+        "--table", required=True, choices=tuple("12345"), help="of the paper; see above"
+    )
+    parser.add_argument(
+        "--workdir",
+        default="runs/tables",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="folder of all runs (default runs/tables)",
     )
     parser.add_argument(
         "--data-root", default="", metavar="DIR", help="folder of the films, prepared"
@@ -522,18 +528,40 @@ def _parser() -> cli.Parser:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="a config field of every run, as baseline.normal_class=0, which Two-Stage "
-        "must know of films of your own",
+        help="change a config field of every run; may be given several times. Of films "
+        "of your own Two-Stage must be told which class is the healthy one: "
+        "baseline.normal_class=0, if it is the first",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N - 1 of each")
-    parser.add_argument("--preset", default="cpu", choices=("cpu", "gpu", "paper"))
-    parser.add_argument("--shard", default="1/1", help="i/n: every n-th run")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=3,
+        metavar="N",
+        help="seeds 0 to N - 1 of each (default 3)",
+    )
+    parser.add_argument(
+        "--preset",
+        default="cpu",
+        choices=("cpu", "gpu", "paper"),
+        help="cpu (default): small networks at 32 pixels; gpu: 224 pixels; paper: as "
+        "the paper trains, at 640",
+    )
+    parser.add_argument(
+        "--shard",
+        default="1/1",
+        metavar="I/N",
+        help="train the I-th of N parts of the runs, of N machines (default 1/1: all)",
+    )
     experiments.add_slurm_flags(parser)
     parser.add_argument(
-        "--resume", action="store_true", help="go on with what there is, as always"
+        "--resume",
+        action="store_true",
+        help="changes nothing: what there is, is gone on with in any case",
     )
     parser.add_argument(
-        "--finished", action="store_true", help="train nothing, show what there is"
+        "--finished",
+        action="store_true",
+        help="train nothing, write the table of what is finished",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands")
     return parser
