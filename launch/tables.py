@@ -572,20 +572,8 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     console = rich.console.Console()
     table, workdir, root = arguments.table, arguments.workdir, arguments.data_root
-    always, with_films = _SOURCES_OF[table]
-    by_default = always + (with_films if root else ())
-    chosen = _sources(arguments.sources, by_default)
-    for name, source in chosen.items():
-        if source.needs_root and not root:
-            raise UserError(f"source {name} is read from files: give --data-root DIR")
-    folders = {_name_of(path): path for path in arguments.test_on}
-    if folders and table != "3":
-        raise UserError(f"--test-on is of table 3, not of table {table}")
-    for name, path in folders.items():
-        if name in SOURCES | chosen:
-            raise UserError(f"--test-on {path} is called as a source is: rename it")
-        if not files.expand(path).exists():
-            raise UserError(f"--test-on {path}: there is no such folder or file")
+    chosen = _chosen(arguments)
+    folders = _folders(arguments, chosen)
     if arguments.seeds < 1:
         raise UserError(f"--seeds is {arguments.seeds}, but must be at least 1")
     if table == "1":
@@ -595,41 +583,34 @@ def main(argv: list[str]) -> int:
         notes = f"Counted by `{command(arguments)}`."
         _write(workdir, table, tables, records, notes, console)
         return 0
-    rows = _rows(arguments.rows, table)
     groups = plan(
         table,
         chosen=chosen,
-        rows=rows,
+        rows=_rows(arguments.rows, table),
         preset=_changed(presets(arguments.preset), arguments.set),
         seeds=arguments.seeds,
         root=root,
         workdir=workdir,
     )
     check_films(groups, chosen)
-    runs = by_seed(groups)
-    mine = experiments.choose(runs, arguments.shard)
+    mine = experiments.choose(by_seed(groups), arguments.shard)
     if arguments.dry_run:
         experiments.print_commands(mine)
         return 0
     tests = {name: films_of(source, root) for name, source in chosen.items()}
     tests |= {name: films_below(path) for name, path in folders.items()}
-    failures: list[experiments.Failure] = []
-    statuses: list[int] = []
+    has_failed = False
     if arguments.slurm and not arguments.finished:
-        shards = [f"{i + 1}/{arguments.slurm}" for i in range(arguments.slurm)]
-        jobs = [[*argv, "--slurm", "0", "--shard", shard] for shard in shards]
-        statuses = experiments.submit(main, jobs, arguments, workdir / "slurm", console)
-        if any(statuses):
-            where = f"see {workdir / 'slurm'}"
-            log.say(console, f"{sum(statuses)} jobs had runs that failed: {where}")
+        has_failed = _submit(argv, arguments, console)
     elif not arguments.finished:
-        failures += experiments.run_all(mine, console)
+        failures = experiments.run_all(mine, console)
         if table == "3":
             failures += evaluate_elsewhere(groups, mine, tests, console)
-    experiments.say_failures(failures, console)
-    if not any(group.finished for group in groups):
-        raise UserError(f"{workdir} has no finished run of table {table}")
+        experiments.say_failures(failures, console)
+        has_failed = bool(failures)
     finished = [group for group in groups if group.finished]
+    if not finished:
+        raise UserError(f"{workdir} has no finished run of table {table}")
     if table == "3":
         records = records_of_table_3(finished, tests)
     else:
@@ -638,7 +619,43 @@ def main(argv: list[str]) -> int:
         one["preset"] = arguments.preset
     notes = notes_on(arguments, groups, records)
     _write(workdir, table, tables_of(table, records), records, notes, console)
-    return 1 if failures or any(statuses) else 0
+    return int(has_failed)
+
+
+def _chosen(arguments) -> dict[str, Source]:
+    """The sources that are asked for, whose files have a place."""
+    always, with_films = _SOURCES_OF[arguments.table]
+    by_default = always + (with_films if arguments.data_root else ())
+    chosen = _sources(arguments.sources, by_default)
+    for name, source in chosen.items():
+        if source.needs_root and not arguments.data_root:
+            raise UserError(f"source {name} is read from files: give --data-root DIR")
+    return chosen
+
+
+def _folders(arguments, chosen) -> dict[str, str]:
+    """Films of --test-on, by name."""
+    folders = {_name_of(path): path for path in arguments.test_on}
+    if folders and arguments.table != "3":
+        raise UserError(f"--test-on is of table 3, not of table {arguments.table}")
+    for name, path in folders.items():
+        if name in SOURCES | chosen:
+            raise UserError(f"--test-on {path} is called as a source is: rename it")
+        if not files.expand(path).exists():
+            raise UserError(f"--test-on {path}: there is no such folder or file")
+    return folders
+
+
+def _submit(argv, arguments, console) -> bool:
+    """Shares the runs among jobs of Slurm and waits; whether any has failed."""
+    shards = [f"{i + 1}/{arguments.slurm}" for i in range(arguments.slurm)]
+    jobs = [[*argv, "--slurm", "0", "--shard", shard] for shard in shards]
+    folder = arguments.workdir / "slurm"
+    statuses = experiments.submit(main, jobs, arguments, folder, console)
+    if any(statuses):
+        count = sum(map(bool, statuses))
+        log.say(console, f"{count} jobs had runs that failed: see {folder}")
+    return any(statuses)
 
 
 def _write(workdir, table, tables, records, notes, console):
