@@ -47,6 +47,14 @@ def is_pair(ours: Predictions, theirs: Predictions) -> bool:
     return same and np.array_equal(ours.labels, theirs.labels)
 
 
+def gains(pairs: Sequence[tuple[Predictions, Predictions]]) -> list[float]:
+    """By how much the first of each pair has the better macro-F1."""
+    return [
+        float(macro_f1(_count(ours).sum(0)) - macro_f1(_count(theirs).sum(0)))
+        for ours, theirs in pairs
+    ]
+
+
 def mean_gain(
     pairs: Sequence[tuple[Predictions, Predictions]], *, seed: int = 0
 ) -> Score:

@@ -79,13 +79,20 @@ def record(
         "images": [of["test"]["n"] for of in results],
         "scores": scores,
         "f1_over_images": bootstrap.mean_f1(answers)._asdict(),
-        "gain": {**bootstrap.mean_gain(pairs)._asdict(), "seeds": len(pairs)}
-        if pairs
-        else None,
+        "gain": _gain(pairs) if pairs else None,
         "lung_iou": across_seeds(known_areas) if known_areas else None,
         "minutes": float(np.mean([of["seconds"] / 60 for of in results])),
         # Older versions did not write it.
         "commits": sorted({of.get("commit") or "unknown" for of in results}),
+    }
+
+
+def _gain(pairs) -> dict[str, Any]:
+    """What is gained, with what it depends on: the test patients, and the seeds."""
+    return {
+        **bootstrap.mean_gain(pairs)._asdict(),
+        "seeds": len(pairs),
+        "over_seeds": across_seeds(bootstrap.gains(pairs)),
     }
 
 
@@ -113,7 +120,7 @@ def over_patients(score: dict) -> str:
 
 
 def gained(gain: dict | None, seeds: int = 0) -> str:
-    """Points more than the reference, with the interval over test patients.
+    """Points more than the reference, ± over seeds and [ ] over test patients.
 
     Args:
       gain: of a record, or None.
@@ -124,7 +131,20 @@ def gained(gain: dict | None, seeds: int = 0) -> str:
     low, high = (_signed(100 * gain[end]) for end in ("low", "high"))
     p = "p < 0.002" if gain["p"] < 0.002 else f"p = {gain['p']:.3f}"
     fewer = f" (seeds: {gain['seeds']})" if gain["seeds"] < seeds else ""
-    return f"{_signed(100 * gain['value'])} [{low}, {high}], {p}{fewer}"
+    interval = gain["over_seeds"]["interval"]
+    spread = "" if interval is None else f" ± {100 * interval:.1f}"
+    return f"{_signed(100 * gain['value'])}{spread} [{low}, {high}], {p}{fewer}"
+
+
+def is_clear(gain: dict) -> bool:
+    """Whether neither the test patients nor the seeds may be all there is to a gain.
+
+    Of one seed it is never clear: another training may differ by more.
+    """
+    seeds, either = gain["over_seeds"], (gain["low"], gain["high"])
+    if seeds["interval"] is None or min(either) <= 0 <= max(either):
+        return False
+    return abs(seeds["mean"]) > seeds["interval"]
 
 
 def count_films(one: dict) -> str:
@@ -142,17 +162,23 @@ def in_words(lines: Sequence[tuple[dict, str]], reference: str) -> str:
         said.append(f"The best macro-F1 has {name}, {score} per cent.")
     gains: dict[str, list[str]] = {"better": [], "worse": []}
     for one, name in lines:
-        if (gain := one["gain"]) and not gain["low"] <= 0 <= gain["high"]:
-            way = "better" if gain["low"] > 0 else "worse"
+        if (gain := one["gain"]) and is_clear(gain):
+            way = "better" if gain["value"] > 0 else "worse"
             gains[way].append(f"{name} ({_signed(100 * gain['value'])})")
     for way, found in gains.items():
         if found:
             said.append(
-                f"With an interval over test patients that leaves out 0, {way} than "
-                f"{reference} by points of macro-F1: {', '.join(found)}."
+                f"With intervals over seeds and over test patients that leave out 0, "
+                f"{way} than {reference} by points of macro-F1: {', '.join(found)}."
             )
-    if not any(gains.values()) and any(one["gain"] for one, _ in lines):
-        said.append(f"No gain over {reference} has an interval that leaves out 0.")
+    known = [one["gain"] for one, _ in lines if one["gain"]]
+    if known and all(gain["over_seeds"]["interval"] is None for gain in known):
+        said.append("Differences are of one seed: another training may have others.")
+    elif known and not any(gains.values()):
+        said.append(
+            f"No difference from {reference} has intervals over seeds and over test "
+            "patients that both leave out 0."
+        )
     return " ".join(said)
 
 

@@ -14,6 +14,7 @@ from hapre_jax.errors import UserError
 from hapre_jax.experiments import Experiment
 
 SMALLEST_P = 2 / 2001
+ONE_SEED = {"mean": 0.1, "interval": None, "values": [0.1]}
 
 
 @pytest.fixture
@@ -109,6 +110,11 @@ def test_gain_is_over_the_seeds_that_both_have(run):
     # 1 - 11/15 in seed 1, 0 in seed 2.
     gain = [record["gain"][name] for name in ("value", "low", "high", "p")]
     assert gain == pytest.approx([2 / 15, 2 / 15, 2 / 15, SMALLEST_P])
+    # 12.7062 * (4/15 / sqrt(2)) / sqrt(2) = 12.7062 * 2/15.
+    over_seeds = record["gain"]["over_seeds"]
+    assert over_seeds["mean"] == pytest.approx(2 / 15)
+    assert over_seeds["interval"] == pytest.approx(1.694160)
+    assert over_seeds["values"] == pytest.approx([4 / 15, 0])
     assert record["seeds"] == [0, 1, 2]
     assert record["f1_over_images"]["value"] == pytest.approx((1 + 1 + 11 / 15) / 3)
 
@@ -182,9 +188,30 @@ def test_scores_are_shown_in_per_cent():
 )
 def test_gains_are_shown_in_points_with_a_sign(gain, text):
     names = ("value", "low", "high", "p")
-    gain = dict(zip(names, gain, strict=True)) | {"seeds": 2}
+    gain = dict(zip(names, gain, strict=True)) | {"seeds": 2, "over_seeds": ONE_SEED}
+    spread = {"over_seeds": ONE_SEED | {"interval": 0.0123}}
+    assert scores.gained(gain | spread) == text.replace(" [", " ± 1.2 [")
     assert scores.gained(gain) == scores.gained(gain, 2) == text
     assert scores.gained(gain, 3) == f"{text} (seeds: 2)"
+
+
+@pytest.mark.parametrize(
+    ("patients", "mean", "interval", "is_clear"),
+    [
+        ((0.01, 0.05), 0.03, 0.02, True),
+        ((-0.05, -0.01), -0.03, 0.02, True),
+        ((0.01, 0.05), 0.03, 0.04, False),  # another training may have none
+        ((-0.01, 0.05), 0.02, 0.01, False),  # other patients may
+        ((0.01, 0.05), 0.03, None, False),  # of one seed
+    ],
+)
+def test_a_gain_is_clear_over_patients_and_over_seeds(
+    patients, mean, interval, is_clear
+):
+    seeds = {"mean": mean, "interval": interval, "values": []}
+    low, high = patients
+    gain = {"value": mean, "low": low, "high": high, "p": 0.01, "over_seeds": seeds}
+    assert scores.is_clear(gain) == is_clear
 
 
 def test_no_gain_is_shown_as_nothing():
@@ -209,20 +236,21 @@ def record(f1, *, accuracy=0.5, gain=None, iou=None, **more):
 
 
 def test_table_has_the_four_metrics_and_the_gain():
-    gain = {"value": 0.1, "low": 0.05, "high": 0.15, "p": 0.02, "seeds": 1}
+    gain = {"value": 0.1, "low": 0.05, "high": 0.15, "p": 0.02, "seeds": 3}
+    gain["over_seeds"] = ONE_SEED | {"interval": 0.04}
     records = [record(0.7, accuracy=0.9), record(0.8, accuracy=0.6, gain=gain)]
     table = scores.table("T", records, ["plain", "ours"], reference="plain")
     assert table.title == "T"
     assert table.columns[:5] == ("", "Acc", "Pre", "Rec", "F1")
     assert table.columns[5:] == ("F1 over patients", "F1 more than plain")
-    gained = "+10.0 [+5.0, +15.0], p = 0.020"
+    gained = "+10.0 ± 4.0 [+5.0, +15.0], p = 0.020"
     assert table.rows == [
         ["plain", "90.0", "70.0", "70.0", "70.0", "[41.2, 60.0]", ""],
         ["ours", "60.0", "80.0", "80.0", "80.0", "[41.2, 60.0]", gained],
     ]
     assert table.words == (
-        "The best macro-F1 has ours, 80.0 per cent. With an interval over test "
-        "patients that leaves out 0, better than plain by points of macro-F1: "
+        "The best macro-F1 has ours, 80.0 per cent. With intervals over seeds and over "
+        "test patients that leave out 0, better than plain by points of macro-F1: "
         "ours (+10.0)."
     )
     # Each metric has a best of its own.
@@ -252,10 +280,12 @@ def test_columns_that_some_record_needs_are_added_in_order():
 
 def test_rows_of_fewer_seeds_do_not_compete_and_say_so():
     gain = {"value": 0.2, "low": 0.1, "high": 0.3, "p": 0.01, "seeds": 1}
+    gain["over_seeds"] = ONE_SEED
+    of_two = {"low": -0.1, "seeds": 2, "over_seeds": ONE_SEED | {"interval": 0.01}}
     records = [
         record(0.7, seeds=[0, 1]),
         record(0.9, seeds=[0], gain=gain),
-        record(0.6, seeds=[0, 1], gain=gain | {"low": -0.1, "seeds": 2}),
+        record(0.6, seeds=[0, 1], gain=gain | of_two),
     ]
     table = scores.table("T", records, ["plain", "once", "ours"], reference="plain")
     assert [marks[4] for marks in table.marks] == [1, 0, 2]
@@ -263,8 +293,13 @@ def test_rows_of_fewer_seeds_do_not_compete_and_say_so():
     assert [row[-1] for row in table.rows] == ["2", "1", "2"]
     assert table.rows[1][6].endswith("p = 0.010 (seeds: 1)")
     assert table.words == (
-        "The best macro-F1 has plain, 70.0 per cent. No gain over plain has an "
-        "interval that leaves out 0."
+        "The best macro-F1 has plain, 70.0 per cent. No difference from plain has "
+        "intervals over seeds and over test patients that both leave out 0."
+    )
+    single = [record(0.7), record(0.9, gain=gain)]
+    words = scores.table("T", single, ["plain", "ours"], reference="plain").words
+    assert words.endswith(
+        "Differences are of one seed: another training may have others."
     )
 
 
