@@ -102,7 +102,8 @@ class Checkpoints:
         """State and progress of the newest checkpoint; None where there is none yet.
 
         Raises:
-          UserError: it is of other networks than `like`, or damaged.
+          UserError: it is of other networks than `like`, or cannot be read now.
+          Damaged: it never can.
         """
         step = self._managers[name].latest_step()
         return None if step is None else self._load(name, step, like)
@@ -118,16 +119,16 @@ class Checkpoints:
           State, progress and the sentences; None where no `last` is written yet.
 
         Raises:
-          UserError: there are some, but none of use.
+          UserError: there are some, but none of use; or one cannot be read now.
         """
         last, best = self._managers["last"], self._managers["best"]
         steps = sorted(last.all_steps(), reverse=True)
-        faults: list[UserError] = []
+        faults: list[Damaged] = []
         left_out = []
         usable = steps
         try:
             self.restore("best", like)
-        except UserError as error:
+        except Damaged as error:
             faults.append(error)
             bad = best.latest_step()
             usable = [step for step in steps if step < bad]
@@ -137,7 +138,7 @@ class Checkpoints:
             try:
                 found = self._load("last", step, like)
                 break
-            except UserError as error:
+            except Damaged as error:
                 faults.append(error)
                 left_out.append(("last", step))
         if steps and found is None:
@@ -161,14 +162,19 @@ class Checkpoints:
         arguments = ocp.args.Composite(
             state=ocp.args.StandardRestore(arrays), progress=ocp.args.JsonRestore()
         )
+        is_whole = False
         try:
-            _check_files(folder)
+            is_whole = _check_files(folder)
             with _quietly():
                 saved = jax.tree.leaves(manager.item_metadata(step)["state"].tree)
                 fits = _shapes(like) == {array.name: array.shape for array in saved}
                 # First, as Orbax finds out only when it has half of the arrays.
                 restored = manager.restore(step, args=arguments) if fits else None
         except Exception as error:  # Orbax has no class of its own
+            # Such as too little memory, or a server that does not answer.
+            if is_whole or _is_of_system(error):
+                reason = _reason(error)
+                raise UserError(f"{where} cannot be read now: {reason}") from error
             raise Damaged(f"{where} is damaged") from error
         if restored is None:
             raise UserError(
@@ -212,15 +218,22 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
     return found
 
 
-def _check_files(folder: pathlib.Path) -> None:
-    """Raises `ValueError` where files are not those that were written.
+def _check_files(folder: pathlib.Path) -> bool:
+    """Whether it knows files to be those that were written; `ValueError` if not.
 
     Orbax would notice some of it, and say so in the tracebacks of its threads.
     """
     path = folder / _DIGESTS
-    # Of an older version, or killed before it was written.
-    if path.exists() and json.loads(path.read_bytes()) != _digests(folder):
+    if not path.exists():  # of an older version, or killed before it was written
+        return False
+    if json.loads(path.read_bytes()) != _digests(folder):
         raise ValueError(f"{folder} has other files than were written")
+    return True
+
+
+def _is_of_system(error: Exception) -> bool:
+    """Whether the system kept a file from being read, which may be there and whole."""
+    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
 
 
 def _shapes(state):

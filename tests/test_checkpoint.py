@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import resource
 import shutil
 
@@ -6,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from hapre_jax import checkpoint
@@ -251,6 +253,44 @@ def test_a_damaged_best_of_a_run_without_a_last_one_is_nothing_lost(
     _cut(tmp_path / "checkpoints" / "best" / "2")
     assert _resumed(tmp_path) is None
     assert not list((tmp_path / "checkpoints" / "best").iterdir())
+
+
+def _no_memory(*_, **__):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory of 9 bytes.")
+
+
+def _no_answer(path):
+    raise OSError(errno.EIO, "Input/output error", str(path))
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "failure", "reason"),
+    [
+        (
+            ocp.CheckpointManager,
+            "restore",
+            _no_memory,
+            "RESOURCE_EXHAUSTED: Out of memory of 9 bytes.",
+        ),
+        (checkpoint.atomic, "digest", _no_answer, "Input/output error"),
+    ],
+)
+def test_what_cannot_be_read_now_is_not_damaged(
+    tmp_path, checkpoints, monkeypatch, place, name, failure, reason
+):
+    for step in (2, 4):
+        checkpoints.save("last", _state(step), {})
+    checkpoints.save("best", _state(4), {})
+    before = sorted(tmp_path.rglob("*"))
+    where = f"the checkpoint {tmp_path}/checkpoints/best/4 cannot be read now: {reason}"
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, failure)
+        with pytest.raises(UserError) as error:
+            _resumed(tmp_path)
+        assert str(error.value) == where
+        assert not isinstance(error.value, checkpoint.Damaged)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert _resumed(tmp_path)[0].step == 4
 
 
 def test_a_checkpoint_without_checksums_is_read(tmp_path, checkpoints):
