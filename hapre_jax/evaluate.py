@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
             progress=update,
         )
     tested_on = data.test
-    if saved and not own:
+    if not own:
         kept = other_films.never_seen(data.test, splits.read(saved))
         if len(kept) < len(data.test):
             known = len(data.test) - len(kept)

@@ -46,12 +46,19 @@ def never_seen(source: datasets.Dataset, rows: Iterable[splits.Row]) -> np.ndarr
     return np.flatnonzero([digest not in seen for digest in source.hashes])
 
 
-def splits_file(workdir: pathlib.Path) -> pathlib.Path | None:
-    """That of a run; the plain classifier's run lies in the folder of another."""
+def splits_file(workdir: pathlib.Path) -> pathlib.Path:
+    """That of a run; the plain classifier's run lies in the folder of another.
+
+    Raises:
+      UserError: it is lost.
+    """
     for folder in (workdir, workdir.parent):
         if (folder / "splits.csv").exists():
             return folder / "splits.csv"
-    return None
+    raise UserError(
+        f"{workdir} has lost its splits.csv, which says what films it was trained on: "
+        "restore the file"
+    )
 
 
 def config_of(config: Config, trained: Config, *, program: str) -> Config:

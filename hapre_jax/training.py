@@ -65,6 +65,9 @@ def open_run(
       console: where progress goes.
       claims: keeps the folder for this process until it is closed.
       targets: `masks` or `boxes` of `pipeline.load`.
+
+    Raises:
+      UserError: the data cannot be loaded, or the run has lost how it was divided.
     """
     if config.train.tensorboard:
         log.import_tensorboard()
@@ -73,6 +76,11 @@ def open_run(
     if not is_new:
         claims.enter_context(run_folder.claim(workdir))
     saved = workdir / "splits.csv"
+    if not saved.exists() and any((workdir / "checkpoints").glob("*/*")):
+        raise UserError(
+            f"{saved} is lost, which says what films the checkpoints there were "
+            "trained on: restore it, or choose another --workdir"
+        )
     with log.progress_bar(console, f"{config.data.name} images") as update:
         unreadable: list[pipeline.Unreadable] = []
         data = pipeline.load(

@@ -429,6 +429,8 @@ def test_true_lungs_is_not_tested_on_films_of_unknown_lungs(
         "test": dict.fromkeys(scores, 1) | {"key_area": None},
     }
     json_file.write(run / "results.json", results)
+    rows = [splits.Row(of, of, "normal", of, of) for of in splits.SPLITS]
+    splits.write(run / "splits.csv", rows)
     flags = _folder_flags(tmp_path / "films", "normal", "viral")
     assert _fails(monkeypatch, capsys, run, *flags) == NO_LUNGS
     assert not (run / "evaluation.json").exists()
@@ -480,6 +482,18 @@ def test_films_of_the_training_are_not_tested(tmp_path, finished_run, capsys):
         capsys.readouterr().out
     )
     assert json.loads(out.read_text())["test"]["n"] == 6
+
+
+def test_a_run_that_does_not_know_its_films_is_not_tested(
+    tmp_path, finished_run, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "splits.csv").unlink()
+    assert _fails(monkeypatch, capsys, run) == (
+        f"{run} has lost its splits.csv, which says what films it was trained on: "
+        "restore the file"
+    )
 
 
 def test_only_data_flags_are_taken(finished_run, monkeypatch, capsys):

@@ -108,14 +108,20 @@ def test_order_depends_on_the_seed_alone():
         feed.train_iterator(numbered(9), batch_size=3, seed=4),
         feed.train_iterator(numbered(10), batch_size=2, seed=4),
         feed.train_iterator(numbered(10), batch_size=3, seed=5),
+        feed.train_iterator(numbered(11).take(range(1, 11)), batch_size=3, seed=4),
     ],
-    ids=["images", "batch_size", "seed"],
+    ids=["images", "batch_size", "seed", "films"],
 )
 def test_position_of_another_run_is_refused(other, request):
     name = request.node.callspec.id
     mine = feed.train_iterator(numbered(10), batch_size=3, seed=4)
     with pytest.raises(errors.UserError, match=f"has {name} .*, this run has"):
         mine.check(other.identity)
+
+
+def test_position_of_an_older_version_does_not_say_of_which_films():
+    mine = feed.train_iterator(numbered(10), batch_size=3, seed=4)
+    mine.check({"images": 10, "batch_size": 3, "seed": 4})
 
 
 def test_batch_larger_than_the_split():

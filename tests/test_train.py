@@ -222,6 +222,21 @@ def test_best_checkpoint_has_the_highest_validation_f1(
     assert tested == [(2, 6), (4, 6), (6, 6), (best, 6), (best, 9)]
 
 
+def test_checkpoints_are_not_trained_on_by_another_division(
+    tmp_path, finished_run, fails
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run, workdir)
+    (workdir / "results.json").unlink()
+    (workdir / "splits.csv").unlink()
+    flags = ["--config", str(workdir / "config.json"), "--workdir", workdir]
+    assert fails(*flags) == (
+        f"{workdir}/splits.csv is lost, which says what films the checkpoints there "
+        "were trained on: restore it, or choose another --workdir"
+    )
+    assert not (workdir / "splits.csv").exists()
+
+
 # Not a number.
 
 

@@ -5,11 +5,12 @@ will need them. The order depends on the seed alone, and starts at any position.
 """
 
 import functools
+import hashlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -52,7 +53,12 @@ class TrainIterator:
                 f"train.batch_size {batch_size} cannot be divided among {count} "
                 "processes"
             )
-        self.identity = {"batch_size": batch_size, "seed": seed, "images": len(source)}
+        self.identity = {
+            "batch_size": batch_size,
+            "seed": seed,
+            "images": len(source),
+            "films": _digest(source.names),
+        }
 
         # What is shuffled is rows. Each process takes its part of each batch, so that
         # together they have the batches that a single one would have.
@@ -87,7 +93,8 @@ class TrainIterator:
           UserError: it was of other images, or of another batch size or seed.
         """
         for name, mine in self.identity.items():
-            if identity[name] != mine:
+            # Older versions did not know which films there were, only how many.
+            if identity.get(name, mine) != mine:
                 raise errors.UserError(
                     f"the saved position in the data has {name} {identity[name]}, this "
                     f"run has {mine}"
@@ -96,6 +103,11 @@ class TrainIterator:
     def close(self) -> None:
         """Ends the threads and processes that read."""
         self._batches.close()
+
+
+def _digest(names: Sequence[str]) -> str:
+    """Short, and other for other names or another order."""
+    return hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]
 
 
 def train_iterator(

@@ -172,7 +172,7 @@ def read(path: pathlib.Path) -> list[Row]:
     ):
         raise errors.UserError(
             f"{path} is not a split file with the columns {','.join(Row._fields)}: "
-            "delete it to divide the images anew"
+            "restore it, or train anew in another folder"
         )
     empty = set(SPLITS) - {line[-1] for line in lines}
     if empty:
@@ -194,7 +194,8 @@ def recall(path: pathlib.Path, rows: Sequence[Row]) -> np.ndarray:
       UserError: the images are not those of the file, or changed since.
     """
     saved = {row.path: row for row in read(path)}
-    remedy = f"restore the images, or delete {path} to divide them anew"
+    # Never "delete the file": what is beside it was trained by this division.
+    remedy = "restore the images, or train anew in another folder"
     for row in rows:
         if row.path not in saved:
             raise errors.UserError(f"{path} does not list {row.path}: {remedy}")
