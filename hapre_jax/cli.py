@@ -32,6 +32,9 @@ _MACHINE_ERRORS = (
     errno.EFBIG,
     errno.EIO,
     errno.EISDIR,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
     errno.ELOOP,
     errno.ENAMETOOLONG,
     errno.ENOSPC,
@@ -160,6 +163,19 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        # XLA's has no class of its own.
+        is_device = "RESOURCE_EXHAUSTED" in str(error)
+        if not is_device and not isinstance(error, MemoryError):
+            raise
+        whose = "the device's memory" if is_device else "memory"
+        reason = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        print(
+            f"error: {whose} does not suffice ({reason or 'no more is known'}): lower "
+            "train.batch_size or data.memory_gib, or raise train.parts",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 def _terminate(number, frame):

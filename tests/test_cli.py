@@ -1,9 +1,11 @@
+import errno
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from hapre_jax import cli, config, config_file, run_folder
@@ -216,6 +218,23 @@ def test_run_passes_the_status(monkeypatch):
     [
         (UserError("x is 1"), 2, "error: x is 1\n"),
         (KeyboardInterrupt, 130, "interrupted\n"),
+        (
+            MemoryError("Unable to allocate 9. TiB for an array"),
+            2,
+            "error: memory does not suffice (Unable to allocate 9. TiB for an array): "
+            "lower train.batch_size or data.memory_gib, or raise train.parts\n",
+        ),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore"),
+            2,
+            "error: the device's memory does not suffice (Out of memory): lower "
+            "train.batch_size or data.memory_gib, or raise train.parts\n",
+        ),
+        (
+            OSError(errno.EMFILE, "Too many open files", "a.png"),
+            2,
+            "error: a.png: Too many open files\n",
+        ),
     ],
 )
 def test_run_prints_a_sentence_instead_of_a_traceback(

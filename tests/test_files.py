@@ -288,3 +288,19 @@ def test_unreadable_member_is_named(tmp_path):
     (root / "a.png").unlink()
     with pytest.raises(errors.UserError, match="a.png in .*tree cannot be read"):
         tree.read("a.png")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.EMFILE, "Too many open files")]
+)
+def test_want_of_the_machine_is_no_fault_of_a_file(tmp_path, monkeypatch, error):
+    """A film that is left out of a division for it would be left out for ever."""
+
+    def read(name):
+        raise error
+
+    tree = files.open_tree(str(write_folder(tmp_path / "tree", {"a.png": b"a"})))
+    monkeypatch.setattr(tree, "_read", read)
+    with pytest.raises(type(error)) as raised:
+        tree.read("a.png")
+    assert not isinstance(raised.value, errors.UserError)

@@ -157,6 +157,16 @@ def test_broken_files_are_named(data):
     assert "\n" not in str(caught.value) and "0x" not in str(caught.value)
 
 
+def test_want_of_memory_is_no_fault_of_a_film(monkeypatch):
+    def load(self):
+        raise MemoryError
+
+    film = encode(noise(4, 4))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", load)
+    with pytest.raises(MemoryError, match=r"^a\.png does not fit into memory$"):
+        images.open_gray(film, name="a.png")
+
+
 def test_tiff_whose_0_is_white():
     film = np.array([[0, 65_535], [25_700, 5140]], np.uint16)
     for pixels in (film, (film // 257).astype(np.uint8)):

@@ -1,6 +1,7 @@
 """Read-only access to the image files below a folder or inside a zip."""
 
 import csv
+import errno
 import functools
 import io
 import logging
@@ -23,6 +24,8 @@ _OTHERS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 EXTENSIONS = (*_JPEG, *_OTHERS, *dicom.EXTENSIONS)
 # Of macOS, Windows and Synology's disks, which keep smaller copies of pictures there.
 _OF_SYSTEMS = ("__MACOSX", "$RECYCLE.BIN", "@eaDir", "#recycle")
+# Too many open files, no memory: the next moment the file may be read.
+_OF_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _DELIMITERS = ",;\t"  # the second where a comma is the decimal point
 
 
@@ -112,12 +115,17 @@ class Tree:
         Raises:
           UserError: it cannot be read: permissions, a damaged or encrypted zip; or it
             is larger than `dicom.MAX_BYTES`.
+          OSError, MemoryError: the machine has no more, which says nothing of the file.
         """
         try:
             return self._read(name)
+        except MemoryError as error:
+            raise MemoryError(f"{name} does not fit into memory") from error
         # zipfile has no common base class: RuntimeError asks for a password,
         # NotImplementedError is an unknown compression, zlib.error a damaged stream.
         except Exception as error:
+            if getattr(error, "errno", None) in _OF_MACHINE:
+                raise
             raise errors.UserError(
                 f"{name} in {self.root} cannot be read: {error}"
             ) from error

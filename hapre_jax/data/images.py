@@ -77,6 +77,8 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
         image = ImageOps.exif_transpose(image)
         if not image.mode.startswith(("I", "F")):
             return image.convert("L")
+    except MemoryError as error:  # says nothing of the file, which must not be skipped
+        raise MemoryError(f"{name} does not fit into memory") from error
     # On damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and
     # more; all of them mean the same to the user.
     except Exception as error:
