@@ -76,10 +76,15 @@ def main(argv: list[str]) -> int:
         )
     tested_on = data.test
     if not own:
-        kept = other_films.never_seen(data.test, splits.read(saved))
+        kept = other_films.never_seen(
+            data.test,
+            splits.read(saved),
+            patients=other_films.same_patients(config.data, trained.data),
+        )
         if len(kept) < len(data.test):
             known = len(data.test) - len(kept)
-            log.say(console, f"{known} films are left out: the run was trained on them")
+            said = "the run was trained on them, or on others of their patients"
+            log.say(console, f"{known} films are left out: {said}")
             tested_on = data.test.take(kept)
     if not len(tested_on):
         raise UserError("the run was trained on all of these test films")

@@ -9,7 +9,7 @@ import numpy as np
 from hapre_jax import config as config_lib
 from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
-from hapre_jax.data import splits
+from hapre_jax.data import files, splits
 from hapre_jax.errors import UserError
 
 # What a film looks like and how it is read; not which films there are, nor their split.
@@ -35,15 +35,35 @@ def same_films(first: DataConfig, second: DataConfig) -> bool:
     )
 
 
-def never_seen(source: datasets.Dataset, rows: Iterable[splits.Row]) -> np.ndarray:
+def same_patients(first: DataConfig, second: DataConfig) -> bool:
+    """Whether names of patients mean the same ones: other films of one data set."""
+    if first.name != second.name or first.name == "phantom":  # which are drawn anew
+        return False
+    if "image" in (first.split_level, second.split_level):  # each film its own patient
+        return False
+    roots = [files.expand(data.root).resolve() for data in (first, second)]
+    return first.name != "folder" or roots[0] == roots[1]
+
+
+def never_seen(
+    source: datasets.Dataset, rows: Iterable[splits.Row], *, patients: bool = False
+) -> np.ndarray:
     """`i[n]`: rows of a split whose films a run neither trained on nor chose by.
 
     Args:
       source: a split of any source.
       rows: of the run's `splits.csv`.
+      patients: leaves out other films of its patients too, see `same_patients`.
     """
-    seen = {row.sha256 for row in rows if row.split != "test"}
-    return np.flatnonzero([digest not in seen for digest in source.hashes])
+    used = [row for row in rows if row.split != "test"]
+    films = {row.sha256 for row in used}
+    known = {row.group for row in used if patients}
+    return np.flatnonzero(
+        [
+            digest not in films and group not in known
+            for digest, group in zip(source.hashes, source.groups, strict=True)
+        ]
+    )
 
 
 def splits_file(workdir: pathlib.Path) -> pathlib.Path:

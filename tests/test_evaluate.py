@@ -473,15 +473,33 @@ def test_films_of_the_training_are_not_tested(tmp_path, finished_run, capsys):
         own[2]._replace(sha256="c", split="test"),
     ]
     assert other_films.never_seen(films, rows).tolist() == [2, 3]
+    rows[0] = rows[0]._replace(group="3")  # whose other film it was trained on
+    assert other_films.never_seen(films, rows, patients=True).tolist() == [2]
     # The run has 24, 12 and 12 phantoms; of the first 30 after 18 and 12, half were
     # validated on.
     out = tmp_path / "scores.json"
     flags = ["--data.train_images", "18", "--out", str(out)]
     assert evaluate.main([str(finished_run), *flags]) == 0
-    assert "6 films are left out: the run was trained on them" in (
+    assert "6 films are left out: the run was trained on them," in (
         capsys.readouterr().out
     )
     assert json.loads(out.read_text())["test"]["n"] == 6
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ({"view": "PA"}, {"view": "AP"}, True),
+        ({}, {"name": "rsna_pneumonia"}, False),
+        ({}, {"split_level": "image"}, False),
+        ({"name": "phantom"}, {"name": "phantom", "quality": "high"}, False),
+        ({"name": "folder", "root": "a"}, {"name": "folder", "root": "b/../a"}, True),
+        ({"name": "folder", "root": "a"}, {"name": "folder", "root": "b"}, False),
+    ],
+)
+def test_patients_are_known_by_name_within_a_data_set(first, second, same):
+    configs = [DataConfig(**{"name": "nih_chest_xray"} | of) for of in (first, second)]
+    assert other_films.same_patients(*configs) == same
 
 
 def test_a_run_that_does_not_know_its_films_is_not_tested(
