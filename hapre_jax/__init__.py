@@ -11,8 +11,9 @@ The pure functions are useful alone, on arrays, under `jax.vmap`, `jit` and `gra
 * `hapre_jax.image_ops`: rotations, contrast and the like of gray images, as in Pillow
 * `hapre_jax.heatmap`: class activation maps at any feature, and their pictures
 
-`hapre_jax.framework` puts them together; `hapre_jax.train`, `hapre_jax.evaluate` and
-`hapre_jax.landscape` are programs.
+`hapre_jax.framework` puts them together. Programs, each `python -m hapre_jax.NAME`, are
+`train`, `evaluate`, `landscape`, `html_report`, `predict`, `homogenize`, `export`,
+`serve`, `data`, `convert` and `nets`. README.md says where everything else is.
 
 Letters of shapes, in all docstrings:
 

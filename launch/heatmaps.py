@@ -28,7 +28,7 @@ from hapre_jax import (
     run_folder,
 )
 from hapre_jax import config as config_lib
-from hapre_jax.config import Config
+from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import pipeline
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     configs = {name: _config(folder, arguments.data_root) for name, folder in runs}
     first, *others = configs.values()
     for name, other in configs.items():
-        if (other.data, other.seed) != (first.data, first.seed):
+        if other.seed != first.seed or not _look_alike(other.data, first.data):
             raise UserError(f"run {name} is of other films or another seed")
     with log.progress_bar(console, f"{first.data.name} images") as update:
         data = pipeline.load(
@@ -80,6 +80,14 @@ def main(argv: list[str]) -> int:
         console.print(table)
     log.say(console, f"Written: {arguments.out}")
     return 0
+
+
+def _look_alike(first: DataConfig, second: DataConfig) -> bool:
+    """Whether two runs were tested on the same films, of the same pixels."""
+    pixels = ("image_size", "geometry", "degrade")
+    return other_films.same_films(first, second) and all(
+        getattr(first, name) == getattr(second, name) for name in pixels
+    )
 
 
 def _look(folder, config, source) -> explain.Looks:

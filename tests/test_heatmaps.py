@@ -65,6 +65,14 @@ def test_what_cannot_be_compared_is_refused(finished_run, tmp_path):
     pretend(seed=7)
     with pytest.raises(UserError, match="run b is of other films or another seed"):
         heatmaps.main([f"a={finished_run}", f"b={other}"])
+    pretend(data=dataclasses.replace(settings.data, degrade="low"))
+    with pytest.raises(UserError, match="run b is of other films or another seed"):
+        heatmaps.main([f"a={finished_run}", f"b={other}"])
+    # How they were read, and what was done to those of the training, is not asked.
+    pretend(data=dataclasses.replace(settings.data, threads=1, flip="horizontal"))
+    out = tmp_path / "maps.png"
+    runs = [f"a={finished_run}", f"b={other}", "--films", "1"]
+    assert heatmaps.main([*runs, "--out", str(out)]) == 0
     pretend(method="mag_sd")
     with pytest.raises(UserError, match="method mag_sd, whose network has a head"):
         heatmaps.main([f"a={other}"])

@@ -24,3 +24,13 @@ def test_links_and_configs_exist():
     assert {"docs/key_areas.png", "configs/ped_pneumonia.py"} <= paths
     local = [path for path in paths if "://" not in path]
     assert [path for path in local if not (ROOT / path).exists()] == []
+
+
+def test_every_module_has_its_place():
+    """In the table of "Inside", by its name or its folder's."""
+    inside = README.partition("\n## Inside\n")[2]
+    named = set(re.findall(r"\w+", inside))
+    modules = (ROOT / "hapre_jax").glob("*.py")
+    folders = (ROOT / "hapre_jax").glob("*/__init__.py")
+    names = {path.stem for path in modules} | {path.parent.name for path in folders}
+    assert names - named == {"__init__"}
