@@ -28,7 +28,7 @@ NETS = (*TRUNKS, *(f"{net}+{a}" for net in _RESNETS for a in ("cbam", "danet")))
 NORMS = ("batch", "frozen", "group")
 AREAS = ("key_area", "mask", "zoom")
 _OPERATIONS = (*AREAS, "rotation", "gamma", "contrast", "window", "sharpening", "none")
-# Where and how images are read: a run may go on with others.
+# Where a run is computed, and how its images are read: it may go on with others.
 MACHINE = (
     "data.root",
     "data.memory_gib",
@@ -37,6 +37,7 @@ MACHINE = (
     "train.devices",
     "train.model_devices",
     "train.distributed",
+    "train.rematerialize",
 )
 
 
@@ -594,6 +595,12 @@ class TrainConfig:
         "Parts of a batch that are computed one after the other, to save memory; each "
         "has its own batch statistics. Slow on a CPU, for the same reason.",
         at_least=1,
+    )
+    rematerialize: bool = option(
+        False,
+        "Gradients compute the inside of each block of a network again instead of "
+        "keeping it: less memory for up to a third more operations. Not for CPUs, for "
+        "which XLA plans no less.",
     )
     tensorboard: bool = option(False, "Write TensorBoard files too.")
     log_every: int = option(20, "Steps between two lines of metrics.", at_least=1)

@@ -8,7 +8,11 @@ from typing import Any
 
 
 class Interrupt:
-    """Whether a signal was held back: true or false, and its name."""
+    """Whether a signal was held back: true or false, and its name.
+
+    Where another process got one, that one's `number` may be given to this process too,
+    whose own first signal is held back all the same.
+    """
 
     number: int | None = None
 
@@ -30,15 +34,18 @@ def held_back() -> Iterator[Interrupt]:
     """
     interrupt = Interrupt()
     handlers: dict[int, Any] = {}
+    is_second = False
 
     def restore():
         while handlers:
             signal.signal(*handlers.popitem())
 
     def hold(number, frame):
-        if interrupt:
+        nonlocal is_second
+        if is_second:
             restore()
             signal.raise_signal(number)
+        is_second = True
         interrupt.number = number
 
     if threading.current_thread() is threading.main_thread():

@@ -62,6 +62,8 @@ def join(train: TrainConfig) -> None:
     """
     if not train.distributed:
         return
+    # It would keep SIGTERM from this process; see `interrupts`.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize()
     except (ValueError, RuntimeError) as error:
@@ -69,6 +71,13 @@ def join(train: TrainConfig) -> None:
             "train.distributed is true, but the processes of the run cannot be found: "
             f"start them with srun, mpirun or Kubernetes ({error})"
         ) from error
+
+
+def largest(number: int) -> int:
+    """Of the numbers of all processes, which all have to ask at the same step."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
 @contextlib.contextmanager

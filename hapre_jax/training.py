@@ -241,12 +241,8 @@ class _Loop:
         self.update = self.stack.enter_context(
             log.progress_bar(self.console, name, start=first)
         )
-        interrupt = self.stack.enter_context(
-            # Processes would not agree on a step to leave after.
-            interrupts.held_back()
-            if jax.process_count() == 1
-            else contextlib.nullcontext(interrupts.Interrupt())
-        )
+        interrupt = self.stack.enter_context(interrupts.held_back())
+        is_alone = jax.process_count() == 1
         # The step is dispatched, not awaited: the next batch is read and copied to the
         # device while it runs.
         upcoming = map(
@@ -262,11 +258,17 @@ class _Loop:
                 self.say(f"{name}: first step done after {took:.1f} s")
             self.write_due()  # fetched while the step that was just dispatched runs
             self.pending.append((step, metrics))
-            leaves = step == end or interrupt
             validates = step % train.eval_every == 0 or step == train.steps
             saves = step % train.checkpoint_every == 0 or step == train.steps
-            if step % train.log_every == 0 or validates or saves:
+            records = step % train.log_every == 0 or validates or saves
+            if records:
                 self.due, self.pending = (step, self.pending), []
+            leaves = step == end
+            # Processes leave after the same step, whichever was told to. They ask each
+            # other at records, as it makes them wait for each other.
+            if is_alone or records or leaves:
+                if told := sharding.largest(interrupt.number or 0):
+                    interrupt.number, leaves = told, True
             if validates or saves or leaves:
                 self.write_due()
             if validates:

@@ -37,7 +37,10 @@ def make(config: Config, data: dataset.Splits) -> framework.Method:
         )
     settings = config.task
     trunk = nets.NETS[settings.net](
-        num_classes=0, norm=settings.norm, dtype=settings.dtype
+        num_classes=0,
+        norm=settings.norm,
+        dtype=settings.dtype,
+        rematerialize=config.train.rematerialize,
     )
     task = Detection(
         nets.CenterNet(trunk, grid=_GRID, dtype=settings.dtype),

@@ -37,7 +37,11 @@ def make(config: Config, data: dataset.Splits) -> framework.Method:
             "twice: it must be a multiple of 4"
         )
     task = Segmentation(
-        nets.UNet(norm=config.task.norm, dtype=config.task.dtype),
+        nets.UNet(
+            norm=config.task.norm,
+            dtype=config.task.dtype,
+            rematerialize=config.train.rematerialize,
+        ),
         config.task.image_size,
         whole_size=config.data.image_size,
         normalize=config.task.normalize,

@@ -34,6 +34,16 @@ def test_a_second_interrupt_does_not_wait():
             raise AssertionError("it waited")
 
 
+def test_an_interrupt_of_another_process_is_not_the_first_of_two():
+    with pytest.raises(KeyboardInterrupt):
+        with interrupts.held_back() as interrupt:
+            interrupt.number = signal.SIGTERM
+            signal.raise_signal(signal.SIGINT)
+            assert interrupt.name == "SIGINT"
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+
+
 def test_an_error_is_not_hidden_by_an_interrupt():
     with pytest.raises(ZeroDivisionError):
         with interrupts.held_back():

@@ -1,5 +1,7 @@
 """Several processes on one machine share a run, as on several machines."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,8 +19,8 @@ from hapre_jax.methods import METHODS
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def _start(tmp_path, workdir, rank, count, port):
-    """A process as srun starts it."""
+def _start(tmp_path, workdir, rank, count, port, *program):
+    """A process as srun starts it, of the training program or of a changed one."""
     slurm = {
         "SLURM_JOB_ID": "1",
         "SLURM_STEP_NODELIST": "127.0.0.1",
@@ -27,7 +29,8 @@ def _start(tmp_path, workdir, rank, count, port):
         "SLURM_LOCALID": "0",
         "JAX_COORDINATOR_PORT": str(port),
     }
-    command = [sys.executable, "-m", "hapre_jax.train", "--train.distributed", "true"]
+    program = program or ("-m", "hapre_jax.train")
+    command = [sys.executable, *program, "--train.distributed", "true"]
     command += ["--config", str(tmp_path / "experiment.json")]
     return subprocess.Popen(
         [*command, "--workdir", str(workdir)],
@@ -139,6 +142,92 @@ def test_two_processes_do_what_one_does(tmp_path, tiny_config, name, begun):
             assert one.get(metric) == pytest.approx(two.get(metric), abs=1e-5)
     names = [sorted(path.name for path in run.iterdir()) for run in (alone, shared)]
     assert names[0] == names[1]
+
+
+# The training program; the second process is told to end while it makes step 3.
+TOLD = """
+import signal
+import jax
+from hapre_jax import cli, sharding, train
+
+put_batch, taken = sharding.put_batch, []
+
+def put(batch, mesh):
+    taken.append(batch)
+    if len(taken) == 3 and jax.process_index() == 1:
+        signal.raise_signal(signal.SIGTERM)
+    return put_batch(batch, mesh)
+
+sharding.put_batch = put
+cli.run(train.main)
+"""
+
+
+@pytest.mark.multihost
+@pytest.mark.slow
+def test_processes_leave_after_one_step_when_one_is_told_to(tmp_path, tiny_config):
+    """At the next record, with a checkpoint; the run ends as one of one process."""
+    every = {"log_every": 2, "eval_every": 6, "checkpoint_every": 6}
+    settings = dataclasses.replace(
+        tiny_config,
+        method="plain",
+        compare_plain=False,
+        train=dataclasses.replace(tiny_config.train, **every),
+    )
+    (tmp_path / "experiment.json").write_text(json.dumps(config.to_dict(settings)))
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+
+    def start(*program):
+        port = _free_port()
+        started = [
+            _start(tmp_path, shared, rank, 2, port, *program) for rank in range(2)
+        ]
+        said = [process.communicate(timeout=200) for process in started]
+        return [process.returncode for process in started], said
+
+    codes, said = start("-c", TOLD)
+    assert codes == [143, 143], said
+    assert "plain: SIGTERM at step 4, which is saved; the same" in said[0][0]
+    assert [path.name for path in (shared / "checkpoints" / "last").iterdir()] == ["4"]
+    codes, said = start()
+    assert codes == [0, 0], said
+    assert "plain: going on from step 4" in said[0][0]
+    train.train_and_evaluate(settings, alone)
+    one, two = (_last_params(run, settings) for run in (alone, shared))
+    assert np.linalg.norm(one - two) <= 1e-4 * np.linalg.norm(one)
+    lines = [
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (alone, shared)
+    ]
+    assert [line["step"] for line in lines[0]] == [2, 4, 6, 6]
+    for one, two in zip(*lines, strict=True):
+        assert two == pytest.approx(one, abs=1e-4)
+
+
+def test_what_waits_for_nothing_ends_at_once(tmp_path):
+    """As while films are read; JAX would take the signal for itself."""
+    code = """
+import signal
+from hapre_jax import cli, config, sharding
+
+def main(argv):
+    sharding.join(config.TrainConfig(distributed=True))
+    signal.raise_signal(signal.SIGTERM)
+
+cli.run(main)
+"""
+    process = _start(tmp_path, tmp_path / "run", 0, 1, _free_port(), "-c", code)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 143 and "terminated" in errors
+
+
+def _last_params(workdir, settings):
+    """All weights of a run's last checkpoint, one after the other."""
+    checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+    like = state.blank(METHODS[settings.method](settings, 3), settings)
+    with contextlib.closing(checkpoints):
+        params = checkpoints.restore("last", like)[0].params
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)])
 
 
 def test_a_process_that_nobody_started(tmp_path, tiny_config):

@@ -48,6 +48,7 @@ def test_a_run_goes_on_with_other_threads_or_from_another_place(tmp_path):
     before = (tmp_path / "config.json").read_bytes()
     data = DataConfig(root="moved", memory_gib=0.0, threads=7, processes=2)
     run_folder.write_config(tmp_path, Config(data=data))
+    run_folder.check_workdir(tmp_path, Config(train=TrainConfig(rematerialize=True)))
     assert (tmp_path / "config.json").read_bytes() == before
     with pytest.raises(UserError, match="a run with data.image_size = 1024, not 64"):
         run_folder.check_workdir(tmp_path, Config(data=DataConfig(image_size=64)))

@@ -1,5 +1,7 @@
 """Many devices give what one gives: eight simulated ones, in a process of their own."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -11,9 +13,18 @@ import jax
 import numpy as np
 import pytest
 
+from hapre_jax import (
+    checkpoint,
+    evaluate,
+    log,
+    predictions,
+    sharding,
+    state,
+    train,
+)
 from hapre_jax import config as config_lib
-from hapre_jax import sharding
 from hapre_jax.errors import UserError
+from hapre_jax.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Twenty steps of HAPre-KRS on meshes (data, model); prints what they led to.
@@ -62,6 +73,22 @@ for devices, model in json.loads(sys.argv[1]):
 print(json.dumps(found))
 """
 
+# Begins a run on eight devices, two of which share the channels of each image, and goes
+# on with one that a single device began.
+RUNS = """
+import json, pathlib, sys
+import jax
+from hapre_jax import config, train
+
+settings = config.from_dict(json.loads(pathlib.Path(sys.argv[1]).read_text()))
+on_all = {"train.devices": "8", "train.model_devices": "2"}
+settings = config.override_all(settings, on_all)
+begun, gone_on = map(pathlib.Path, sys.argv[2:])
+assert train.train_and_evaluate(settings, begun, stop_after=3) is None
+train.train_and_evaluate(settings, gone_on)
+print(json.dumps(jax.device_count()))
+"""
+
 
 def _eight(code, *arguments):
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
@@ -89,6 +116,59 @@ def test_eight_devices_equal_one_over_twenty_steps():
     assert distance <= 1e-5 * np.linalg.norm(one["params"])
     assert np.ptp(one["losses"]) > 0.1
     assert one["compilations"] == many["compilations"] == 1
+
+
+def test_a_run_goes_on_with_more_devices_or_fewer(tmp_path, tiny_config):
+    """To the same end; and its best checkpoint is of use without them."""
+    every = {"eval_every": 3, "checkpoint_every": 3}
+    settings = dataclasses.replace(
+        tiny_config,
+        # At first a policy's last bias has no gradient, so Adam makes steps of its
+        # rounding.
+        method="plain",
+        compare_plain=False,
+        train=dataclasses.replace(tiny_config.train, **every),
+    )
+    file, alone, fewer, more = (
+        tmp_path / name for name in ("config.json", "alone", "fewer", "more")
+    )
+    file.write_text(json.dumps(config_lib.to_dict(settings)))
+    expected = train.train_and_evaluate(settings, alone)
+    assert train.train_and_evaluate(settings, more, stop_after=3) is None
+    assert _eight(RUNS, str(file), str(fewer), str(more)) == 8
+    train.train_and_evaluate(settings, fewer)
+
+    weights, records, answers = zip(
+        *(_end(run, settings) for run in (alone, fewer, more)), strict=True
+    )
+    for weight, record, answer in zip(
+        weights[1:], records[1:], answers[1:], strict=True
+    ):
+        distance = np.linalg.norm(weight - weights[0])
+        assert distance <= 1e-5 * np.linalg.norm(weights[0])
+        assert len(record) == len(records[0]) == 6 + 2
+        for one, other in zip(records[0], record, strict=True):
+            assert other == pytest.approx(one, abs=1e-5), one["step"]
+        np.testing.assert_allclose(answer, answers[0], atol=1e-5)
+    # A config that asks for eight devices, and a best checkpoint that eight wrote.
+    assert expected["best_step"] == 6
+    for run, answer in ((fewer, answers[1]), (more, answers[2])):
+        out = tmp_path / "again.json"
+        assert evaluate.main([str(run), "--out", str(out)]) == 0
+        again = predictions.read(tmp_path / "again_predictions.csv").probabilities
+        np.testing.assert_allclose(again, answer, atol=1e-5)
+
+
+def _end(workdir, settings):
+    """Last weights of a run, its records and its answers."""
+    checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
+    like = state.blank(METHODS[settings.method](settings, 3), settings)
+    with contextlib.closing(checkpoints):
+        last = checkpoints.restore("last", like)[0]
+    weights = np.concatenate([np.ravel(x) for x in jax.tree.leaves(last.params)])
+    records = log.read(workdir / "metrics.jsonl")
+    answers = predictions.read(workdir / "predictions.csv").probabilities
+    return weights, records, answers
 
 
 @pytest.mark.parametrize(

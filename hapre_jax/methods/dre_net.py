@@ -78,7 +78,10 @@ def make(config: Config, num_classes: int) -> Method:
     """The plain classifier with a feature pyramid on the config's ResNet."""
     settings = config.task
     trunk = nets.NETS[settings.net](
-        num_classes=0, norm=settings.norm, dtype=settings.dtype
+        num_classes=0,
+        norm=settings.norm,
+        dtype=settings.dtype,
+        rematerialize=config.train.rematerialize,
     )
     network = nets.PyramidNet(
         trunk, num_classes, width=config.baseline.pyramid_width, dtype=settings.dtype
@@ -92,7 +95,10 @@ def make_official(config: Config, num_classes: int) -> Method:
     """The released code's method with the config's ResNet."""
     settings = config.task
     trunk = nets.NETS[settings.net](
-        num_classes=num_classes, norm=settings.norm, dtype=settings.dtype
+        num_classes=num_classes,
+        norm=settings.norm,
+        dtype=settings.dtype,
+        rematerialize=config.train.rematerialize,
     )
     network = nets.PartNet(trunk, num_classes, dtype=settings.dtype)
 

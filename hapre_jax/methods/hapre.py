@@ -37,12 +37,14 @@ def operation(settings: PolicyConfig) -> operations.Operation:
     return parts[0] if len(parts) == 1 else operations.Hybrid(parts)
 
 
-def policy_network(
-    settings: PolicyConfig, chosen: operations.Operation
-) -> nets.PolicyNet:
+def policy_network(config: Config, chosen: operations.Operation) -> nets.PolicyNet:
     """The network that an operation's actions are read off."""
+    settings = config.policy
     trunk = nets.NETS[settings.net](
-        num_classes=0, norm=settings.norm, dtype=settings.dtype
+        num_classes=0,
+        norm=settings.norm,
+        dtype=settings.dtype,
+        rematerialize=config.train.rematerialize,
     )
     shape = chosen.logits_shape(settings.grid)
     return nets.PolicyNet(
@@ -89,7 +91,7 @@ def of_task(
     chosen = operation(settings)
     return framework.make(
         task,
-        policy_network(settings, chosen),
+        policy_network(config, chosen),
         chosen,
         learning(config),
         policy_image_size=settings.image_size,

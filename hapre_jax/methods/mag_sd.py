@@ -71,7 +71,10 @@ def make(config: Config, num_classes: int) -> Method:
     """MAG-SD with the config's ResNet as trunk."""
     settings = config.task
     trunk = nets.NETS[settings.net](
-        num_classes=0, norm=settings.norm, dtype=settings.dtype
+        num_classes=0,
+        norm=settings.norm,
+        dtype=settings.dtype,
+        rematerialize=config.train.rematerialize,
     )
     network = nets.MANet(
         trunk,

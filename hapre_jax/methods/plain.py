@@ -18,7 +18,10 @@ from hapre_jax.tasks import Classification
 def classification(config: Config, num_classes: int) -> Classification:
     """The task network of a config, the same for every method."""
     network = nets.NETS[config.task.net](
-        num_classes=num_classes, norm=config.task.norm, dtype=config.task.dtype
+        num_classes=num_classes,
+        norm=config.task.norm,
+        dtype=config.task.dtype,
+        rematerialize=config.train.rematerialize,
     )
     return Classification(network, config.task.image_size, config.task.normalize)
 

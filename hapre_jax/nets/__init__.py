@@ -23,7 +23,7 @@ _RESNETS = {
     "resnet34": resnet.resnet34,
     "resnet50": resnet.resnet50,
 }
-# Each takes `num_classes`, `norm` and `dtype`.
+# Each takes `num_classes`, `norm`, `dtype` and `rematerialize`.
 NETS: dict[str, Callable[..., nn.Module]] = {
     **_RESNETS,
     **{

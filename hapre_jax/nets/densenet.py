@@ -48,12 +48,15 @@ class DenseNet(nn.Module):
       block_sizes: layers in each block.
       norm: one of `layers.NORMS`.
       dtype: of the computation; parameters are float32.
+      rematerialize: whether a gradient computes the inside of each layer again, see
+        `resnet.ResNet`.
     """
 
     num_classes: int
     block_sizes: Sequence[int]
     norm: str = "batch"
     dtype: Any = jnp.float32
+    rematerialize: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> Output:
@@ -63,14 +66,20 @@ class DenseNet(nn.Module):
         def activate(x, name):
             return nn.relu(Norm(self.norm, self.dtype, name=name)(x, train=train))
 
+        def run(layer, x):
+            return layer(x, train=train)
+
+        if self.rematerialize:
+            run = nn.remat(run)
         x = convolve(_STEM, 7, 2, name="stem_conv")(image.astype(self.dtype))
         x = stem_pool(activate(x, "stem_norm"))
         features = {}
         for block, layers in enumerate(self.block_sizes, 1):
             for index in range(1, layers + 1):
-                x = DenseLayer(
+                layer = DenseLayer(
                     self.norm, self.dtype, name=f"block{block}_layer{index}"
-                )(x, train=train)
+                )
+                x = run(layer, x)
             last = block == len(self.block_sizes)
             if last:
                 x = activate(x, "final_norm")

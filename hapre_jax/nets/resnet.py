@@ -88,6 +88,9 @@ class ResNet(nn.Module):
       attention: `cbam`, in each block; `danet`, as the head; or `none`.
       norm: one of `layers.NORMS`.
       dtype: of the computation; parameters are float32.
+      rematerialize: whether a gradient computes the inside of each block again
+        instead of keeping it (Chen et al., "Training Deep Nets with Sublinear Memory
+        Cost", 2016).
     """
 
     num_classes: int
@@ -98,10 +101,17 @@ class ResNet(nn.Module):
     attention: str = "none"
     norm: str = "batch"
     dtype: Any = jnp.float32
+    rematerialize: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> Output:
         """Logits `f32[B, K]` and stage features of `image` f32[B, H, W, C]."""
+
+        def run(block, x):
+            return block(x, train=train)
+
+        if self.rematerialize:
+            run = nn.remat(run)
         x = image.astype(self.dtype)
         kernel, stride = (3, 1) if self.small_stem else (7, 2)
         stem = layers.conv(
@@ -114,14 +124,15 @@ class ResNet(nn.Module):
         features = {}
         for stage, blocks in enumerate(self.stage_sizes, 1):
             for index in range(blocks):
-                x = self.block(
+                block = self.block(
                     self.width * 2 ** (stage - 1),
                     stride=2 if stage > 1 and index == 0 else 1,
                     norm=self.norm,
                     dtype=self.dtype,
                     cbam=self.attention == "cbam",
                     name=f"stage{stage}_block{index + 1}",
-                )(x, train=train)
+                )
+                x = run(block, x)
             x = features[f"stage{stage}"] = tap(self, f"stage{stage}", x)
         if self.attention == "danet" and self.num_classes:
             danet = DANetHead(self.num_classes, self.norm, self.dtype, name="danet")

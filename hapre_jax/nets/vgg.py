@@ -48,25 +48,35 @@ class VGG(nn.Module):
       stage_sizes: convolutions in each stage.
       norm: taken as by the other networks and unused: there is nothing to normalize.
       dtype: of the computation; parameters are float32.
+      rematerialize: whether a gradient computes the inside of each stage again, see
+        `resnet.ResNet`.
     """
 
     num_classes: int
     stage_sizes: Sequence[int]
     norm: str = "batch"
     dtype: Any = jnp.float32
+    rematerialize: bool = False
 
     @nn.compact
     def __call__(self, image: jax.Array, *, train: bool) -> Output:
         """Logits `f32[B, K]` and stage features of `image` f32[B, H, W, C]."""
-        x = image.astype(self.dtype)
-        features = {}
-        for stage, (count, width) in enumerate(
-            zip(self.stage_sizes, _WIDTHS, strict=True), 1
-        ):
-            for index in range(1, count + 1):
+
+        def run(module, x, stage):
+            del module  # for Flax: the layers are its own
+            for index in range(1, self.stage_sizes[stage - 1] + 1):
                 name = f"stage{stage}_conv{index}"
+                width = _WIDTHS[stage - 1]
                 convolve = conv(width, 3, use_bias=True, dtype=self.dtype, name=name)
                 x = nn.relu(convolve(x))
+            return x
+
+        if self.rematerialize:
+            run = nn.remat(run, static_argnums=2)
+        x = image.astype(self.dtype)
+        features = {}
+        for stage in range(1, len(self.stage_sizes) + 1):
+            x = run(self, x, stage)
             x = features[f"stage{stage}"] = tap(self, f"stage{stage}", x)
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
         if not self.num_classes:
