@@ -65,7 +65,7 @@ def test_what_cannot_be_compared_is_refused(finished_run, tmp_path):
     pretend(seed=7)
     with pytest.raises(UserError, match="run b is of other films or another seed"):
         heatmaps.main([f"a={finished_run}", f"b={other}"])
-    pretend(data=dataclasses.replace(settings.data, degrade="low"))
+    pretend(data=dataclasses.replace(settings.data, geometry="squash"))
     with pytest.raises(UserError, match="run b is of other films or another seed"):
         heatmaps.main([f"a={finished_run}", f"b={other}"])
     # How they were read, and what was done to those of the training, is not asked.
