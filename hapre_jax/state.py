@@ -121,19 +121,27 @@ def start_from_files(
       config: of the run.
 
     Returns:
-      The state, and sentences on what could not be taken over.
+      The state, and sentences on what could not be taken over, or is missing.
 
     Raises:
       UserError: see `pretrained.load`.
     """
     params, model_state = dict(state.params), dict(state.model_state)
     notes: tuple[str, ...] = ()
+    norms = {"task": config.task.norm, "policy": config.policy.norm}
     for name, path, net in (
         ("task", config.task.pretrained, config.task.net),
         ("policy", config.policy.pretrained, config.policy.net),
         ("gate", config.baseline.stage_one_pretrained, config.stage_one_net),
     ):
-        if not path or name not in params:
+        if name not in params:
+            continue
+        if not path:
+            if model_state[name] and norms.get(name) == "frozen":
+                notes += (
+                    f"{name}.norm is frozen, but there is no {name}.pretrained whose "
+                    "statistics it would keep: nothing is normalized",
+                )
             continue
         weights, statistics = params[name], model_state[name]
         # Where a network is built on another one, the file is of the latter.

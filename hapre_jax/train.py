@@ -224,8 +224,9 @@ def _best_scale(measured, areas, lung_boxes) -> dict | None:
 def _learn_before(config, method, workdir, data, console, now) -> state.TrainState:
     """The state with what the method learns from the plain classifier's best one.
 
-    Interrupted, it starts anew: it is as good as random numbers until it is done. Of
-    several processes each learns it by itself, all from the same films: the same.
+    Interrupted, it starts anew: until it is done, and then is saved, it is as good as
+    random numbers. Of several processes each learns it by itself, all from the same
+    films: the same.
     """
     best = _best_of_plain(config, workdir, data)
     with (

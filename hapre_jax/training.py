@@ -229,6 +229,8 @@ class _Loop:
         self.stack.callback(self.batches.close)
         if restored:
             self.batches.check(progress["data"])
+        elif before:
+            self.save()  # what took longer, maybe, than all that is to come
         self.log = log.MetricsLog(
             self.workdir, step=step, tensorboard=train.tensorboard
         )

@@ -236,6 +236,23 @@ def paper_config(weights_file, **task):
     )
 
 
+def test_frozen_statistics_of_no_network_are_said_to_be_none(weights_file):
+    settings = paper_config(weights_file, **{"policy.pretrained": ""})
+    blank = state.blank(METHODS["hapre"](settings, 3), settings)
+    _, notes = state.start_from_files(blank, settings)
+    assert notes[1:] == (
+        "policy.norm is frozen, but there is no policy.pretrained whose statistics it "
+        "would keep: nothing is normalized",
+    )
+    # A VGG has no statistics; those of a batch are not kept.
+    settings = paper_config(
+        weights_file, **{"task.pretrained": "", "task.net": "vgg16"}
+    )
+    settings = config.override(settings, "task.norm", "frozen")
+    blank = state.blank(METHODS["plain"](settings, 3), settings)
+    assert state.start_from_files(blank, settings)[1] == ()
+
+
 def test_both_networks_and_their_average_start_from_the_file(tensors, weights_file):
     settings = paper_config(weights_file)
     method = METHODS["hapre"](settings, 3)

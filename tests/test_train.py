@@ -27,6 +27,7 @@ from hapre_jax import (
     evaluation,
     log,
     run_folder,
+    sharding,
     state,
     train,
     training,
@@ -220,6 +221,38 @@ def test_best_checkpoint_has_the_highest_validation_f1(
     assert results["best_step"] == best
     # The best one once more on validation films, for the temperature.
     assert tested == [(2, 6), (4, 6), (6, 6), (best, 6), (best, 9)]
+
+
+def test_what_a_method_learned_before_the_first_step_is_saved(tmp_path, plain_config):
+    """DRL-DA's agent may take longer than all that comes after it."""
+    method = METHODS["plain"](plain_config, 3)
+    data = pipeline.load(plain_config.data, seed=0)
+    calls = []
+
+    def learn(now):
+        calls.append(now)
+        ones = jax.tree.map(jnp.ones_like, now.params)
+        return state.start_from(now, ones, now.model_state)
+
+    for _ in range(2):
+        fitted = training.fit(
+            plain_config,
+            method,
+            tmp_path,
+            data,
+            validate=None,
+            best_by="macro_f1",
+            mesh=sharding.make_mesh(plain_config.train),
+            console=rich.console.Console(quiet=True),
+            before=learn,
+            stop_after=0,
+        )
+        assert fitted is None
+    assert len(calls) == 1
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    saved, _ = checkpoints.restore("last", calls[0])
+    checkpoints.close()
+    assert all((x == 1).all() for x in jax.tree.leaves(saved.params))
 
 
 def test_checkpoints_are_not_trained_on_by_another_division(
