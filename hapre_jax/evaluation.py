@@ -64,6 +64,22 @@ def without_answers(batch: dict) -> dict:
     return {name: batch[name] for name in ("image", "lung_box") if name in batch}
 
 
+def batch_size(config: Config, shares: int = 1) -> int:
+    """How many films are sure to fit into memory at once.
+
+    They are four times those of a training step, which also keeps all activations and
+    tries several key areas of each.
+
+    Args:
+      config: of the run.
+      shares: number of devices that a batch is split over now; in training, it was
+        split as `train.devices` says, where that is a number.
+    """
+    train = config.train
+    trained = train.devices // train.model_devices or shares
+    return max(1, 4 * train.batch_size * shares // (train.parts * trained))
+
+
 def answers(
     predict: Callable,
     state: TrainState,
@@ -80,25 +96,23 @@ def answers(
       config: of the run; gives the batch size.
       mesh: of the state and of `predict`, whose devices share each batch.
     """
-    # Four times the images of a training step, which also keeps all activations and
-    # tries several key areas of each, are sure to fit into memory.
-    batch_size = min(4 * config.train.batch_size, len(source))
-    if mesh is not None:
-        batch_size = -(-batch_size // mesh.shape["data"]) * mesh.shape["data"]
+    shares = 1 if mesh is None else mesh.shape["data"]
+    size = min(batch_size(config, shares), len(source))
+    size = -(-size // shares) * shares
     batches = feed.eval_batches(
         source,
-        batch_size,
+        size,
         threads=config.data.threads,
         processes=config.data.processes,
         shard=(0, 1) if mesh is None else sharding.share(mesh),
     )
-    for start, batch in zip(itertools.count(0, batch_size), batches, strict=False):
+    for start, batch in zip(itertools.count(0, size), batches, strict=False):
         seen = without_answers(batch)
         if mesh is not None:
             seen = sharding.put_batch(seen, mesh)
         found = jax.device_get(predict(*state.average, seen))
         # What fills the last batch comes last.
-        rows = slice(start, min(start + batch_size, len(source)))
+        rows = slice(start, min(start + size, len(source)))
         yield rows, jax.tree.map(lambda x, n=rows.stop - start: x[:n], found)
 
 

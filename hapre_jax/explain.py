@@ -102,7 +102,8 @@ def look(config: Config, state: TrainState, source: datasets.Dataset) -> Looks:
         return explain(params, model_state, to_float(batch))
 
     parts = []
-    for batch in feed.eval_batches(source, min(config.train.batch_size, len(source))):
+    size = min(evaluation.batch_size(config), len(source))
+    for batch in feed.eval_batches(source, size):
         seen = see(*state.average, evaluation.without_answers(batch))
         kept = batch["mask"]
         parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[kept], seen))

@@ -26,7 +26,7 @@ from hapre_jax import (
     run_folder,
 )
 from hapre_jax import state as states
-from hapre_jax.config import AREAS
+from hapre_jax.config import AREAS, Config
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import feed, pipeline
 from hapre_jax.errors import UserError
@@ -43,6 +43,7 @@ SHIFTS = (-0.5, -0.25, 0.0, 0.25, 0.5)
 # Enough for a standard error of about 0.05 nats; with 35 cells the forward passes are a
 # few percent of those of a short training.
 _MAX_IMAGES = 256
+_BATCH_SIZE = 64  # forward passes of more take no less time
 # Keeps boxes of tiny lungs from being empty; no sensible key area is smaller.
 _MIN_SIDE = 0.02
 # Two losses that differ by less, relative to the loss on the whole image, count as the
@@ -87,7 +88,7 @@ def measure(
     *,
     zooms: tuple[float, ...] = ZOOMS,
     shifts: tuple[float, ...] = SHIFTS,
-    batch_size: int = 64,
+    batch_size: int = _BATCH_SIZE,
     max_images: int = _MAX_IMAGES,
 ) -> Landscape:
     """Mean loss of the averaged task network on boxes around the true lungs.
@@ -174,6 +175,7 @@ def _class_means(losses, labels, num_classes):
 
 
 def measure_and_draw(
+    config: Config,
     method: Method,
     state: states.TrainState,
     source: datasets.Dataset,
@@ -182,7 +184,8 @@ def measure_and_draw(
     stem: str = "landscape",
 ) -> Landscape:
     """Measures, and writes `STEM.png` and `STEM.json` into a run's folder."""
-    landscape = measure(method, state, source)
+    size = min(_BATCH_SIZE, evaluation.batch_size(config))
+    landscape = measure(method, state, source, batch_size=size)
     figures.save(figures.landscape_heatmap(landscape), workdir / f"{stem}.png")
     values = {name: _jsonable(value) for name, value in landscape._asdict().items()}
     json_file.write(workdir / f"{stem}.json", {"step": int(state.step), **values})
@@ -332,7 +335,9 @@ def main(argv: list[str]) -> int:
     method = METHODS[trained.method](trained, len(data.validation.classes))
     best = checkpoint.restore_best(workdir, config, method)
     stem = "landscape" if config.data == trained.data else "landscape_elsewhere"
-    landscape = measure_and_draw(method, best, data.validation, workdir, stem=stem)
+    landscape = measure_and_draw(
+        config, method, best, data.validation, workdir, stem=stem
+    )
     console.print(table(landscape))
     console.print(verdict(landscape), highlight=False)
     written = f"Written: {workdir}/{stem}.png and {stem}.json"

@@ -187,7 +187,9 @@ def _test(config, method, evaluate, fitted, workdir, data) -> dict[str, Any]:
         history = area_history.draw(data.validation, records)
         figures.save(history, workdir / "key_areas_over_time.png")
         whole = sharding.gather(best, sharding.make_mesh(config.train))
-        measured = landscape.measure_and_draw(method, whole, data.validation, workdir)
+        measured = landscape.measure_and_draw(
+            config, method, whole, data.validation, workdir
+        )
         results["landscape"] = _best_scale(measured, found.action, data.test.lung_boxes)
     return results
 

@@ -108,6 +108,23 @@ def test_scores_are_scikit_learn_s_and_padding_is_not_counted():
     assert found.predictions.action is None
 
 
+@pytest.mark.parametrize(
+    ("train", "shares", "size"),
+    [
+        ({}, 1, 128),
+        ({"parts": 8}, 1, 16),  # a training step holds 4 of 32
+        ({"devices": 8}, 1, 16),  # of which each device has 4
+        ({"devices": 8}, 8, 128),
+        ({"devices": 8, "model_devices": 2}, 1, 32),
+        ({"devices": 0}, 8, 128),  # as many as there were, which are these
+        ({"batch_size": 4, "parts": 4, "devices": 4}, 1, 1),
+    ],
+)
+def test_films_at_once_are_as_many_as_fit_into_training(train, shares, size):
+    config = Config(train=TrainConfig(**{"batch_size": 32} | train))
+    assert evaluation.batch_size(config, shares) == size
+
+
 def test_a_source_of_other_classes_is_scored_in_the_common_space():
     # Of a model of three classes, on films that are normal or not.
     table = np.array(

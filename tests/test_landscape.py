@@ -258,7 +258,9 @@ def test_overlap_is_with_the_scaled_lungs():
 
 def test_measure_and_draw_writes_a_picture_and_its_numbers(tmp_path):
     source = _dataset(LUNGS, classes=("normal", "viral", "other"))
-    found = landscape.measure_and_draw(_method(_linear), STATE, source, tmp_path)
+    found = landscape.measure_and_draw(
+        config_lib.Config(), _method(_linear), STATE, source, tmp_path
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "landscape.json",
         "landscape.png",

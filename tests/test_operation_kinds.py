@@ -352,6 +352,20 @@ def test_hybrid_cuts_its_area_from_all_pixels():
         assert found.max() > 0.9
 
 
+def test_an_area_of_a_turned_film_is_told_where_it_lies_in_the_film():
+    """By a quarter counterclockwise: what is at the top comes to the left."""
+    hybrid = operations.Hybrid((operations.Rotation(90.0), operations.KeyArea()))
+    image = jnp.zeros((32, 32, 1)).at[:8, 16:24].set(1)
+    action = jnp.array([1.0, 0.25, 0.0, 0.5, 0.25])
+    assert hybrid.apply(image, action, 8).min() > 0.99
+    area = jax.jit(hybrid.area)(action)
+    np.testing.assert_allclose(area, [0.0, 0.5, 0.25, 0.75], atol=1e-6)
+    # By half as much, the central square stands on its corner: its box is the tight one.
+    area = hybrid.area(jnp.array([0.5, 0.25, 0.25, 0.75, 0.75]))
+    low, high = 0.5 - np.sqrt(0.125), 0.5 + np.sqrt(0.125)
+    np.testing.assert_allclose(area, [low, low, high, high], atol=1e-6)
+
+
 def test_imitation_of_anchors_is_half_the_squared_distance():
     """From the whole image: moved by a tenth up, half as high, as wide."""
 

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from hapre_jax.operations import geometry
 from hapre_jax.operations.operation import Operation
 
 
@@ -109,8 +110,16 @@ class Hybrid:
         return seen
 
     def area(self, action):
-        found = (part.area(a) for part, a in self._each(action))
-        return next((box for box in found if box is not None), None)
+        for index, (part, own) in enumerate(self._each(action)):
+            if (box := part.area(own)) is not None:
+                if not index:
+                    return box
+                # One of what the parts before it show: of a turned film, maybe.
+                before = Hybrid(self.parts[:index])
+                shown = action[: self._ends[index - 1]]
+                box = geometry.restore_boxes(before, box[None], shown)[0]
+                return jnp.clip(box, 0.0, 1.0)
+        return None
 
     def from_area(self, box):
         return jnp.concatenate([part.from_area(box) for part in self.parts])
