@@ -204,9 +204,12 @@ def score_actions(
             config=config,
             lesion_boxes=source.lesion_boxes,
             mean_box=mean_box,
-        ) | {"entropy": float(np.mean(found.entropy))}
-        # A policy starts with logits of zero, a half in each cell.
-        key_area["map_change"] = float(np.mean(np.abs(found.policy_map - 0.5)))
+        )
+        # Of areas that a policy chose; Two-Stage has some without one.
+        if found.entropy is not None:
+            key_area["entropy"] = float(np.mean(found.entropy))
+            # A policy starts with logits of zero, a half in each cell.
+            key_area["map_change"] = float(np.mean(np.abs(found.policy_map - 0.5)))
     parameters = {
         name: score_parameter(values, source.corrections.get(name))
         for name, values in (found.parameters or {}).items()

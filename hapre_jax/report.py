@@ -70,7 +70,7 @@ def summary_table(results: dict) -> rich.table.Table:
             "lesion coverage": area["lesion_coverage"],
             "side fraction": area["side_fraction"],
             "share at a bound": area["at_bound"],
-            "policy entropy (nats)": area["entropy"],
+            "policy entropy (nats)": area.get("entropy"),
         }
         table.add_section()
         blanks = [""] * (len(columns) - 1)
@@ -105,7 +105,7 @@ _PUBLISHED_RULE = (
 def verdict(results: dict) -> str | None:
     """What is wrong where the policy did not learn to look, and what to change."""
     area = results["test"]["key_area"]
-    if area is None:
+    if area is None or results["method"] != "hapre":
         return None
     is_published_rule = results["config"]["policy"]["estimator"] == "paper"
     if area["side_fraction"] > 0.97:

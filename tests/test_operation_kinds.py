@@ -360,7 +360,7 @@ def test_an_area_of_a_turned_film_is_told_where_it_lies_in_the_film():
     assert hybrid.apply(image, action, 8).min() > 0.99
     area = jax.jit(hybrid.area)(action)
     np.testing.assert_allclose(area, [0.0, 0.5, 0.25, 0.75], atol=1e-6)
-    # By half as much, the central square stands on its corner: its box is the tight one.
+    # By half as much, the central square stands on its corner, in its tight box.
     area = hybrid.area(jnp.array([0.5, 0.25, 0.25, 0.75, 0.75]))
     low, high = 0.5 - np.sqrt(0.125), 0.5 + np.sqrt(0.125)
     np.testing.assert_allclose(area, [low, low, high, high], atol=1e-6)

@@ -200,3 +200,8 @@ def test_verdict_on_results_of_an_older_version():
 def test_verdict_is_silent_where_the_policy_looks():
     assert report.verdict(_results("hapre", _scores(0.9, AREA))) is None
     assert report.verdict(_results("plain", _scores(0.9))) is None
+    # Two-Stage has areas, and no policy that might have learned nothing.
+    whole = {name: of for name, of in AREA.items() if name != "entropy"}
+    whole |= {"side_fraction": 1.0, "at_bound": 1.0}
+    assert report.verdict(_results("two_stage", _scores(0.9, whole))) is None
+    assert _shown(_results("two_stage", _scores(0.9, whole)))[1][-1][-1] == "-"

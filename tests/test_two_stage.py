@@ -13,12 +13,14 @@ from hapre_jax import (
     boxes,
     config,
     evaluate,
+    evaluation,
     framework,
     heatmap,
     landscape,
     pretrained,
     state,
 )
+from hapre_jax.data import dataset as datasets
 from hapre_jax.data import nih_chest_xray, ped_pneumonia, phantom, rsna_pneumonia
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS, plain, two_stage
@@ -206,7 +208,7 @@ def test_answer_is_that_of_the_stages(started, image):
     predict = jax.jit(method.predict)
     first, again = (predict(params, model_state, {"image": image}) for _ in range(2))
     np.testing.assert_array_equal(first.probabilities, again.probabilities)
-    assert first.action is None
+    assert (first.action is None) == (reading == "gate")
     whole = framework.resize(image, settings.task.image_size)
     gate, _ = by_hand(started, image, "gate", whole)
     shown = seen_by_stage_two(started, image)
@@ -242,6 +244,21 @@ def test_loss_is_the_cross_entropy_of_each_stage(started, image):
     assert set(aux.metrics) == set(expected)
     for name, value in expected.items():
         assert aux.metrics[name] == pytest.approx(float(value), rel=1e-3), name
+
+
+@pytest.mark.parametrize("started", ["cam"], indirect=True)
+def test_the_box_that_stage_two_sees_is_told_and_scored(started, image):
+    _, settings, method, params, model_state = started
+    found = jax.jit(method.predict)(params, model_state, {"image": image})
+    areas = np.asarray(cam_boxes(started, image))
+    np.testing.assert_allclose(found.action, areas, atol=1e-6)
+    labels = np.array(LABEL, np.int32)
+    names = tuple("abcd")
+    source = datasets.Dataset(np.asarray(image), labels, names, names, names)
+    scored = evaluation.score_actions(found, source, config=settings)["key_area"]
+    side = np.sqrt((areas[:, 2] - areas[:, 0]) * (areas[:, 3] - areas[:, 1])).mean()
+    assert scored["side_fraction"] == pytest.approx(side)
+    assert "entropy" not in scored  # there is no policy
 
 
 @pytest.mark.parametrize("started", ["cam"], indirect=True)

@@ -137,9 +137,9 @@ def make(config: Config, num_classes: int) -> Method:
         return task_loss + gate_loss, Aux(state, metrics)
 
     def predict(params, model_state, batch):
-        first, second, _, _ = run(params, model_state, batch["image"], train=False)
+        first, second, _, areas = run(params, model_state, batch["image"], train=False)
         if is_spatial:
-            return Prediction(task.probabilities(second))
+            return Prediction(task.probabilities(second), areas)
         ill = gate.probabilities(first)[:, 1 - _NORMAL]
         join = functools.partial(combine, normal=normal)
         return Prediction(jax.vmap(join)(ill, second.logits))
