@@ -8,6 +8,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from hapre_jax.errors import check_choice
+
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 # The trivial key area of a film whose subject is roughly centered.
 CENTRAL_80 = (0.1, 0.1, 0.9, 0.9)
@@ -74,17 +76,21 @@ def neighbors(
 
     Returns:
       `f32[n, 4]`; n is 2, 6 or 8.
+
+    Raises:
+      ValueError: `moves` is another word.
     """
     step = alpha - 1.0
     # (shift y, shift x) in sides; factors of (height, width)
     rescaled = [(0, 0, alpha, alpha), (0, 0, 1 / alpha, 1 / alpha)]
     shifted = [(-step, 0, 1, 1), (step, 0, 1, 1), (0, -step, 1, 1), (0, step, 1, 1)]
     stretched = [(0, 0, 1 / alpha, alpha), (0, 0, alpha, 1 / alpha)]
-    tried = {
+    known = {
         "rescale": rescaled,
         "shift": rescaled + shifted,
         "stretch": rescaled + shifted + stretched,
-    }[moves]
+    }
+    check_choice("moves", moves, known)
     center = yxyx_to_center(box)
 
     def move(change):
@@ -92,7 +98,7 @@ def neighbors(
         moved = center_to_yxyx(jnp.concatenate([middle, center[2:] * change[2:]]))
         return clip(moved, min_side=min_side, max_side=max_side)
 
-    return jax.vmap(move)(jnp.array(tried, box.dtype))
+    return jax.vmap(move)(jnp.array(known[moves], box.dtype))
 
 
 def area(box: jax.Array) -> jax.Array:

@@ -670,6 +670,12 @@ class Config:
                 f"train.parts is {parts}, as train.batch_size, but method "
                 f"{self.method} mixes the images of a part, which must be two or more"
             )
+        if self.policy.held_out and parts > 1:
+            raise UserError(
+                f"policy.held_out is {self.policy.held_out} and train.parts {parts}: "
+                "parts with other shares of held-out films would count alike; one of "
+                "the two must be left at its default"
+            )
         net = self.task.net
         base, _, attention = net.partition("+")
         if 0 < self.policy.probe_size < 32 and net.startswith(("densenet", "vgg")):

@@ -1,10 +1,21 @@
 """The one exception that programs show as a sentence instead of a traceback."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
     """Something the user can mend: names the thing, its value and what is accepted."""
+
+
+def check_choice(name: str, value: str, accepted: Iterable[str]) -> None:
+    """For functions that a misspelt switch would make do something else.
+
+    Raises:
+      ValueError: the value is none of those that are accepted.
+    """
+    known = tuple(accepted)
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(known)}")
 
 
 def listing(names: Sequence[str]) -> str:

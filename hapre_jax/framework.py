@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from hapre_jax import policy_gradient, rewards
+from hapre_jax.errors import check_choice
 from hapre_jax.operations import Hybrid, KeyArea, Operation
 from hapre_jax.tasks import Task, apply_network, normalize
 
@@ -234,6 +235,7 @@ def make(
     """
     prober = prober or task
     first = operation.parts[0] if isinstance(operation, Hybrid) else operation
+    check_choice("estimator", learning.estimator, ESTIMATORS)
     estimator = ESTIMATORS[learning.estimator]
 
     def thumbnail(image):

@@ -12,6 +12,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from hapre_jax.errors import check_choice
+
 _LEVELS = 255
 
 
@@ -27,9 +29,13 @@ def transform(
       matrix: `f32[2, 3]`; times (y, x, 1) of a pixel of the result, it is the position
         in the image that this pixel shows. Pillow's six numbers are in the order x, y.
       interpolation: "bilinear" or "nearest".
+
+    Raises:
+      ValueError: the interpolation is another word.
     """
     _check(image)
     chex.assert_shape(matrix, (2, 3))
+    check_choice("interpolation", interpolation, ("bilinear", "nearest"))
     height, width = image.shape[:2]
     y = jnp.arange(height, dtype=image.dtype)[:, None] + 0.5
     x = jnp.arange(width, dtype=image.dtype)[None] + 0.5

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hapre_jax.config import DataConfig
+from hapre_jax.errors import check_choice
 
 
 def draw(batch: dict, key: jax.Array, data: DataConfig) -> dict:
@@ -29,7 +30,11 @@ def flip(batch: dict, key: jax.Array, *, axis: str, probability: float) -> dict:
       key: PRNG key.
       axis: "none", "vertical" (upside down) or "horizontal".
       probability: of a flip.
+
+    Raises:
+      ValueError: the axis is another word.
     """
+    check_choice("axis", axis, ("none", "vertical", "horizontal"))
     if axis == "none":
         return batch
     chosen = jax.random.uniform(key, (len(batch["image"]),)) < probability

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from hapre_jax import centers, losses
+from hapre_jax.errors import check_choice
 from hapre_jax.operations import geometry
 from hapre_jax.operations.operation import Operation
 
@@ -68,6 +69,9 @@ def normalize(image: jax.Array, how: str) -> jax.Array:
       image: `f32[..., H, W, C]` in [0, 1].
       how: "image": each image to mean 0 and deviation 1, so that exposure does not
         matter; "fixed": ImageNet's mean and deviation.
+
+    Raises:
+      ValueError: `how` is another word.
     """
     mean, deviation = gray_scale(image, how)
     return (image - mean) / deviation
@@ -79,6 +83,7 @@ def gray_scale(image: jax.Array, how: str) -> tuple[jax.Array, jax.Array]:
     Both have the rank of the image, and broadcast to it.
     """
     chex.assert_rank(image, {3, 4, 5})
+    check_choice("how", how, ("image", "fixed"))
     if how == "image":
         axes = (-3, -2, -1)
         variance = jnp.var(image, axes, keepdims=True)

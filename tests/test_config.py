@@ -152,6 +152,15 @@ def test_config_is_frozen_and_hashable():
             "of a part, which must be two or more",
         ),
         (
+            lambda: Config(
+                policy=config.PolicyConfig(held_out=0.5),
+                train=config.TrainConfig(batch_size=4, parts=2),
+            ),
+            "policy.held_out is 0.5 and train.parts 2: parts with other shares of "
+            "held-out films would count alike; one of the two must be left at its "
+            "default",
+        ),
+        (
             lambda: config.TrainConfig(steps_per_call=20),
             "train.eval_every is 250, but must be a multiple of train.steps_per_call, "
             "which is 20",

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hapre_jax.errors import check_choice
+
 NORMS = ("batch", "frozen", "group")
 _GROUP = 8
 
@@ -34,6 +36,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        check_choice("norm", self.kind, NORMS)
         if self.kind == "group":
             # As many groups as fit ResNet-8's narrowest stage twice; Wu and He, "Group
             # Normalization", find 8 to 32 channels a group alike.

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from hapre_jax import boxes, policy, policy_gradient
+from hapre_jax.errors import check_choice
 from hapre_jax.operations import geometry
 
 
@@ -39,6 +40,7 @@ class KeyArea:
             "max_sum": policy.max_sum_box,
             "anchors": policy.anchor_box,
         }
+        check_choice("readout", self.readout, read)
         return read[self.readout](logits)
 
     def sample(self, key, mean, sigma, num):
