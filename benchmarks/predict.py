@@ -155,7 +155,7 @@ def main():
         shares, areas = rival.answer(first)
         for name, mine, other in (
             ("probabilities", found.probabilities, shares),
-            ("key areas", found.action, areas),
+            ("key areas", found.area, areas),
         ):
             difference = np.abs(np.asarray(mine) - other).max()
             print(f"{name} differ by at most {difference:.1e}")

@@ -9,6 +9,7 @@ import pathlib
 import re
 import signal
 import sys
+import threading
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -42,6 +43,10 @@ _MACHINE_ERRORS = (
     errno.EPERM,
     errno.EROFS,
 )
+_TERMINATED = 128 + signal.SIGTERM
+# Where Python prints an exception and goes on: in finalizers, and in JAX's callback of
+# the garbage collector.
+_LOSE_EXCEPTIONS = ("__del__", "_xla_gc_callback")
 _RUN_EXAMPLES: Sequence[str] = ("runs/phantom", "runs/phantom --data.quality high")
 
 
@@ -131,6 +136,8 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     """
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     # Warnings as Python shows them at first. TFDS logs through absl, which would give
     # them a form of its own, and a stream that breaks into the progress bar.
     handlers = filter(None, [logging.lastResort])
@@ -163,6 +170,11 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+    except SystemExit as end:
+        if end.code == _TERMINATED:
+            # XLA's threads may be at work still, and then Python's own end crashes.
+            os._exit(_TERMINATED)
+        raise
     except Exception as error:
         # XLA's has no class of its own.
         is_device = "RESOURCE_EXHAUSTED" in str(error)
@@ -179,8 +191,24 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
 
 
 def _terminate(number, frame):
-    print("terminated", file=sys.stderr)
-    sys.exit(128 + number)
+    if not _is_put_off(number, frame):
+        print("terminated", file=sys.stderr, flush=True)
+        sys.exit(_TERMINATED)
+
+
+def _interrupt(number, frame):
+    if not _is_put_off(number, frame):
+        raise KeyboardInterrupt
+
+
+def _is_put_off(number, frame):
+    """Sends a signal again a moment later where what it raises would be lost."""
+    while frame is not None:
+        if frame.f_code.co_name in _LOSE_EXCEPTIONS:
+            threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Parser(argparse.ArgumentParser):

@@ -122,7 +122,7 @@ def _draw(films, tested, output):
     films = dataclasses.replace(films, labels=table.labels, classes=table.classes)
     found = tested.predictions._replace(probabilities=table.probabilities)
     sheets = {"mistakes": figures.mistakes_sheet(films, found)}
-    if found.action is not None:
+    if found.area is not None:
         sheets["key_areas"] = figures.key_area_sheet(films, found)
     for name, sheet in sheets.items():
         file = output.with_name(f"{output.stem}_{name}.png")

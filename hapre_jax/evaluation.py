@@ -156,7 +156,7 @@ def evaluate(
         classes=tuple(space),
         labels=truth.astype(np.int32),
         probabilities=predicted.probabilities @ told,
-        key_areas=predicted.action,
+        key_areas=predicted.area,
     )
     matrix = _confusion_matrix(truth, table.answers, space)
     scaled = None
@@ -197,9 +197,9 @@ def score_actions(
       mean_box: `f32[4]`, mean lung box of the training split.
     """
     key_area = None
-    if found.action is not None:
+    if found.area is not None:
         key_area = score_key_areas(
-            found.action,
+            found.area,
             source.lung_boxes,
             config=config,
             lesion_boxes=source.lesion_boxes,

@@ -55,7 +55,7 @@ def make(config: Config, num_classes: int) -> Callable | None:
         variables = {"params": params["task"], **model_state["task"]}
 
         def explain_one(image, area, answer):
-            if found.action is None:
+            if found.area is None:
                 seen = resize(image[None], task.image_size)[0]
             else:
                 seen = boxes.crop_and_resize(image, area, size=task.image_size)
@@ -68,7 +68,7 @@ def make(config: Config, num_classes: int) -> Callable | None:
             heat = heatmap.grad_cam(task.network, variables, seen, answer, feature)
             return heatmap.paste(heat, area, size=SIZE)
 
-        areas = found.action
+        areas = found.area
         if areas is None:
             count = batch["image"].shape[0]
             areas = jnp.broadcast_to(jnp.array(boxes.WHOLE), (count, 4))
@@ -108,7 +108,7 @@ def look(config: Config, state: TrainState, source: datasets.Dataset) -> Looks:
         kept = batch["mask"]
         parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[kept], seen))
     heat, found = jax.tree.map(lambda *of: np.concatenate(of), *parts)
-    return Looks(heat, found.probabilities.argmax(1).astype(np.int32), found.action)
+    return Looks(heat, found.probabilities.argmax(1).astype(np.int32), found.area)
 
 
 def score(looks: Looks, lung_boxes: np.ndarray | None) -> dict[str, float] | None:

@@ -129,8 +129,8 @@ def write_bundle(
 
 def _outputs(found) -> dict[str, jax.Array]:
     outputs = {inference.PROBABILITIES: found.probabilities}
-    if found.action is not None:
-        outputs[inference.KEY_AREA] = found.action
+    if found.area is not None:
+        outputs[inference.KEY_AREA] = found.area
     return outputs
 
 

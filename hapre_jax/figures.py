@@ -93,7 +93,7 @@ def _sheet(source, predictions, shown, title, note) -> Image.Image:
 
     Of a method without key areas the crops are the whole films.
     """
-    areas, lung_boxes = predictions.action, source.lung_boxes
+    areas, lung_boxes = predictions.area, source.lung_boxes
     overlaps = np.full(len(source), np.nan, np.float32)
     if areas is not None:
         overlaps = lung_overlaps(np.asarray(areas), lung_boxes)

@@ -30,7 +30,9 @@ class Prediction(NamedTuple):
 
     # f32[B, K] of a classifier; of another task what its `Task` answers.
     probabilities: jax.Array
-    action: jax.Array | None = None  # area of the valid mean action, f32[B, 4] yxyx
+    # What of the film is kept, f32[B, 4] yxyx: the key area, as the policy's valid mean
+    # action has it; None where nothing is cut.
+    area: jax.Array | None = None
     entropy: jax.Array | None = None  # of the policy at its final width, f32[B], nats
     policy_map: jax.Array | None = None  # sigmoid of the policy's map, f32[B, g, g]
     # What else the mean action sets, in units that a reader knows: f32[B] each.

@@ -35,7 +35,8 @@ _PICTURES = {
         "key_areas_over_time.png": "How the key areas of six validation films moved "
         "while the policy learned.",
         "landscape.png": "The reward landscape: loss of the classifier against zoom "
-        "and shift around the lungs, a class a panel.",
+        "and shift around the lungs, where these are known, else around the key areas; "
+        "a class a panel.",
     },
     "The worst mistakes": {
         "mistakes.png": "The wrong answers given with most confidence.",
@@ -51,12 +52,13 @@ def of_run(workdir: pathlib.Path, results: dict) -> str:
       results: what its `results.json` holds, or is about to.
 
     Raises:
-      UserError: the folder has no predictions.
+      UserError: the folder has no predictions, or not those of all films.
     """
-    ours = predictions.read(workdir / "predictions.csv")
+    ours = predictions.read(workdir / "predictions.csv", count=results["test"]["n"])
     compared = None
     if (workdir / "plain" / "predictions.csv").exists():
-        compared = predictions.read(workdir / "plain" / "predictions.csv")
+        file = workdir / "plain" / "predictions.csv"
+        compared = predictions.read(file, count=results["test"]["n"])
     methods = {results["method"]: (results["test"], ours)}
     if compared is not None:
         methods["plain"] = (results["plain"], compared)
@@ -78,7 +80,8 @@ def of_test(output: pathlib.Path, results: dict, *, trained_on: str) -> str:
       UserError: there are no predictions.
     """
     prefix = f"{output.stem}_"
-    answers = predictions.read(output.with_name(f"{prefix}predictions.csv"))
+    file = output.with_name(f"{prefix}predictions.csv")
+    answers = predictions.read(file, count=results["test"]["n"])
     methods = {results["method"]: (results["test"], answers)}
     title = f"{results['method']} on {results['dataset']}, trained on {trained_on}"
     body = _said(in_words(results, answers, None))

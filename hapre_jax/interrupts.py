@@ -1,6 +1,7 @@
 """Ctrl-C, and the signal with which a cluster takes a machine back."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -47,6 +48,9 @@ def held_back() -> Iterator[Interrupt]:
             signal.raise_signal(number)
         is_second = True
         interrupt.number = number
+        # Not print, which a signal may come in the midst of.
+        said = f"{interrupt.name}: ends when this step is saved; again: at once\n"
+        os.write(2, said.encode())
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):

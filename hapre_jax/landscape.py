@@ -125,11 +125,11 @@ def measure(
     for batch in feed.eval_batches(source, min(batch_size, len(source))):
         inputs = {"image": jnp.asarray(batch["image"]), "label": batch["label"]}
         seen = evaluation.without_answers(batch) | {"image": inputs["image"]}
-        action = predict(*state.average, seen).action
+        area = predict(*state.average, seen).area
         if reference == "lungs":
             around = jnp.asarray(batch["lung_box"])
-        elif action is not None:
-            around = action
+        elif area is not None:
+            around = area
         else:
             raise UserError(
                 "a reward landscape needs known lungs or a policy: this data set has "
@@ -137,7 +137,7 @@ def measure(
             )
         whole = jnp.broadcast_to(jnp.array(boxes.WHOLE), around.shape)
         cells = [place_each(around, zoom, shift) for zoom in zooms for shift in shifts]
-        tried = [whole, whole if action is None else action, *cells]
+        tried = [whole, whole if area is None else area, *cells]
         # One compiled function of one shape, called for each cell.
         losses = [task_losses(*state.average, inputs, actions) for actions in tried]
         parts.append(np.asarray(jnp.stack(losses))[:, batch["mask"]])
@@ -153,7 +153,7 @@ def measure(
         counts=counts,
         reference=reference,
         whole=means[:, 0],
-        policy=None if action is None else means[:, 1],
+        policy=None if area is None else means[:, 1],
     )
 
 

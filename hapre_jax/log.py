@@ -71,10 +71,10 @@ def read(path: pathlib.Path) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            if "step" not in record:
+            if not isinstance(record["step"], int):
                 raise ValueError(line)
             records.append(record)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, LookupError) as error:
             if number < len(lines):
                 raise UserError(
                     f"line {number} of {path} is no record; delete that line"

@@ -41,6 +41,7 @@ from hapre_jax.inference import Model
 
 _AHEAD = 2  # batches that are read while one is answered
 _PICTURE = 512  # pixels of a side of overlays and heatmaps
+_SILENCE_SECONDS = 30  # between two lines of progress in a log file
 _ESCAPE = "backslashreplace"
 _EDGES = ("top", "left", "bottom", "right")
 
@@ -186,7 +187,7 @@ def answer(
     if model.temperature is not None:
         scaled = probabilities.at_temperature(shares, model.temperature)
         calibrated = scaled.max(1).tolist()
-    areas = None if found.action is None else np.asarray(found.action)[: len(films)]
+    areas = None if found.area is None else np.asarray(found.area)[: len(films)]
     answered = []
     for row, film in enumerate(films):
         shape = film.height, film.width
@@ -449,24 +450,34 @@ def main(argv: list[str]) -> int:
         raise UserError("no film was named")
     console = rich.console.Console()
     model = inference.load(arguments.run)
-    started = time.monotonic()
+    where = f"{arguments.out}/predictions.csv"
+    started = said = time.monotonic()
+    answered = 0
     with console.status("Reading") as status:
 
         def progress(done, failed):
-            rate = done / (time.monotonic() - started)
-            text = f"{done} films, {rate:.1f} a second"
-            status.update(text + (f", {failed} not readable" if failed else ""))
+            nonlocal answered, said
+            answered, now = done, time.monotonic()
+            text = f"{done} films, {done / (now - started):.1f} a second"
+            text += f", {failed} not readable" if failed else ""
+            status.update(text)
+            if not console.is_terminal and now - said > _SILENCE_SECONDS:
+                said = now
+                log.say(console, text)
 
-        done, failed = predict_films(
-            model,
-            itertools.chain([first], films),
-            arguments.out,
-            crop_size=arguments.crop_size if arguments.crops else 0,
-            overlays=arguments.overlays,
-            heatmaps=arguments.heatmaps,
-            progress=progress,
-        )
-    where = f"{arguments.out}/predictions.csv"
+        try:
+            done, failed = predict_films(
+                model,
+                itertools.chain([first], films),
+                arguments.out,
+                crop_size=arguments.crop_size if arguments.crops else 0,
+                overlays=arguments.overlays,
+                heatmaps=arguments.heatmaps,
+                progress=progress,
+            )
+        except (KeyboardInterrupt, SystemExit):
+            log.say(console, f"Stopped: {where} has {answered} films, not all of them")
+            raise
     log.say(console, f"{done} films answered: {where}")
     if failed:
         log.say(console, f"{failed} could not be read: {arguments.out}/errors.csv")

@@ -60,11 +60,15 @@ def write(file: pathlib.Path, predictions: Predictions) -> None:
     atomic.write_text(file, text.getvalue())
 
 
-def read(file: pathlib.Path) -> Predictions:
+def read(file: pathlib.Path, *, count: int | None = None) -> Predictions:
     """What `write` wrote.
 
+    Args:
+      file: the table.
+      count: of films that were tested, if it is known: a table may have been cut.
+
     Raises:
-      UserError: there is no such file, or it is not one of these.
+      UserError: there is no such file, it is not one of these, or of other films.
     """
     try:
         with file.open(
@@ -73,12 +77,23 @@ def read(file: pathlib.Path) -> Predictions:
             rows = list(csv.DictReader(stream))
         if any(None in row or None in row.values() for row in rows):
             raise ValueError("a line has another number of fields than the first")
+        if not rows:
+            raise ValueError("it has no film")
+        if missing := [
+            of for of in ("path", "group", "view", "label") if of not in rows[0]
+        ]:
+            raise ValueError(f"it has no column {missing[0]!r}")
+        if count not in (None, len(rows)):
+            raise ValueError(f"it has {len(rows)} films, but {count} were tested")
         columns = list(rows[0])
         classes = tuple(
             name.removeprefix(_PROBABILITY)
             for name in columns
             if name.startswith(_PROBABILITY)
         )
+        for row in rows:
+            if row["label"] not in classes:
+                raise ValueError(f"it has no class {row['label']!r}")
         areas = None
         if set(_BOX) <= set(columns):
             areas = np.array([[row[edge] for edge in _BOX] for row in rows], np.float32)
@@ -94,8 +109,9 @@ def read(file: pathlib.Path) -> Predictions:
             ),
             key_areas=areas,
         )
-    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, csv.Error) as error:
+        said = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"{file} cannot be read as a table of predictions: "
-            f"{type(error).__name__}: {error}"
+            f"{file} cannot be read as a table of predictions ({said}): restore it, or "
+            "delete the JSON file of results beside it and give its command again"
         ) from error

@@ -103,7 +103,8 @@ def _read(run: Experiment, tested: str):
         answers = file.with_name(f"{tested}_predictions.csv")
     else:
         file, answers = run.folder / "results.json", run.folder / "predictions.csv"
-    return json_file.read(file), predictions.read(answers)
+    results = json_file.read(file)
+    return results, predictions.read(answers, count=results["test"]["n"])
 
 
 def shown(score: dict | None) -> str:

@@ -162,4 +162,4 @@ def _score(config, program, answer, mean_box, now, films):
     scores = {"n": len(films), **program.score(answers(), films)}
     found = jax.tree.map(lambda *parts: np.concatenate(parts), *actions)
     scores |= evaluation.score_actions(found, films, config=config, mean_box=mean_box)
-    return scores, found.action
+    return scores, found.area

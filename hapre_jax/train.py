@@ -39,6 +39,7 @@ from hapre_jax import (
 from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import files, phantom
+from hapre_jax.errors import UserError
 from hapre_jax.framework import Method
 from hapre_jax.methods import METHODS
 
@@ -180,7 +181,7 @@ def _test(config, method, evaluate, fitted, workdir, data) -> dict[str, Any]:
     mistakes = figures.mistakes_sheet(data.test, found)
     if mistakes is not None:
         figures.save(mistakes, workdir / "mistakes.png")
-    if found.action is not None:
+    if found.area is not None:
         sheet = figures.key_area_sheet(data.test, found, count=_SHEET_IMAGES)
         figures.save(sheet, workdir / "key_areas.png")
         records = log.read(workdir / "metrics.jsonl")
@@ -190,7 +191,7 @@ def _test(config, method, evaluate, fitted, workdir, data) -> dict[str, Any]:
         measured = landscape.measure_and_draw(
             config, method, whole, data.validation, workdir
         )
-        results["landscape"] = _best_scale(measured, found.action, data.test.lung_boxes)
+        results["landscape"] = _best_scale(measured, found.area, data.test.lung_boxes)
     return results
 
 
@@ -243,7 +244,7 @@ def _validate(evaluate, data, now) -> tuple[dict, np.ndarray | None]:
     """Scores of the validation split, and its key areas."""
     mean_box = evaluation.mean_lung_box(data.train)
     scores, found, _ = evaluate(now, data.validation, mean_box=mean_box)
-    return scores, found.action
+    return scores, found.area
 
 
 def main(argv: list[str]) -> int:
@@ -256,6 +257,11 @@ def main(argv: list[str]) -> int:
         "with an interrupted run.",
         default_config="configs/phantom.py",
     )
+    if config.data.name == "phantom" and config.data.root:
+        raise UserError(
+            f"data.root is {config.data.root}, but data.name is phantom, which reads no "
+            "files: set data.name, to folder for films of your own"
+        )
     sharding.join(config.train)
     console = rich.console.Console(quiet=jax.process_index() > 0)
     workdir = pathlib.Path(arguments.workdir)

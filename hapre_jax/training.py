@@ -243,6 +243,8 @@ class _Loop:
         self.update = self.stack.enter_context(
             log.progress_bar(self.console, name, start=first)
         )
+        if first < end:
+            self.update(first, train.steps, "compiling")
         interrupt = self.stack.enter_context(interrupts.held_back())
         is_alone = jax.process_count() == 1
         # The step is dispatched, not awaited: the next batch is read and copied to the

@@ -625,7 +625,7 @@ def test_predictions_are_those_of_plain(tiny_config, films, weights, name):
         for way in (METHODS["plain"](tiny_config, 3), method, method)
     ]
     for answer in answers:
-        assert answer.action is None
+        assert answer.area is None
         np.testing.assert_array_equal(answer.probabilities, answers[0].probabilities)
 
 

@@ -257,8 +257,16 @@ def test_run_lets_bugs_through(monkeypatch):
         cli.run(main)
 
 
+IN_FINALIZER = """
+    class Kept:
+        def __del__(self):
+            os.kill(os.getpid(), signal.{name})
+            time.sleep(0.01)
+    Kept()
+    time.sleep(20)
+"""
 ENDS = """
-import errno, os, signal, sys
+import errno, os, signal, sys, time
 from hapre_jax import cli
 
 # Ignored where the tests run in the background of a shell.
@@ -276,6 +284,9 @@ cli.run(main)
     [
         ("os.kill(os.getpid(), signal.SIGTERM)", 143, "terminated\n"),
         ("os.kill(os.getpid(), signal.SIGINT)", 130, "interrupted\n"),
+        # Where Python would print the exception and go on.
+        (IN_FINALIZER.format(name="SIGTERM"), 143, "terminated\n"),
+        (IN_FINALIZER.format(name="SIGINT"), 130, "interrupted\n"),
         (
             "open('/dev/full', 'w').write('x' * 99999)",
             2,

@@ -331,7 +331,7 @@ def test_answers_are_probabilities_and_the_same_each_time(started, image):
     assert first.probabilities.shape == (4, 3)
     np.testing.assert_allclose(first.probabilities.sum(1), np.ones(4), rtol=1e-5)
     np.testing.assert_array_equal(first.probabilities, again.probabilities)
-    assert first.action is None
+    assert first.area is None
 
 
 def test_losses_on_the_whole_image_are_those_of_the_answers(started, image):

@@ -105,7 +105,7 @@ def test_scores_are_scikit_learn_s_and_padding_is_not_counted():
     np.testing.assert_array_equal(found.predictions.probabilities, table)
     _assert_scores(found.scores, labels, table.argmax(axis=1))
     assert found.scores["key_area"] is None
-    assert found.predictions.action is None
+    assert found.predictions.area is None
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_key_areas_of_padding_are_not_counted():
     assert area["entropy"] == pytest.approx(-(0 + 1 + 2 + 3 + 4) / 5)
     changes = (0.5 + 0.4 + 0.3 + 0.2 + 0.1) / 5 / 16
     assert area["map_change"] == pytest.approx(changes)
-    np.testing.assert_array_equal(found.predictions.action, areas)
+    np.testing.assert_array_equal(found.predictions.area, areas)
 
 
 def test_a_method_is_not_told_the_answers():
@@ -341,7 +341,7 @@ def test_results_of_a_run_are_what_its_best_networks_answer(finished_run, tiny_c
     results = _read(finished_run / "results.json")
     _assert_scores(results["test"], data.test.labels, answers)
     ious = [
-        float(boxes.iou(single.action[0], jnp.array(box)))
+        float(boxes.iou(single.area[0], jnp.array(box)))
         for single, box in zip(singles, data.test.lung_boxes, strict=True)
     ]
     area = results["test"]["key_area"]

@@ -57,7 +57,7 @@ def test_a_bundle_answers_as_its_run(bundle, finished_run, squares):
     assert model.temperature == run.temperature > 0
     expected, found = run.predict(squares), model.predict(squares)
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
-    np.testing.assert_allclose(found.action, expected.action, atol=1e-5)
+    np.testing.assert_allclose(found.area, expected.area, atol=1e-5)
     (heat, _), (found_heat, answered) = run.explain(squares), model.explain(squares)
     np.testing.assert_allclose(found_heat, heat, atol=1e-4)
     np.testing.assert_allclose(answered.probabilities, expected.probabilities, 0, 1e-5)
@@ -70,7 +70,7 @@ def test_the_onnx_model_answers_as_the_run(bundle, finished_run, squares):
     expected = inference.load(finished_run).predict(squares)
     area, shares = session.run(["key_area", "probabilities"], {"image": squares})
     np.testing.assert_allclose(shares, expected.probabilities, atol=1e-4)
-    np.testing.assert_allclose(area, expected.action, atol=1e-4)
+    np.testing.assert_allclose(area, expected.area, atol=1e-4)
 
 
 def test_the_program_of_a_bundle_needs_jax_and_numpy_alone(
@@ -96,7 +96,7 @@ for name in ("hapre_jax", "flax", "optax", "orbax", "safetensors", "PIL"):
     np.testing.assert_allclose(
         found["probabilities"], expected.probabilities, atol=1e-5
     )
-    np.testing.assert_allclose(found["key_area"], expected.action, atol=1e-5)
+    np.testing.assert_allclose(found["key_area"], expected.area, atol=1e-5)
 
 
 @pytest.mark.parametrize("geometry", ["letterbox", "squash", "cover"])

@@ -309,7 +309,7 @@ def test_no_sheet_without_a_mistake_and_one_without_key_areas():
     # Nothing is called a key area, not even the whole film.
     colors = {color for _, color in sheet.getcolors(1 << 20)}
     assert figures.WRONG_COLOR in colors and figures.KEY_AREA_COLOR not in colors
-    area = wrong._replace(action=np.array([[0.2, 0.2, 0.8, 0.8]] * 3, np.float32))
+    area = wrong._replace(area=np.array([[0.2, 0.2, 0.8, 0.8]] * 3, np.float32))
     sheet = figures.mistakes_sheet(source, area)
     colors = {color for _, color in sheet.getcolors(1 << 20)}
     assert figures.KEY_AREA_COLOR in colors

@@ -197,3 +197,29 @@ def test_wrong_trees(tmp_path, names, said):
     write(tmp_path, names)
     with pytest.raises(errors.UserError, match=said):
         folder.scan(str(tmp_path))
+
+
+def test_years_that_are_taken_for_classes_are_doubted(tmp_path, caplog):
+    names = [
+        f"{year}/{name}/1.png" for year in (2019, 2020) for name in ("ill", "well")
+    ]
+    _, _, classes = folder.scan(str(write(tmp_path, names)))
+    assert classes == ("2019", "2020")
+    assert caplog.messages == [
+        f"2019, 2020 in {tmp_path} are taken for the classes; all of them hold the "
+        "folders ill, well: if those are the classes, give a table of the films "
+        "(docs/data.md)"
+    ]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["ill/PA/1.png", "well/AP/2.png"],
+        ["ill/ward 7/1.png", "well/ward 7/2.png"],
+        ["ill/1.png", "well/2.png"],
+    ],
+)
+def test_folders_below_a_class_are_no_doubt(tmp_path, caplog, names):
+    folder.scan(str(write(tmp_path, names)))
+    assert not caplog.messages

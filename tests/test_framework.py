@@ -658,7 +658,7 @@ def test_task_network_may_be_trained_on_what_it_will_be_asked(estimator):
     assert inputs.shape == (3, CROP, CROP, 2)
     found = _boxes_of(inputs, rest[2]["image"])
     np.testing.assert_allclose(found, np.tile(upper, (3, 1)), atol=2e-3)
-    areas = method.predict(params, rest[0], rest[2]).action
+    areas = method.predict(params, rest[0], rest[2]).area
     np.testing.assert_allclose(found, areas, atol=2e-3)
 
 
@@ -827,7 +827,7 @@ def test_an_action_costs_what_it_keeps(estimator, step, first, last):
     free, _, arguments = _make(estimator=estimator, explore=False)
     dear, _, _ = _make(estimator=estimator, explore=False, **costs)
     without, with_cost = (_loss(m, arguments, step)[1] for m in (free, dear))
-    areas = jax.vmap(boxes.area)(free.predict(*arguments[:2], arguments[3]).action)
+    areas = jax.vmap(boxes.area)(free.predict(*arguments[:2], arguments[3]).area)
     # The whole image, which D1 compares with, costs 0.5.
     saved = 0.5 * (1 - float(jnp.mean(areas)))
     assert saved > 0.01
@@ -880,7 +880,7 @@ def test_loss_is_the_same_compiled():
 def test_logged_lung_iou_is_that_of_the_mean_boxes():
     method, _, arguments = _make()
     image = arguments[3]["image"]
-    areas = method.predict(*arguments[:2], {"image": image}).action
+    areas = method.predict(*arguments[:2], {"image": image}).area
     unknown = jnp.full(4, jnp.nan)
     lungs = jnp.stack([areas[0], jnp.array(boxes.WHOLE), unknown])
     arguments[3]["lung_box"] = lungs
@@ -948,9 +948,9 @@ def test_predict_answers_from_the_mean_box():
     params |= {"policy": {"w": _logits_of((0.0, 0.0, 0.5, 1.0)) / 10}}
     prediction = method.predict(params, model_state, {"image": batch["image"]})
     expected = np.tile([0.0, 0.0, 0.5, 1.0], (3, 1))
-    np.testing.assert_allclose(prediction.action, expected, atol=1e-3)
+    np.testing.assert_allclose(prediction.area, expected, atol=1e-3)
     crops = jax.vmap(lambda i, a: boxes.crop_and_resize(i, a, size=CROP))(
-        batch["image"], prediction.action
+        batch["image"], prediction.area
     )
     logits = np.asarray(crops).reshape(3, -1) @ np.asarray(params["task"]["w"])
     expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -967,7 +967,7 @@ def test_predicted_areas_are_valid():
     method, _, (params, model_state, _, batch, _) = _make()
     one_cell = (0.875, 0.875, 1.0, 1.0)
     params |= {"policy": {"w": _logits_of(one_cell) / 10}}
-    areas = method.predict(params, model_state, {"image": batch["image"]}).action
+    areas = method.predict(params, model_state, {"image": batch["image"]}).area
     np.testing.assert_allclose(areas, np.tile([0.8, 0.8, 1, 1], (3, 1)), atol=1e-3)
 
 

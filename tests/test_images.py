@@ -102,6 +102,7 @@ def test_32_bit_integers_in_the_16_bit_range():
         np.array([[-5, 700]], np.int32),
         np.array([[0.0, 1.0]], np.float32),
         np.array([[0, 4095]], np.uint16),  # 12 bits
+        np.array([[0, 16383]], np.uint16),  # 14 bits
     ],
 )
 def test_unknown_ranges_are_not_guessed(film):

@@ -451,7 +451,7 @@ def test_predictions_are_of_the_raw_image_and_deterministic(started, batch, vari
     output = jax.jit(functools.partial(network.apply, train=False))(variables, image)
     expected = jax.nn.softmax(output.logits)
     np.testing.assert_allclose(answer.probabilities, expected, rtol=1e-3, atol=1e-5)
-    assert answer.action is answer.entropy is answer.policy_map is None
+    assert answer.area is answer.entropy is answer.policy_map is None
     assert not method.needs_lungs
 
 

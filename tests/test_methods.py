@@ -55,7 +55,7 @@ def test_map_of_anchors_says_where_the_key_area_is(tiny_config, image):
     prediction = jax.jit(method.predict)(params, model_state, {"image": image})
     np.testing.assert_allclose(prediction.policy_map, np.full((4, 8, 8), 0.75))
     expected = np.tile([0.25, 0.1, 0.75, 0.9], (4, 1))
-    np.testing.assert_allclose(prediction.action, expected, atol=1e-5)
+    np.testing.assert_allclose(prediction.area, expected, atol=1e-5)
 
 
 def test_first_key_area_is_the_whole_image_and_the_first_answer_the_plain_one(
@@ -63,9 +63,7 @@ def test_first_key_area_is_the_whole_image_and_the_first_answer_the_plain_one(
 ):
     method, params, model_state = started
     prediction = jax.jit(method.predict)(params, model_state, {"image": image})
-    np.testing.assert_allclose(
-        prediction.action, np.tile(boxes.WHOLE, (4, 1)), atol=1e-5
-    )
+    np.testing.assert_allclose(prediction.area, np.tile(boxes.WHOLE, (4, 1)), atol=1e-5)
     np.testing.assert_allclose(prediction.policy_map, np.full((4, 8, 8), 0.5))
     whole = METHODS["plain"](tiny_config, 3)
     expected = jax.jit(whole.predict)(
@@ -74,7 +72,7 @@ def test_first_key_area_is_the_whole_image_and_the_first_answer_the_plain_one(
     np.testing.assert_allclose(
         prediction.probabilities, expected.probabilities, rtol=1e-3
     )
-    assert expected.action is None and expected.entropy is None
+    assert expected.area is None and expected.entropy is None
 
 
 def test_plain_loss_is_the_cross_entropy_of_the_whole_image(tiny_config, image):

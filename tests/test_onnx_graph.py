@@ -95,7 +95,7 @@ def test_methods_give_the_same_answers(tiny_config, name, readout):
     def predict(image):
         found = method.predict(*variables, state.to_float({"image": image}))
         outputs = {"probabilities": found.probabilities}
-        return outputs if found.action is None else outputs | {"area": found.action}
+        return outputs if found.area is None else outputs | {"area": found.area}
 
     model = _check(predict, image)
     assert ("area" in {output.name for output in model.graph.output}) == (

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -153,7 +154,9 @@ def test_unreadable_films_are_left_out_and_named(tmp_path, caplog):
     assert left_out[0].reason.startswith("sick/0.jpeg cannot be read: ")
     assert [record.message for record in caplog.records] == [
         "left out 5 of 20 images that cannot be read: "
-        "sick/0.jpeg, sick/1.jpeg, sick/2.jpeg and 2 more"
+        "sick/0.jpeg, sick/1.jpeg, sick/2.jpeg and 2 more",
+        "class 'sick' has no validation image: its F1 there is 0, which counts in the "
+        "mean",
     ]
     names = sum((part.names for part in loaded), ())
     assert len(names) == 15 and "sick/4.jpeg" not in names
@@ -195,6 +198,32 @@ def test_class_without_a_training_film(tmp_path):
         (tmp_path / f"sick/{i}.png").unlink()
     with pytest.raises(errors.UserError, match="class 'sick' has no training image"):
         pipeline.load(data, seed=0)
+
+
+def test_class_without_a_test_film_is_said_to_count(tmp_path, caplog):
+    data = write_folder(tmp_path)
+    (tmp_path / "rare").mkdir()
+    (tmp_path / "rare" / "0.png").write_bytes(film_bytes(999))
+    for seed in range(20):  # until its one film is trained on
+        caplog.clear()
+        with contextlib.suppress(errors.UserError):
+            pipeline.load(data, seed=seed)
+            break
+    assert caplog.messages == [
+        f"class 'rare' has no {part} image: its F1 there is 0, which counts in the mean"
+        for part in ("validation", "test")
+    ]
+
+
+def test_the_same_film_in_two_classes_is_said(tmp_path, caplog):
+    data = write_folder(tmp_path)
+    for name in ("3.png", "5.png"):
+        (tmp_path / "sick" / name).write_bytes((tmp_path / "fine" / name).read_bytes())
+    pipeline.load(data, seed=0)
+    assert caplog.messages == [
+        "2 image(s) are in two classes, byte for byte: the first one as fine/3.png and "
+        "sick/3.png"
+    ]
 
 
 def ped_pneumonia_tree(root):

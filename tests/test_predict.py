@@ -115,7 +115,7 @@ def test_answers_are_those_of_the_run_itself(finished_run, films):
         np.testing.assert_allclose(
             list(one.probabilities.values()), found.probabilities[0], atol=1e-5
         )
-        np.testing.assert_allclose(area, found.action[0], atol=1e-5)
+        np.testing.assert_allclose(area, found.area[0], atol=1e-5)
         shape = film.height, film.width
         box = images.film_box(area, *shape, settings.data.geometry)
         np.testing.assert_allclose(one.key_area, box, atol=0.051)

@@ -147,15 +147,15 @@ def test_a_table_of_another_hand_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (None, "FileNotFoundError"),
-        (b"", "IndexError"),
-        (LINES[0].encode(), "IndexError"),
-        (b"path,class\na.png,ill\n", "KeyError"),
-        (b"\n".join([b"path,label,p_ill", b"a.png,ill,1"]), "'group'"),
-        ("".join(LINES).replace("p_", "q_").encode(), "ValueError"),
-        ("".join(LINES).replace(",well,ill", ",dead,ill").encode(), "ValueError"),
+        (None, "No such file"),
+        (b"", "no film"),
+        (LINES[0].encode(), "no film"),
+        (b"path,class\na.png,ill\n", "no column 'group'"),
+        (b"\n".join([b"path,label,p_ill", b"a.png,ill,1"]), "no column 'group'"),
+        ("".join(LINES).replace("p_", "q_").encode(), "no class 'well'"),
+        ("".join(LINES).replace(",well,ill", ",dead,ill").encode(), "no class 'dead'"),
         ("".join(LINES).replace("0.75", "often").encode(), "often"),
-        (b"\x89PNG\r\n\x1a\n\xff\xd8", "KeyError"),
+        (b"\x89PNG\r\n\x1a\n\xff\xd8", "no column 'path'"),
     ],
     ids=[
         "missing",
@@ -176,8 +176,21 @@ def test_what_is_no_table_is_refused_by_name(tmp_path, content, reason):
     with pytest.raises(UserError) as error:
         predictions.read(file)
     message = str(error.value)
-    assert message.startswith(f"{file} cannot be read as a table of predictions: ")
+    assert message.startswith(f"{file} cannot be read as a table of predictions (")
     assert reason in message
+
+
+def test_a_table_that_was_cut_is_noticed(tmp_path):
+    file = tmp_path / "predictions.csv"
+    file.write_text("".join(LINES))
+    assert len(predictions.read(file, count=2).names) == 2
+    with pytest.raises(UserError) as error:
+        predictions.read(file, count=3)
+    assert str(error.value) == (
+        f"{file} cannot be read as a table of predictions (it has 2 films, but 3 were "
+        "tested): restore it, or delete the JSON file of results beside it and give "
+        "its command again"
+    )
 
 
 def test_a_folder_is_refused_by_name(tmp_path):

@@ -271,7 +271,7 @@ def test_answers_of_a_trained_method_are_of_whole_films():
     lungs[1, 8:24, 20:28] = 1  # its lower half is outside
     found = method.predict({"task": {}, "policy": {}}, {"task": {}, "policy": {}},
                            {"image": jnp.array(lungs)})  # fmt: skip
-    np.testing.assert_allclose(found.action, [QUARTER] * 2, atol=1e-5)
+    np.testing.assert_allclose(found.area, [QUARTER] * 2, atol=1e-5)
     expected = lungs.copy()
     expected[1, 16:] = 0
     np.testing.assert_array_equal(found.probabilities > 0.5, expected)

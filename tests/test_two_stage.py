@@ -208,7 +208,7 @@ def test_answer_is_that_of_the_stages(started, image):
     predict = jax.jit(method.predict)
     first, again = (predict(params, model_state, {"image": image}) for _ in range(2))
     np.testing.assert_array_equal(first.probabilities, again.probabilities)
-    assert (first.action is None) == (reading == "gate")
+    assert (first.area is None) == (reading == "gate")
     whole = framework.resize(image, settings.task.image_size)
     gate, _ = by_hand(started, image, "gate", whole)
     shown = seen_by_stage_two(started, image)
@@ -251,7 +251,7 @@ def test_the_box_that_stage_two_sees_is_told_and_scored(started, image):
     _, settings, method, params, model_state = started
     found = jax.jit(method.predict)(params, model_state, {"image": image})
     areas = np.asarray(cam_boxes(started, image))
-    np.testing.assert_allclose(found.action, areas, atol=1e-6)
+    np.testing.assert_allclose(found.area, areas, atol=1e-6)
     labels = np.array(LABEL, np.int32)
     names = tuple("abcd")
     source = datasets.Dataset(np.asarray(image), labels, names, names, names)

@@ -16,12 +16,15 @@ its folder, or absolute and in it. Images that it does not list are not used. Wi
 """
 
 import collections
+import logging
 import os
 import unicodedata
 from collections.abc import Iterable
 
 from hapre_jax import errors
 from hapre_jax.data import dataset, files, reader
+
+_log = logging.getLogger(__name__)
 
 _GROUPS = "groups.csv"
 _SPLITS = {
@@ -172,6 +175,7 @@ def scan(root: str) -> tuple[files.Tree, list[dataset.Record], tuple[str, ...]]:
             f"class folder {min(empty)!r} in {tree.root} holds no image "
             f"({' '.join(files.EXTENSIONS)})"
         )
+    _warn_of_doubt(tree, class_folders)
     groups = _read_groups(tree, prefix)
     records = [
         dataset.Record(
@@ -183,6 +187,19 @@ def scan(root: str) -> tuple[files.Tree, list[dataset.Record], tuple[str, ...]]:
         for name, (class_name, split) in sorted(found.items())
     ]
     return tree, records, classes
+
+
+def _warn_of_doubt(tree: files.Tree, class_folders: Iterable[str]) -> None:
+    """Says where what is taken for classes may be years, hospitals or views."""
+    inside = {tuple(sorted(_children(tree, folder))) for folder in class_folders}
+    (names,) = inside if len(inside) == 1 else ((),)
+    if len(names) > 1:
+        taken = sorted({folder.split("/")[-2] for folder in class_folders})
+        _log.warning(
+            f"{errors.listing(taken)} in {tree.root} are taken for the classes; all of "
+            f"them hold the folders {errors.listing(names)}: if those are the classes, "
+            "give a table of the films (docs/data.md)"
+        )
 
 
 def _strip_single_root(tree: files.Tree) -> str:

@@ -90,8 +90,8 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
             f"{name} holds values from {low:g} to {high:g}: 8-bit and unsigned 16-bit "
             "images are accepted"
         )
-    # A detector's 10 or 12 bits in 16 would come out as fewer than 17 gray levels.
-    if high < 4096:
+    # A detector's 10, 12 or 14 bits in 16 would come out dark, in few gray levels.
+    if 0 < high < 16384:
         raise errors.UserError(
             f"{name} holds 16-bit values of at most {high}: scale them to 0..65535"
         )

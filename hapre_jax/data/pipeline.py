@@ -4,6 +4,7 @@ Each film is read, to know that it can be and where its lungs are. As 8-bit squa
 are kept in memory, if they fit; if not, each batch reads its films again (`feed`).
 """
 
+import collections
 import concurrent.futures
 import csv
 import io
@@ -81,6 +82,7 @@ def load(
     splits.refuse_leaks(rows, groups=data.split_level == "group")
     _check_splits(source.classes, labels, split)
     _say_what_is_shared(rows)
+    _say_what_is_in_doubt(rows)
 
     members = [np.flatnonzero(split == name) for name in splits.SPLITS]
     rows_of = [np.array(kept)[indices] for indices in members]
@@ -215,6 +217,26 @@ def _check_splits(classes, labels, split):
                 f"class {name!r} has no training image: its {(labels == label).sum()} "
                 "image(s) all went to validation or test"
             )
+        for part in ("validation", "test"):
+            if not (labels[split == part] == label).any():
+                _log.warning(
+                    f"class {name!r} has no {part} image: its F1 there is 0, which "
+                    "counts in the mean"
+                )
+
+
+def _say_what_is_in_doubt(rows):
+    """The same bytes under two classes: one of them must be wrong."""
+    classes = collections.defaultdict(set)
+    for row in rows:
+        classes[row.sha256].add(row.label)
+    doubtful = [digest for digest, names in classes.items() if len(names) > 1]
+    if doubtful:
+        names = [row.path for row in rows if row.sha256 == doubtful[0]]
+        _log.warning(
+            f"{len(doubtful)} image(s) are in two classes, byte for byte: the first "
+            f"one as {' and '.join(names[:2])}"
+        )
 
 
 def _say_what_is_shared(rows):
