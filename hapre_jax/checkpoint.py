@@ -178,7 +178,8 @@ class Checkpoints:
             raise Damaged(f"{where} is damaged") from error
         if restored is None:
             raise UserError(
-                f"{where} was written by another architecture than this config's"
+                f"{where} was written by another architecture than this config's: "
+                "choose another folder"
             )
         return restored["state"], restored["progress"]
 

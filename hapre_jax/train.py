@@ -259,8 +259,8 @@ def main(argv: list[str]) -> int:
     )
     if config.data.name == "phantom" and config.data.root:
         raise UserError(
-            f"data.root is {config.data.root}, but data.name is phantom, which reads no "
-            "files: set data.name, to folder for films of your own"
+            f"data.root is {config.data.root}, but data.name is phantom, which reads "
+            "no files: set data.name, to folder for films of your own"
         )
     sharding.join(config.train)
     console = rich.console.Console(quiet=jax.process_index() > 0)

@@ -108,7 +108,7 @@ def test_another_architecture_is_refused(tmp_path, checkpoints, other):
         checkpoints.restore("last", other)
     assert str(error.value) == (
         f"the checkpoint {tmp_path}/checkpoints/last/4 was written by another "
-        "architecture than this config's"
+        "architecture than this config's: choose another folder"
     )
     # It is still there for the config that wrote it.
     assert checkpoints.restore("last", _state(0))[0].step == 4

@@ -466,7 +466,8 @@ def test_a_run_that_is_told_to_stop_saves_and_ends_in_the_same_bits(
     )
     assert done.returncode == code
     word = {"SIGTERM": "terminated", "SIGINT": "interrupted"}[name]
-    assert done.stderr == f"{word}\n"
+    held = f"{name}: ends when this step is saved; again: at once\n"
+    assert done.stderr == f"{held}{word}\n"
     said = (
         f"plain: {name} at step 3, which is saved; the same command goes on from there"
     )
@@ -651,13 +652,14 @@ def test_a_checkpoint_of_another_architecture(
 ):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run / "plain", workdir)
+    shutil.copy(finished_run / "splits.csv", workdir)
     (workdir / "config.json").unlink()
     (workdir / "results.json").unlink()
     before = (workdir / "metrics.jsonl").read_bytes()
     start = ("--config", experiment, "--workdir", workdir)
     assert fails(*start, "--task.norm", "group") == (
         f"the checkpoint {workdir}/checkpoints/best/6 was written by another "
-        f"architecture than this config's; delete {workdir}/checkpoints to train anew"
+        "architecture than this config's: choose another folder"
     )
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
@@ -665,6 +667,7 @@ def test_a_checkpoint_of_another_architecture(
 def test_damaged_results_and_records(tmp_path, finished_run, experiment, fails):
     workdir = tmp_path / "run"
     shutil.copytree(finished_run / "plain", workdir)
+    shutil.copy(finished_run / "splits.csv", workdir)
     results = workdir / "results.json"
     results.write_bytes(results.read_bytes()[:40])
     start = ("--config", experiment, "--workdir", workdir)
