@@ -40,6 +40,7 @@ from hapre_jax.errors import UserError
 from hapre_jax.inference import Model
 
 _AHEAD = 2  # batches that are read while one is answered
+_CROP = 256  # pixels of a side of crops
 _PICTURE = 512  # pixels of a side of overlays and heatmaps
 _SILENCE_SECONDS = 30  # between two lines of progress in a log file
 _ESCAPE = "backslashreplace"
@@ -407,7 +408,7 @@ def _parser() -> cli.Parser:
         "homogeneous form, for any other program, in the folders that they came in",
     )
     parser.add_argument(
-        "--crop-size", type=int, default=256, help="pixels of a side of a crop"
+        "--crop-size", type=int, help="pixels of a side of a crop (default 256)"
     )
     parser.add_argument(
         "--overlays",
@@ -425,10 +426,11 @@ def _parser() -> cli.Parser:
 def main(argv: list[str]) -> int:
     """The program; 1 if a film could not be read."""
     arguments = _parser().parse_args(argv)
-    if not 1 <= arguments.crop_size <= 8192:
-        raise UserError(
-            f"--crop-size is {arguments.crop_size}, but must be from 1 to 8192"
-        )
+    if arguments.crop_size is not None and not arguments.crops:
+        raise UserError("--crop-size is given, but there are no crops: add --crops")
+    crop_size = _CROP if arguments.crop_size is None else arguments.crop_size
+    if not 1 <= crop_size <= 8192:
+        raise UserError(f"--crop-size is {crop_size}, but must be from 1 to 8192")
     if (arguments.out / "predictions.csv").exists():
         raise UserError(
             f"{arguments.out} holds predictions already; choose another --out, or "
@@ -470,7 +472,7 @@ def main(argv: list[str]) -> int:
                 model,
                 itertools.chain([first], films),
                 arguments.out,
-                crop_size=arguments.crop_size if arguments.crops else 0,
+                crop_size=crop_size if arguments.crops else 0,
                 overlays=arguments.overlays,
                 heatmaps=arguments.heatmaps,
                 progress=progress,

@@ -43,11 +43,21 @@ def main(argv: list[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN", help="finished runs")
-    parser.add_argument("--out", type=pathlib.Path, default="heatmaps.png")
+    parser.add_argument(
+        "--out",
+        type=pathlib.Path,
+        default="heatmaps.png",
+        metavar="FILE",
+        help="picture to write, a PNG (default heatmaps.png)",
+    )
     parser.add_argument("--films", type=int, default=6, help="rows of the picture")
     parser.add_argument("--data-root", metavar="DIR", help="where the films are now")
     arguments = parser.parse_args(argv)
     console = rich.console.Console()
+    if arguments.films < 1:
+        raise UserError(f"--films is {arguments.films}, but must be at least 1")
+    if arguments.out.suffix != ".png" or not arguments.out.parent.is_dir():
+        raise UserError(f"--out {arguments.out} is no .png in a folder that exists")
     runs = [_named(text) for text in arguments.runs]
     configs = {name: _config(folder, arguments.data_root) for name, folder in runs}
     first, *others = configs.values()

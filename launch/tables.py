@@ -69,7 +69,8 @@ TITLES = {
 }
 # Those that the paper does not have, and that do not compete.
 _BESIDE = ("random_crop", "true_lungs")
-_NEEDS_LUNGS = "true_lungs"  # which films of one's own do not come with
+# What these must know, films of one's own do not come with.
+_NEEDS_LUNGS, _NEEDS_NORMAL = "true_lungs", "two_stage"
 
 ROWS = {
     "2": tuple(TITLES),
@@ -191,9 +192,9 @@ def plan(
     for name, source in chosen.items():
         for net in nets:
             for row in rows:
-                if row == _NEEDS_LUNGS and source.is_folder:
-                    continue
                 values = preset.values | source.values
+                if source.is_folder and _lacks(row, values):
+                    continue
                 attention = changes[row].get("task.net", "").partition("+")[2]
                 values["task.net"] = f"{net}+{attention}" if attention else net
                 if source.needs_root:
@@ -208,6 +209,29 @@ def plan(
                 )
                 groups.append(Group(name, net, row, runs))
     return groups
+
+
+def _lacks(row: str, values: dict[str, str]) -> str:
+    """What a row must be told of films of one's own and is not; empty if nothing."""
+    if row == _NEEDS_LUNGS:
+        return "where the lungs are"
+    if row == _NEEDS_NORMAL and "baseline.normal_class" not in values:
+        return "which class is the healthy one: --set baseline.normal_class=0, or 1"
+    return ""
+
+
+def say_what_is_left_out(
+    chosen: dict[str, Source],
+    rows: Sequence[str],
+    preset: Preset,
+    console: rich.console.Console,
+) -> None:
+    """Names the rows that films of one's own do not have."""
+    for name, source in chosen.items():
+        for row in rows if source.is_folder else ():
+            if lacks := _lacks(row, preset.values | source.values):
+                said = f"{TITLES[row]} is left out of {name}: it must know {lacks}"
+                log.say(console, said)
 
 
 def check_films(groups: Sequence[Group], chosen: dict[str, Source]) -> None:
@@ -585,11 +609,13 @@ def main(argv: list[str]) -> int:
         notes = f"Counted by `{command(arguments)}`."
         _write(workdir, table, tables, records, notes, console)
         return 0
+    rows = _rows(arguments.rows, table)
+    preset = _changed(presets(arguments.preset), arguments.set)
     groups = plan(
         table,
         chosen=chosen,
-        rows=_rows(arguments.rows, table),
-        preset=_changed(presets(arguments.preset), arguments.set),
+        rows=rows,
+        preset=preset,
         seeds=arguments.seeds,
         root=root,
         workdir=workdir,
@@ -599,6 +625,7 @@ def main(argv: list[str]) -> int:
     if arguments.dry_run:
         experiments.print_commands(mine)
         return 0
+    say_what_is_left_out(chosen, rows, preset, console)
     tests = {name: films_of(source, root) for name, source in chosen.items()}
     tests |= {name: films_below(path) for name, path in folders.items()}
     has_failed = False

@@ -50,6 +50,11 @@ def test_scores_by_hand():
 
 
 def test_what_cannot_be_compared_is_refused(finished_run, tmp_path):
+    with pytest.raises(UserError, match="--films is 0, but must be at least 1"):
+        heatmaps.main(["a=b", "--films", "0"])
+    for out in ("maps.jpg", str(tmp_path / "nowhere" / "maps.png")):
+        with pytest.raises(UserError, match=r"is no \.png in a folder that exists"):
+            heatmaps.main(["a=b", "--out", out])
     with pytest.raises(UserError, match="is not NAME=RUN"):
         heatmaps.main([str(finished_run)])
     with pytest.raises(UserError, match="is no finished run"):

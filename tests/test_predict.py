@@ -225,7 +225,9 @@ def test_what_cannot_work_is_refused_in_one_sentence(
     with pytest.raises(UserError, match="no film was named"):
         predict.main([str(finished_run), "-", "--out", str(tmp_path / "out")])
     with pytest.raises(UserError, match="--crop-size is 0"):
-        predict.main([str(finished_run), films[0], "--crop-size", "0"])
+        predict.main([str(finished_run), films[0], "--crops", "--crop-size", "0"])
+    with pytest.raises(UserError, match="but there are no crops: add --crops"):
+        predict.main([str(finished_run), films[0], "--crop-size", "64"])
     out = tmp_path / "out"
     assert predict.main([str(finished_run), films[2], "--out", str(out)]) == 0
     with pytest.raises(UserError, match="holds predictions already"):

@@ -511,8 +511,24 @@ def test_fields_may_be_set_for_all_runs():
 def test_own_films_have_no_row_of_true_lungs(tmp_path):
     (tmp_path / "hospital").mkdir()
     lines = dry_run("w", "--table", "2", "--sources", str(tmp_path / "hospital"))
-    assert len(lines) == 3 * 14
-    assert not any("true_lungs" in line for line in lines)
+    assert len(lines) == 3 * 13
+    assert not any("true_lungs" in line or "two_stage" in line for line in lines)
+
+
+def test_rows_that_own_films_do_not_have_are_named(tmp_path, write_run, capsys):
+    (tmp_path / "hospital").mkdir()
+    write_run(tmp_path / "hospital" / "resnet8" / "resnet" / "seed-0", 0.5)
+    arguments = ["--table", "2", "--sources", str(tmp_path / "hospital")]
+    arguments += ["--workdir", str(tmp_path), "--finished"]
+    assert tables.main(arguments) == 0
+    said = capsys.readouterr().out.replace("\n", "")
+    assert (
+        "Two-Stage is left out of hospital: it must know which class is the healthy "
+        "one: --set baseline.normal_class=0, or 1" in said
+    )
+    assert "true lung box is left out of hospital: it must know where the lungs" in said
+    assert tables.main([*arguments, "--set", "baseline.normal_class=1"]) == 0
+    assert "Two-Stage is left out" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("table", "234")
