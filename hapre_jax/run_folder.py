@@ -45,11 +45,15 @@ def claim(workdir: pathlib.Path) -> Iterator[None]:
 def read_config(folder: pathlib.Path) -> Config:
     """What a run, or a bundle, was configured as.
 
+    Of a finished run that has lost its `config.json`, `results.json` says it too.
+
     Raises:
-      UserError: `config.json` is missing or damaged.
+      UserError: both are missing, or one is damaged.
     """
-    # Absolute, or the file would be looked for beside the package too.
-    return config_file.load(str((folder / "config.json").absolute()))
+    known = _known_config(folder)
+    if known is None:
+        raise UserError(f"{folder} has no config.json: it is no folder of a run")
+    return known
 
 
 def read_results(workdir: pathlib.Path) -> dict[str, Any]:
@@ -162,7 +166,8 @@ def check_place(folder: pathlib.Path, flag: str) -> None:
 
 def _known_config(workdir):
     if (workdir / "config.json").exists():
-        return read_config(workdir)
+        # Absolute, or the file would be looked for beside the package too.
+        return config_file.load(str((workdir / "config.json").absolute()))
     if not (workdir / "results.json").exists():
         return None
     found = read_run(workdir).get("config")  # of a run whose config.json was lost

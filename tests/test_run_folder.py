@@ -161,6 +161,17 @@ def test_a_finished_run_that_lost_its_config_is_still_that_run(tmp_path):
         run_folder.check_workdir(tmp_path, Config(seed=4))
 
 
+def test_a_config_that_was_lost_is_read_from_the_results(tmp_path):
+    with pytest.raises(UserError) as error:
+        run_folder.read_config(tmp_path)
+    said = "has no config.json: it is no folder of a run"
+    assert str(error.value) == f"{tmp_path} {said}"
+    settings = Config(seed=5)
+    results = json.dumps({"config": config.to_dict(settings)})
+    (tmp_path / "results.json").write_text(results)
+    assert run_folder.read_config(tmp_path) == settings
+
+
 def test_a_link_to_nowhere_is_no_place(tmp_path):
     (tmp_path / "scratch").symlink_to("gone")
     said = f"{tmp_path}/scratch is a link to gone, which is not there; choose another"
