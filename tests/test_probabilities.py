@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.stats
 import sklearn.metrics
 
 from hapre_jax import probabilities
@@ -110,15 +111,16 @@ def test_temperature_by_hand():
 def test_the_fitted_temperature_is_the_likeliest(answers):
     found, labels = answers
 
-    def loss(inverse):
-        scaled = probabilities.at_temperature(found, 1 / inverse)
-        return -np.mean(np.log(scaled[np.arange(len(labels)), labels]))
+    def loss(logarithm):
+        scaled = probabilities.at_temperature(found, np.exp(logarithm))
+        likelihood = np.sum(np.log(scaled[np.arange(len(labels)), labels]))
+        return -likelihood - scipy.stats.norm(0, 0.5).logpdf(logarithm)
 
     expected = scipy.optimize.minimize_scalar(
-        loss, bounds=(0.05, 20), method="bounded", options={"xatol": 1e-10}
+        loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-10}
     )
     fitted = probabilities.fit_temperature(found, labels)
-    assert 1 / fitted == pytest.approx(expected.x, rel=1e-5)
+    assert np.log(fitted) == pytest.approx(expected.x, abs=1e-5)
 
 
 def test_a_temperature_that_was_put_in_is_found():
@@ -135,7 +137,12 @@ def test_a_temperature_that_was_put_in_is_found():
     assert probabilities.calibration_error(after) < 0.01
 
 
-def test_temperatures_are_bounded():
-    right = np.array([[0.9, 0.1], [0.2, 0.8]])
-    assert probabilities.fit_temperature(right, np.array([0, 1])) == pytest.approx(0.05)
-    assert probabilities.fit_temperature(right, np.array([1, 0])) == pytest.approx(20)
+@pytest.mark.parametrize("count", [6, 3000])
+def test_a_few_films_do_not_decide(count):
+    """All right at 73 %: of many films 99 % is likelier, of six not so."""
+    found = np.tile([[0.73, 0.27]], (count, 1))
+    right = probabilities.fit_temperature(found, np.zeros(count, int))
+    wrong = probabilities.fit_temperature(found, np.ones(count, int))
+    low, high = {6: (0.5, 0.8), 3000: (0.05, 0.25)}[count]
+    assert low < right < high
+    assert wrong > 1.4 if count == 6 else wrong == pytest.approx(20)
