@@ -52,9 +52,7 @@ def record(
       UserError: files are missing or damaged, or a run and its reference were tested on
         other films.
     """
-    found = [_read(run, tested) for run in runs]
-    answers = [of for _, of in found]
-    results = [of for of, _ in found]
+    results, answers = zip(*(_read(run, tested) for run in runs), strict=True)
     known = {run.values["seed"]: run for run in reference}
     pairs = []
     for run, of in zip(runs, answers, strict=True):
