@@ -73,7 +73,7 @@ def _chosen(records):
 
 
 def _header(pen, has_lungs):
-    title = "How the key areas moved while the policy learned"
+    title = "How the key areas moved in training"
     pen.text((_MARGIN, 22), title, figures.TEXT, figures.font(24))
     note = "The first validation images of each class, none picked by hand."
     if has_lungs:

@@ -30,7 +30,7 @@ _DIGESTS = "sha256.json"  # in the folder of a checkpoint
 
 
 class Damaged(UserError):
-    """A checkpoint that cannot be read, or not with the bits that were written."""
+    """A checkpoint that can never be read, or not with the bits that were written."""
 
 
 class Checkpoints:

@@ -182,10 +182,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
             raise
         whose = "the device's memory" if is_device else "memory"
         reason = str(error).partition("\n")[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        said = f"{whose} does not suffice ({reason or 'no more is known'})"
         print(
-            f"error: {whose} does not suffice ({reason or 'no more is known'}): lower "
-            "train.batch_size or data.memory_gib, or raise train.parts",
-            file=sys.stderr,
+            f"error: {said}; docs/reliability.md says what takes less", file=sys.stderr
         )
         sys.exit(2)
 

@@ -51,7 +51,7 @@ def key_area_sheet(
       An RGB picture.
     """
     note = "The first images of each class, none picked by hand. p: probability."
-    title = "What the policy keeps of each film, and what the classifier sees"
+    title = "What is kept of each film, and what the classifier sees"
     rows = first_of_each_class(source.labels, count)
     return _sheet(source, predictions, rows, title, note)
 
@@ -195,7 +195,7 @@ def _sheet_header(draw, title, note, overlaps, *, has_areas):
 def box_legend(draw: ImageDraw.ImageDraw, x: int, y: int, has_lungs: bool) -> int:
     """Says which box is which; returns where the next entry may start."""
     draw.rectangle((x, y, x + 26, y + 16), outline=KEY_AREA_COLOR, width=3)
-    x = _legend(draw, x + 36, y, "key area of the policy", TEXT)
+    x = _legend(draw, x + 36, y, "key area", TEXT)
     if has_lungs:
         _dashed(draw, (x, y, x + 26, y + 16), LUNGS_COLOR)
         x = _legend(draw, x + 36, y, "true lungs, never trained on", TEXT)

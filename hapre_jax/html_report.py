@@ -33,7 +33,7 @@ _PICTURES = {
     "How it learned": {
         "learning.png": "Curves over the training step.",
         "key_areas_over_time.png": "How the key areas of six validation films moved "
-        "while the policy learned.",
+        "in training.",
         "landscape.png": "The reward landscape: loss of the classifier against zoom "
         "and shift around the lungs, where these are known, else around the key areas; "
         "a class a panel.",

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -49,8 +50,9 @@ def held_back() -> Iterator[Interrupt]:
         is_second = True
         interrupt.number = number
         # Not print, which a signal may come in the midst of.
-        said = f"{interrupt.name}: ends when this step is saved; again: at once\n"
-        os.write(2, said.encode())
+        said = f"{interrupt.name}: ends when it has saved; again: at once\n"
+        with contextlib.suppress(OSError):  # nobody may read on, as `| tee` that died
+            os.write(2, said.encode())
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -63,4 +65,7 @@ def held_back() -> Iterator[Interrupt]:
     finally:
         restore()
     if interrupt.number is not None:
+        if signal.getsignal(interrupt.number) is signal.SIG_IGN:
+            # Another process was told, and this one must end with it.
+            sys.exit(128 + interrupt.number)
         signal.raise_signal(interrupt.number)

@@ -41,7 +41,7 @@ def write(results: dict, config: Config, about: dict, *, with_onnx: bool) -> str
         f"\n| view | films | macro F1 |\n|---|---|---|\n{views}\n" if views else ""
     )
     sees = (
-        "A policy network chooses the key area of a film, which the classifier sees."
+        "A network chooses the key area of a film, which the classifier sees."
         if area
         else "The classifier sees the whole film."
     )

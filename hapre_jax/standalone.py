@@ -52,7 +52,7 @@ def square(path, size, geometry):
     film = ImageOps.exif_transpose(Image.open(path))
     if film.mode.startswith(("I", "F")):
         levels = np.asarray(film)
-        if film.mode == "F" or not 16384 <= levels.max() <= 65535:
+        if film.mode == "F" or 0 < levels.max() < 16384 or levels.max() > 65535:
             raise ValueError(f"{path} has gray levels up to {levels.max()}, not 65535")
         film = Image.fromarray(np.round(levels / 257.0).astype(np.uint8))
     film = film.convert("L")

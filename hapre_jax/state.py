@@ -128,19 +128,25 @@ def start_from_files(
     """
     params, model_state = dict(state.params), dict(state.model_state)
     notes: tuple[str, ...] = ()
-    norms = {"task": config.task.norm, "policy": config.policy.norm}
-    for name, path, net in (
-        ("task", config.task.pretrained, config.task.net),
-        ("policy", config.policy.pretrained, config.policy.net),
-        ("gate", config.baseline.stage_one_pretrained, config.stage_one_net),
+    task, policy, baseline = config.task, config.policy, config.baseline
+    for name, field, path, net, norm in (
+        ("task", "task.pretrained", task.pretrained, task.net, task.norm),
+        ("policy", "policy.pretrained", policy.pretrained, policy.net, policy.norm),
+        (
+            "gate",
+            "baseline.stage_one_pretrained",
+            baseline.stage_one_pretrained,
+            config.stage_one_net,
+            task.norm,
+        ),
     ):
         if name not in params:
             continue
         if not path:
-            if model_state[name] and norms.get(name) == "frozen":
+            if model_state[name] and norm == "frozen":
                 notes += (
-                    f"{name}.norm is frozen, but there is no {name}.pretrained whose "
-                    "statistics it would keep: nothing is normalized",
+                    f"the norms of network {name} are frozen, but there is no {field} "
+                    "whose statistics they would keep: nothing is normalized",
                 )
             continue
         weights, statistics = params[name], model_state[name]

@@ -72,6 +72,7 @@ def open_run(
     if config.train.tensorboard:
         log.import_tensorboard()
     sharding.make_mesh(config.train)
+    provenance.commit()  # of what is at work from now on
     is_new = not (workdir / "config.json").exists()
     if not is_new:
         claims.enter_context(run_folder.claim(workdir))

@@ -154,7 +154,10 @@ def main(argv: list[str]) -> int:
         help="of the study's runs, --workdir of grid.py",
     )
     parser.add_argument(
-        "--plot", type=pathlib.Path, metavar="FILE", help="picture to write, as a.png"
+        "--plot",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="picture to write, such as a.png",
     )
     parser.add_argument("--title", default="", help="of the picture (default FOLDER)")
     arguments = parser.parse_args(argv)

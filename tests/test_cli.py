@@ -221,14 +221,14 @@ def test_run_passes_the_status(monkeypatch):
         (
             MemoryError("Unable to allocate 9. TiB for an array"),
             2,
-            "error: memory does not suffice (Unable to allocate 9. TiB for an array): "
-            "lower train.batch_size or data.memory_gib, or raise train.parts\n",
+            "error: memory does not suffice (Unable to allocate 9. TiB for an array); "
+            "docs/reliability.md says what takes less\n",
         ),
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nmore"),
             2,
-            "error: the device's memory does not suffice (Out of memory): lower "
-            "train.batch_size or data.memory_gib, or raise train.parts\n",
+            "error: the device's memory does not suffice (Out of memory); "
+            "docs/reliability.md says what takes less\n",
         ),
         (
             OSError(errno.EMFILE, "Too many open files", "a.png"),

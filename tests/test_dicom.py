@@ -331,3 +331,15 @@ def test_a_hospital_of_dicom_files(tmp_path):
         for image, label in zip(part.images, part.labels, strict=True):
             left, right = image[:, :3].mean(), image[:, 5:].mean()
             assert (left < 5 and right > 245) == (part.classes[label] == "ill")
+
+
+@pytest.mark.parametrize("place", ["dcmread", "_gray_levels"])
+def test_want_of_memory_is_no_fault_of_a_film(monkeypatch, place):
+    def fail(*_, **__):
+        raise MemoryError
+
+    film = encode(header(np.zeros((4, 4), np.uint16), **WINDOW))
+    module = dicom if place == "_gray_levels" else pydicom
+    monkeypatch.setattr(module, place, fail)
+    with pytest.raises(MemoryError, match=r"^a\.dcm does not fit into memory$"):
+        dicom.open_gray(film, name="a.dcm")

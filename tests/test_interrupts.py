@@ -1,3 +1,4 @@
+import os
 import signal
 import threading
 
@@ -80,3 +81,30 @@ def test_other_threads_hold_nothing_back():
     thread.start()
     thread.join()
     assert held == [False]
+
+
+def test_a_signal_that_nobody_hears_of_is_held_back_all_the_same():
+    """As where `| tee` got it too, and has ended."""
+    read, write = os.pipe()
+    os.close(read)
+    before = os.dup(2)
+    saved = False
+    with pytest.raises(KeyboardInterrupt):
+        os.dup2(write, 2)
+        try:
+            with interrupts.held_back():
+                signal.raise_signal(signal.SIGINT)
+                saved = True
+        finally:
+            os.dup2(before, 2)
+            for descriptor in (before, write):
+                os.close(descriptor)
+    assert saved
+
+
+def test_what_is_ignored_here_ends_this_process_too_if_another_was_told():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with pytest.raises(SystemExit) as ended:
+        with interrupts.held_back() as interrupt:
+            interrupt.number = signal.SIGINT
+    assert ended.value.code == 130

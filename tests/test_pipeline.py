@@ -155,8 +155,7 @@ def test_unreadable_films_are_left_out_and_named(tmp_path, caplog):
     assert [record.message for record in caplog.records] == [
         "left out 5 of 20 images that cannot be read: "
         "sick/0.jpeg, sick/1.jpeg, sick/2.jpeg and 2 more",
-        "class 'sick' has no validation image: its F1 there is 0, which counts in the "
-        "mean",
+        "class 'sick' has no validation image",
     ]
     names = sum((part.names for part in loaded), ())
     assert len(names) == 15 and "sick/4.jpeg" not in names
@@ -200,7 +199,7 @@ def test_class_without_a_training_film(tmp_path):
         pipeline.load(data, seed=0)
 
 
-def test_class_without_a_test_film_is_said_to_count(tmp_path, caplog):
+def test_class_without_a_test_film_is_said(tmp_path, caplog):
     data = write_folder(tmp_path)
     (tmp_path / "rare").mkdir()
     (tmp_path / "rare" / "0.png").write_bytes(film_bytes(999))
@@ -210,8 +209,7 @@ def test_class_without_a_test_film_is_said_to_count(tmp_path, caplog):
             pipeline.load(data, seed=seed)
             break
     assert caplog.messages == [
-        f"class 'rare' has no {part} image: its F1 there is 0, which counts in the mean"
-        for part in ("validation", "test")
+        f"class 'rare' has no {part} image" for part in ("validation", "test")
     ]
 
 
@@ -219,10 +217,12 @@ def test_the_same_film_in_two_classes_is_said(tmp_path, caplog):
     data = write_folder(tmp_path)
     for name in ("3.png", "5.png"):
         (tmp_path / "sick" / name).write_bytes((tmp_path / "fine" / name).read_bytes())
+    copy = (tmp_path / "fine" / "3.png").read_bytes()
+    (tmp_path / "fine" / "30.png").write_bytes(copy)
     pipeline.load(data, seed=0)
     assert caplog.messages == [
-        "2 image(s) are in two classes, byte for byte: the first one as fine/3.png and "
-        "sick/3.png"
+        "2 image(s) are in two classes, byte for byte: the first one as fine/30.png "
+        "and sick/3.png"
     ]
 
 

@@ -241,8 +241,8 @@ def test_frozen_statistics_of_no_network_are_said_to_be_none(weights_file):
     blank = state.blank(METHODS["hapre"](settings, 3), settings)
     _, notes = state.start_from_files(blank, settings)
     assert notes[1:] == (
-        "policy.norm is frozen, but there is no policy.pretrained whose statistics it "
-        "would keep: nothing is normalized",
+        "the norms of network policy are frozen, but there is no policy.pretrained "
+        "whose statistics they would keep: nothing is normalized",
     )
     # A VGG has no statistics; those of a batch are not kept.
     settings = paper_config(

@@ -22,6 +22,8 @@ def test_commit_says_where_files_were_changed(tmp_path):
     first = git(tmp_path, "rev-parse", "--short", "HEAD").strip()
     assert provenance.commit(tmp_path) == first
     file.write_text("2\n")
+    assert provenance.commit(tmp_path) == first  # as when the program began
+    provenance.commit.cache_clear()
     assert provenance.commit(tmp_path) == f"{first}-dirty"
 
 
@@ -32,6 +34,7 @@ def test_what_is_no_checkout_has_no_commit(tmp_path, monkeypatch):
     assert provenance.commit(installed) is None
     assert provenance.commit(tmp_path) is None  # nothing was ever committed
     monkeypatch.setenv("PATH", "")
+    provenance.commit.cache_clear()
     assert provenance.commit(tmp_path) is None  # there is no git
 
 

@@ -1,5 +1,7 @@
 """An interrupted run, given the same command again, ends in the same bits."""
 
+import dataclasses
+import io
 import json
 import pathlib
 import shutil
@@ -10,8 +12,9 @@ import chex
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import rich.console
 
-from hapre_jax import train
+from hapre_jax import config_file, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 # Runs the training program, which kills itself the hard way at a chosen moment.
@@ -190,8 +193,12 @@ def test_a_finished_run_started_again_does_nothing_and_prints_its_table(
     assert f"{results['test']['accuracy']:.3f}" in said
     assert f"Everything is in {finished_run}: " in said
     assert "was not looked at" not in said
-    assert train.main([*arguments, "--data.root", "/elsewhere"]) == 0
-    said = " ".join(capsys.readouterr().out.split())
+    tiny = config_file.load("tests/tiny.py")
+    data = dataclasses.replace(tiny.data, root="/elsewhere")
+    console = rich.console.Console(file=io.StringIO(), width=200)
+    settings = dataclasses.replace(tiny, data=data)
+    train.train_and_evaluate(settings, finished_run, console=console)
+    said = console.file.getvalue()
     assert "films of the program itself: /elsewhere was not looked at" in said
     paths = [p for p in finished_run.rglob("*") if p.is_file()]
     assert before == {p: p.stat().st_mtime_ns for p in paths}

@@ -466,7 +466,7 @@ def test_a_run_that_is_told_to_stop_saves_and_ends_in_the_same_bits(
     )
     assert done.returncode == code
     word = {"SIGTERM": "terminated", "SIGINT": "interrupted"}[name]
-    held = f"{name}: ends when this step is saved; again: at once\n"
+    held = f"{name}: ends when it has saved; again: at once\n"
     assert done.stderr == f"{held}{word}\n"
     said = (
         f"plain: {name} at step 3, which is saved; the same command goes on from there"

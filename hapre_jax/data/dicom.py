@@ -61,6 +61,8 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
     try:
         _check_deflated(data)
         film = pydicom.dcmread(io.BytesIO(data))
+    except MemoryError as error:
+        raise MemoryError(f"{name} does not fit into memory") from error
     except Exception as error:  # many kinds, as with Pillow: see images.open_gray
         raise errors.UserError(
             f"{name} is not a DICOM file: {reason(error)}"
@@ -77,6 +79,8 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
             raise ValueError("its rescale or window is no number")
     except errors.UserError:
         raise
+    except MemoryError as error:
+        raise MemoryError(f"{name} does not fit into memory") from error
     except Exception as error:
         raise errors.UserError(f"{name} cannot be read: {reason(error)}") from error
     return Image.fromarray(np.round(255 * gray).astype(np.uint8))

@@ -95,6 +95,12 @@ class TrainIterator:
         for name, mine in self.identity.items():
             # Older versions did not know which films there were, only how many.
             if identity.get(name, mine) != mine:
+                if name == "films":
+                    raise errors.UserError(
+                        "the training films are others, or in another order, than "
+                        "those of the checkpoint: restore them, or choose another "
+                        "--workdir"
+                    )
                 raise errors.UserError(
                     f"the saved position in the data has {name} {identity[name]}, this "
                     f"run has {mine}"

@@ -219,10 +219,7 @@ def _check_splits(classes, labels, split):
             )
         for part in ("validation", "test"):
             if not (labels[split == part] == label).any():
-                _log.warning(
-                    f"class {name!r} has no {part} image: its F1 there is 0, which "
-                    "counts in the mean"
-                )
+                _log.warning(f"class {name!r} has no {part} image")
 
 
 def _say_what_is_in_doubt(rows):
@@ -232,10 +229,10 @@ def _say_what_is_in_doubt(rows):
         classes[row.sha256].add(row.label)
     doubtful = [digest for digest, names in classes.items() if len(names) > 1]
     if doubtful:
-        names = [row.path for row in rows if row.sha256 == doubtful[0]]
+        names = {row.label: row.path for row in rows if row.sha256 == doubtful[0]}
         _log.warning(
             f"{len(doubtful)} image(s) are in two classes, byte for byte: the first "
-            f"one as {' and '.join(names[:2])}"
+            f"one as {' and '.join(names.values())}"
         )
 
 
