@@ -144,6 +144,7 @@ def test_a_run_on_one_s_own_films(tmp_path, experiment, capsys):
 # What these do to images is tested by itself, and CutMix is trained as they are; so is
 # the loss of the released DRE-Net, whose step takes longest to compile.
 _LIKE_OTHERS = {"cutout", "dre_net_official", "mixup", "random_aug", "random_crop"}
+_LIKE_OTHERS |= {"true_lungs"}
 
 
 @pytest.mark.parametrize(
