@@ -3,9 +3,9 @@
 Search:   python launch/sweep.py --config configs/sweep_phantom.py --trials 30
 Command:  python -m hapre_jax.train --config configs/sweep_phantom.py
 Hardware: two CPU cores, three minutes a trial; fewer where one is pruned.
-Expected result: of 14 trials by two workers (`--trials 14`), one of them stopped and taken
-          up again, seven were pruned; validation macro-F1 0.57 to 0.78, the best with
-          two crops and `pathwise`. 30 trials were not run.
+Expected result: of 14 trials by two workers (`--trials 14`), one of them stopped and
+          taken up again, seven were pruned; validation macro-F1 0.57 to 0.78, the best
+          with two crops and `pathwise`. 30 trials were not run.
 """
 
 import dataclasses

@@ -379,11 +379,14 @@ def finish(arguments: argparse.Namespace, console: rich.console.Console) -> None
     if not complete:
         raise UserError(f"no trial of {workdir} is complete")
     complete.sort(key=lambda trial: -trial.value)
-    fields = list(complete[0].params)
-    table = rich.table.Table("trial", "validation F1", *fields, title="The best trials")
-    for trial in complete[:10]:
-        shown = (_shown(trial.params[field]) for field in fields)
-        table.add_row(str(trial.number), f"{trial.value:.4f}", *shown)
+    # A column a trial: the names of fields would not fit beside each other.
+    shown = complete[:4]
+    table = rich.table.Table(title="The best trials")
+    for title in ("trial", *(str(trial.number) for trial in shown)):
+        table.add_column(title, justify="left" if title == "trial" else "right")
+    table.add_row("validation F1", *(f"{trial.value:.4f}" for trial in shown))
+    for field in complete[0].params:
+        table.add_row(field, *(_shown(trial.params[field]) for trial in shown))
     console.print(table)
     base = config_file.load(arguments.config)
     texts = {f: config_lib.to_text(v) for f, v in complete[0].params.items()}
