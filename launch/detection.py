@@ -20,7 +20,7 @@ from hapre_jax.config import Config
 from hapre_jax.data import dataset
 from hapre_jax.errors import UserError
 from hapre_jax.framework import Prediction
-from hapre_jax.methods import hapre
+from hapre_jax.methods import hapre, plain
 from hapre_jax.tasks import Detection
 
 # Cells a side that middles are told apart by: a consolidation is two to four wide.
@@ -36,12 +36,7 @@ def make(config: Config, data: dataset.Splits) -> framework.Method:
             f"no lesion boxes are known of {config.data.name}, or of one of its splits"
         )
     settings = config.task
-    trunk = nets.NETS[settings.net](
-        num_classes=0,
-        norm=settings.norm,
-        dtype=settings.dtype,
-        rematerialize=config.train.rematerialize,
-    )
+    trunk = plain.backbone(config, settings)
     task = Detection(
         nets.CenterNet(trunk, grid=_GRID, dtype=settings.dtype),
         settings.image_size,

@@ -77,12 +77,7 @@ _MARGIN = 1.0  # by which the score of a better part is higher
 def make(config: Config, num_classes: int) -> Method:
     """The plain classifier with a feature pyramid on the config's ResNet."""
     settings = config.task
-    trunk = nets.NETS[settings.net](
-        num_classes=0,
-        norm=settings.norm,
-        dtype=settings.dtype,
-        rematerialize=config.train.rematerialize,
-    )
+    trunk = plain.backbone(config, settings)
     network = nets.PyramidNet(
         trunk, num_classes, width=config.baseline.pyramid_width, dtype=settings.dtype
     )
@@ -94,12 +89,7 @@ def make(config: Config, num_classes: int) -> Method:
 def make_official(config: Config, num_classes: int) -> Method:
     """The released code's method with the config's ResNet."""
     settings = config.task
-    trunk = nets.NETS[settings.net](
-        num_classes=num_classes,
-        norm=settings.norm,
-        dtype=settings.dtype,
-        rematerialize=config.train.rematerialize,
-    )
+    trunk = plain.backbone(config, settings, num_classes)
     network = nets.PartNet(trunk, num_classes, dtype=settings.dtype)
 
     def prepare(film):

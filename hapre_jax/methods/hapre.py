@@ -40,12 +40,7 @@ def operation(settings: PolicyConfig) -> operations.Operation:
 def policy_network(config: Config, chosen: operations.Operation) -> nets.PolicyNet:
     """The network that an operation's actions are read off."""
     settings = config.policy
-    trunk = nets.NETS[settings.net](
-        num_classes=0,
-        norm=settings.norm,
-        dtype=settings.dtype,
-        rematerialize=config.train.rematerialize,
-    )
+    trunk = plain.backbone(config, settings)
     shape = chosen.logits_shape(settings.grid)
     return nets.PolicyNet(
         trunk, settings.grid, settings.width, settings.dtype, shape=shape

@@ -70,12 +70,7 @@ class Views(NamedTuple):
 def make(config: Config, num_classes: int) -> Method:
     """MAG-SD with the config's ResNet as trunk."""
     settings = config.task
-    trunk = nets.NETS[settings.net](
-        num_classes=0,
-        norm=settings.norm,
-        dtype=settings.dtype,
-        rematerialize=config.train.rematerialize,
-    )
+    trunk = plain.backbone(config, settings)
     network = nets.MANet(
         trunk,
         num_classes,

@@ -5,24 +5,38 @@ Reference: the row "ResNet" of the paper's tables. One forward a step and image.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from hapre_jax import boxes, nets
-from hapre_jax.config import Config
+from hapre_jax.config import Config, PolicyConfig, TaskConfig
 from hapre_jax.framework import Aux, Method, Prediction, resize, split_variables
 from hapre_jax.tasks import Classification
 
 
-def classification(config: Config, num_classes: int) -> Classification:
-    """The task network of a config, the same for every method."""
-    network = nets.NETS[config.task.net](
+def backbone(
+    config: Config, settings: TaskConfig | PolicyConfig, num_classes: int = 0
+) -> Any:
+    """The network that a section of a config names, a Linen module of `nets`.
+
+    Args:
+      config: of the run.
+      settings: its section.
+      num_classes: K of the head; 0 for none, where it is the trunk of another network.
+    """
+    return nets.NETS[settings.net](
         num_classes=num_classes,
-        norm=config.task.norm,
-        dtype=config.task.dtype,
+        norm=settings.norm,
+        dtype=settings.dtype,
         rematerialize=config.train.rematerialize,
     )
+
+
+def classification(config: Config, num_classes: int) -> Classification:
+    """The task network of a config, the same for every method."""
+    network = backbone(config, config.task, num_classes)
     return Classification(network, config.task.image_size, config.task.normalize)
 
 
