@@ -18,6 +18,11 @@ def check_choice(name: str, value: str, accepted: Iterable[str]) -> None:
         raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(known)}")
 
 
+def no_memory(name: str) -> MemoryError:
+    """What to raise where a file found no memory: no `UserError`, which skips it."""
+    return MemoryError(f"{name} does not fit into memory")
+
+
 def listing(names: Sequence[str]) -> str:
     """The first names of many, as a sentence lists them: `a, b, c and 9 more`."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

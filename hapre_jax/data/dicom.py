@@ -62,7 +62,7 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
         _check_deflated(data)
         film = pydicom.dcmread(io.BytesIO(data))
     except MemoryError as error:
-        raise MemoryError(f"{name} does not fit into memory") from error
+        raise errors.no_memory(name) from error
     except Exception as error:  # many kinds, as with Pillow: see images.open_gray
         raise errors.UserError(
             f"{name} is not a DICOM file: {reason(error)}"
@@ -80,7 +80,7 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
     except errors.UserError:
         raise
     except MemoryError as error:
-        raise MemoryError(f"{name} does not fit into memory") from error
+        raise errors.no_memory(name) from error
     except Exception as error:
         raise errors.UserError(f"{name} cannot be read: {reason(error)}") from error
     return Image.fromarray(np.round(255 * gray).astype(np.uint8))

@@ -120,7 +120,7 @@ class Tree:
         try:
             return self._read(name)
         except MemoryError as error:
-            raise MemoryError(f"{name} does not fit into memory") from error
+            raise errors.no_memory(name) from error
         # zipfile has no common base class: RuntimeError asks for a password,
         # NotImplementedError is an unknown compression, zlib.error a damaged stream.
         except Exception as error:

@@ -78,7 +78,7 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
         if not image.mode.startswith(("I", "F")):
             return image.convert("L")
     except MemoryError as error:  # says nothing of the file, which must not be skipped
-        raise MemoryError(f"{name} does not fit into memory") from error
+        raise errors.no_memory(name) from error
     # On damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and
     # more; all of them mean the same to the user.
     except Exception as error:
