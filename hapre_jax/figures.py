@@ -1,7 +1,11 @@
 """Pictures of a run, drawn with Pillow alone."""
 
 import functools
+import hashlib
+import itertools
+import os
 import pathlib
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 import jax
@@ -10,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from hapre_jax import atomic, boxes
+from hapre_jax.data import files
 from hapre_jax.data.dataset import Dataset
 
 if TYPE_CHECKING:
@@ -446,6 +451,33 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     loaded = ImageFont.load_default(size)
     assert isinstance(loaded, ImageFont.FreeTypeFont)  # Pillow was built with FreeType
     return loaded
+
+
+def picture_name(name: str, taken: Container[str]) -> str:
+    """Posix path of a picture made of a film: never one that leaves its folder.
+
+    Args:
+      name: posix path of the film.
+      taken: names that others have; of files that systems may not tell apart, both
+        in lower case.
+    """
+    parts = [part for part in name.split("/") if part not in ("", ".", "..")]
+    # A folder must not be called as the picture of a film beside it may be.
+    parts[:-1] = [f"{p}_" if p.endswith(".png") else p for p in parts[:-1]]
+    lengths = [len(os.fsencode(part)) for part in parts]
+    # What all file systems take, and an ending; a zip may have longer names.
+    if sum(lengths) > 1000 or max(lengths, default=0) > 200:
+        parts = [hashlib.sha256(os.fsencode(name)).hexdigest()]
+    *parts, base = parts or ["film"]
+    # Numbers are no extension: files are called by UIDs, such as 1.2.840.10008.
+    known = base.lower().endswith(files.EXTENSIONS)
+    stem = pathlib.PurePath(base).stem if known else base
+    for number in itertools.count(1):
+        ending = f"-{number}.png" if number > 1 else ".png"
+        path = "/".join([*parts, stem + ending])
+        if path.lower() not in taken:
+            break
+    return path
 
 
 def save(picture: Image.Image, path: pathlib.Path) -> None:

@@ -4,21 +4,23 @@ Each film's key area, cut from all of its pixels, goes to the folder of its clas
 data set for programs of any kind, in which every hospital's films look alike.
 """
 
-import csv
+import hashlib
+import json
 import pathlib
 import shlex
 from collections.abc import Callable
-from typing import IO
 
 import rich.console
 
 from hapre_jax import (
+    answering,
     cli,
     figures,
     inference,
     log,
     other_films,
-    predict,
+    output_folder,
+    predictions,
     run_folder,
 )
 from hapre_jax.data import dataset, files, inputs, sources
@@ -36,10 +38,11 @@ def homogenize(
     size: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[int, int]:
-    """Writes `out/CLASS/FILM.png`, `films.csv` and `errors.csv`.
+    """Writes `out/CLASS/FILM.png`, and at the end `films.csv` and `errors.csv`.
 
     `films.csv` has the columns path, label, group, view and split, as the source
     `folder` reads them: patients stay together, published splits stay what they are.
+    Pictures that are there already are kept.
 
     Args:
       model: see `inference.load`.
@@ -52,62 +55,55 @@ def homogenize(
       How many were written, and how many could not be read.
 
     Raises:
-      UserError: the folder holds something, or cannot be written to, or the model does
-        more to films than to cut their key areas out.
+      UserError: the folder cannot be written to, or the model does more to films than
+        to cut their key areas out.
     """
-    predict.check_crops(model.config)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out} cannot be written to: {error.strerror}") from error
-    if any(out.iterdir()):
-        raise UserError(f"{out} is not empty; choose another --out, or delete it")
-    records = {record.name: record for record in source.records}
+    answering.check_crops(model.config)
+    names = _picture_names(source)
+    left = [row for row, name in enumerate(names) if not (out / name).exists()]
+    films = [inputs.Input(str(row), "", _opener(source, row)) for row in left]
+    geometry, refused = model.config.data.geometry, {}
+    found = answering.answer_all(model, films, keep=True)
+    for done, one in enumerate(found, 1 + len(names) - len(left)):
+        if isinstance(one, answering.Refused):
+            refused[int(one.input.path)] = one.reason
+        else:
+            path = out / names[int(one.film.input.path)]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figures.save(one.crop(size=size, geometry=geometry), path)
+        progress(done, len(names))
+    rows, errors = [("path", "label", "group", "view", "split")], [("path", "reason")]
+    for row, record in enumerate(source.records):
+        if row in refused:
+            errors.append((record.name, refused[row]))
+            continue
+        label = source.classes[record.label]
+        rows.append((names[row], label, record.group, record.view, record.official))
+    predictions.write_rows(out / ERRORS, errors)
+    predictions.write_rows(out / TABLE, rows)
+    return len(rows) - 1, len(refused)
 
-    def name(record):
+
+def _picture_names(source: dataset.Source) -> list[str]:
+    """CLASS/FILM.png of each film, the same whenever it is asked."""
+    names: list[str] = []
+    taken: set[str] = set()
+    for record in source.records:
         label = source.classes[record.label].replace("/", "-")
-        return f"{label}/{pathlib.PurePosixPath(record.name).name}"
-
-    def opener(index):
-        return lambda: source.read(index).image
-
-    films = (
-        inputs.Input(record.name, name(record), opener(index))
-        for index, record in enumerate(source.records)
-    )
-    geometry, written, failed = model.config.data.geometry, 0, 0
-    with (
-        _open(out / TABLE) as table,
-        _open(out / ERRORS) as errors,
-    ):
-        rows, refused = csv.writer(table), csv.writer(errors)
-        rows.writerow(["path", "label", "group", "view", "split"])
-        refused.writerow(["path", "reason"])
-        for one in predict.answer_all(model, films, keep=True):
-            if isinstance(one, predict.Refused):
-                refused.writerow([one.input.path, one.reason])
-                failed += 1
-            else:
-                record = records[one.film.input.path]
-                path = predict.picture_path(out, one.film.input.name)
-                figures.save(one.crop(size=size, geometry=geometry), path)
-                rows.writerow(
-                    [
-                        path.relative_to(out).as_posix(),
-                        source.classes[record.label],
-                        record.group,
-                        record.view,
-                        record.official,
-                    ]
-                )
-                written += 1
-            progress(written + failed, len(records))
-    return written, failed
+        film = pathlib.PurePosixPath(record.name).name
+        names.append(figures.picture_name(f"{label}/{film}", taken))
+        taken.add(names[-1].lower())
+    return names
 
 
-def _open(file: pathlib.Path) -> IO[str]:
-    # Names of files need not be UTF-8.
-    return file.open("w", newline="", encoding="utf-8", errors="surrogateescape")
+def _digest(source: dataset.Source) -> str:
+    """What tells the films of a source, and their classes, from all others."""
+    said = [(record.name, record.label) for record in source.records]
+    return hashlib.sha256(json.dumps([source.classes, said]).encode()).hexdigest()
+
+
+def _opener(source, row):
+    return lambda: source.read(row).image
 
 
 def main(argv: list[str]) -> int:
@@ -133,7 +129,8 @@ def main(argv: list[str]) -> int:
         description="Cut the key area out of each film of a data set with a finished "
         "run, or a bundle of hapre_jax.export, and write a folder a class: the data "
         "set in homogeneous form, for any program. Films are taken as they are: "
-        "data.degrade does not count.",
+        "data.degrade does not count. Give the same command again to go on with what "
+        "was interrupted.",
         add_arguments=add_arguments,
         examples=(
             "runs/phantom --out homogenized",
@@ -143,17 +140,26 @@ def main(argv: list[str]) -> int:
     if not 1 <= arguments.size <= 8192:
         raise UserError(f"--size is {arguments.size}, but must be from 1 to 8192")
     folder, out = pathlib.Path(arguments.run), pathlib.Path(arguments.out)
-    run_folder.check_place(out, "--out")
     root = files.expand(config.data.root)
     is_among = out.resolve().is_relative_to(root.resolve())
     if config.data.root and root.is_dir() and is_among:
         raise UserError(f"--out {out} lies among the films of {root}: choose another")
     trained = run_folder.read_config(folder)
     config = other_films.config_of(config, trained, program="homogenize")
-    model = inference.load(folder)
     source = sources.open_source(config.data, seed=config.seed)
+    asked = {
+        "model": inference.identity(folder),
+        "films": _digest(source),
+        "size": arguments.size,
+    }
+    is_taken = out.is_dir() and any(out.iterdir())
+    output_folder.check(out, asked, taken="is not empty" if is_taken else None)
+    model = inference.load(folder)
     console = rich.console.Console()
-    with log.progress_bar(console, f"{config.data.name} films") as update:
+    with (
+        output_folder.unfinished(out, asked),
+        log.progress_bar(console, f"{config.data.name} films") as update,
+    ):
         written, failed = homogenize(
             model, source, out, size=arguments.size, progress=update
         )

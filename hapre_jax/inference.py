@@ -75,6 +75,18 @@ def load(folder: pathlib.Path) -> Model:
     )
 
 
+def identity(folder: pathlib.Path) -> str:
+    """What tells the model of a finished run, or of a bundle, from all others.
+
+    Raises:
+      UserError: it is neither.
+    """
+    if (folder / ABOUT).exists():
+        return atomic.digest(folder / ABOUT)
+    run_folder.read_results(folder)
+    return atomic.digest(folder / "results.json")
+
+
 def load_functions(
     workdir: pathlib.Path, config: Config, num_classes: int
 ) -> Functions:

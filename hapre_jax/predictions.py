@@ -40,15 +40,21 @@ def write_row(stream: IO[str], cells: Iterable[Any]) -> None:
     stream.write(line.getvalue().removesuffix("\r\n") + "\n")
 
 
+def write_rows(file: pathlib.Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Writes a table: the file is there whole or not at all."""
+    text = io.StringIO(newline="")
+    for cells in rows:
+        write_row(text, cells)
+    atomic.write_text(file, text.getvalue())
+
+
 def write(file: pathlib.Path, predictions: Predictions) -> None:
     """Writes a line an image: the file is there whole or not at all."""
     classes = predictions.classes
     header = ["path", "group", "view", "label", "answer"]
     header += [_PROBABILITY + name for name in classes]
     header += _BOX if predictions.key_areas is not None else ()
-    text = io.StringIO(newline="")
-    write_row(text, header)
-    answers = predictions.answers
+    rows, answers = [header], predictions.answers
     for row, name in enumerate(predictions.names):
         line = [name, predictions.groups[row], predictions.views[row]]
         line += [classes[predictions.labels[row]], classes[answers[row]]]
@@ -56,8 +62,8 @@ def write(file: pathlib.Path, predictions: Predictions) -> None:
         line += [f"{p:.9g}" for p in predictions.probabilities[row]]
         if predictions.key_areas is not None:
             line += [f"{edge:.9g}" for edge in predictions.key_areas[row]]
-        write_row(text, line)
-    atomic.write_text(file, text.getvalue())
+        rows.append(line)
+    write_rows(file, rows)
 
 
 def read(file: pathlib.Path, *, count: int | None = None) -> Predictions:

@@ -20,8 +20,12 @@ _OF_TEST = {"n", "accuracy", "macro_precision", "macro_recall", "macro_f1", "key
 
 
 @contextlib.contextmanager
-def claim(workdir: pathlib.Path) -> Iterator[None]:
-    """Keeps a run's folder for this process; the system frees it however that ends.
+def claim(workdir: pathlib.Path, *, flag: str = "--workdir") -> Iterator[None]:
+    """Keeps a folder for this process; the system frees it however that ends.
+
+    Args:
+      workdir: of a run, or of what else a program writes.
+      flag: that names it.
 
     Raises:
       UserError: another process is at work there.
@@ -32,7 +36,7 @@ def claim(workdir: pathlib.Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise UserError(
                 f"another process is at work in {workdir}; wait until it has ended, or "
-                "choose another --workdir"
+                f"choose another {flag}"
             ) from error
         except OSError as error:
             _log.warning(

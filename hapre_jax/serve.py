@@ -17,7 +17,7 @@ from typing import Any
 import rich.console
 from PIL import Image
 
-from hapre_jax import cli, explain, inference, log, predict, serve_page
+from hapre_jax import answering, cli, explain, inference, log, serve_page
 from hapre_jax.data import images, inputs
 from hapre_jax.errors import UserError
 from hapre_jax.inference import Model
@@ -42,10 +42,10 @@ def answer(model: Model, name: str, content: bytes) -> dict[str, Any]:
       UserError: it is no film that can be read.
     """
     one = inputs.Input(name, name, lambda: images.open_gray(content, name=name))
-    film = predict.read(one, model.config, keep=True)
-    if isinstance(film, predict.Refused):
+    film = answering.read(one, model.config, keep=True)
+    if isinstance(film, answering.Refused):
         raise UserError(film.reason)
-    (found,) = predict.answer(model, [film], pad_to=1, with_heat=True)
+    (found,) = answering.answer(model, [film], pad_to=1, with_heat=True)
     pictures = {"film": found.draw_area(size=_PICTURE)}
     if found.area is not None and explain.is_of_film(model.config):
         geometry = model.config.data.geometry

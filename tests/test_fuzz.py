@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_damaged_files import ENCODERS
 
-from hapre_jax import cli, config, config_file, log, predict, predictions, pretrained
+from hapre_jax import cli, config, config_file, figures, log, predictions, pretrained
 from hapre_jax.data import (
     dicom,
     files,
@@ -280,7 +280,8 @@ def test_names_in_zips(fuzz, tmp_path):
     def parse(members):
         path.write_bytes(zip_of([(f"{name}.png", b"") for name in members]))
         for film in inputs.find([str(path)]):
-            made = predict.picture_path(out, film.name)
+            made = out / figures.picture_name(film.name, ())
+            made.parent.mkdir(parents=True, exist_ok=True)
             picture.save(made)
             made.resolve().relative_to(out)
             made.unlink()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hapre_jax import homogenize, inference, predict
+from hapre_jax import figures, homogenize, inference, predict
 from hapre_jax.data import folder
 from hapre_jax.errors import UserError
 
@@ -62,6 +62,42 @@ def test_a_hospital_becomes_a_data_set_of_key_areas(
     ):
         assert found.size == (48, 48)
         np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_what_was_interrupted_goes_on_to_the_same_files(
+    finished_run, hospital, tmp_path, monkeypatch
+):
+    films = ["--data.name", "folder", "--data.root", str(hospital), "--size", "24"]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert homogenize.main([str(finished_run), *films, "--out", str(whole)]) == 1
+    save, saved = figures.save, []
+
+    def save_two(picture, path):
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(path)
+        save(picture, path)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(figures, "save", save_two)
+        homogenize.main([str(finished_run), *films, "--out", str(out)])
+    assert not (out / "films.csv").exists()
+    before = {path: path.stat().st_mtime_ns for path in saved}
+    broken = hospital / "b" / "4.png"
+    broken.rename(hospital / "a" / "4.png")
+    (hospital / "groups.csv").rename(tmp_path / "groups.csv")
+    with pytest.raises(UserError, match="was begun with another model, other films"):
+        homogenize.main([str(finished_run), *films, "--out", str(out)])
+    (hospital / "a" / "4.png").rename(broken)
+    (tmp_path / "groups.csv").rename(hospital / "groups.csv")
+    assert homogenize.main([str(finished_run), *films, "--out", str(out)]) == 1
+    assert before == {path: path.stat().st_mtime_ns for path in saved}
+
+    def contents(folder):
+        files = (path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder): path.read_bytes() for path in files}
+
+    assert contents(out) == contents(whole)
 
 
 def test_what_cannot_work_is_refused_in_one_sentence(finished_run, hospital, tmp_path):

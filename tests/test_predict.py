@@ -11,10 +11,12 @@ import pytest
 from PIL import Image
 
 from hapre_jax import (
+    answering,
     appearance,
     checkpoint,
     config_file,
     evaluation,
+    figures,
     inference,
     predict,
 )
@@ -107,9 +109,9 @@ def test_answers_are_those_of_the_run_itself(finished_run, films):
     method = METHODS["hapre"](settings, 3)
     best = checkpoint.restore_best(finished_run, settings, method)
     direct = evaluation.make_predict(method)
-    read = [predict.read(one, settings, keep=False) for one in inputs.find(films)]
-    known = [film for film in read if isinstance(film, predict.Film)]
-    for film, answered in zip(known, predict.answer(model, known), strict=True):
+    read = [answering.read(one, settings, keep=False) for one in inputs.find(films)]
+    known = [film for film in read if isinstance(film, answering.Film)]
+    for film, answered in zip(known, answering.answer(model, known), strict=True):
         one, area = answered.answer, answered.area
         found = direct(*best.average, {"image": film.pixels[None]})
         np.testing.assert_allclose(
@@ -216,6 +218,61 @@ def test_more_films_than_a_batch_come_in_order(finished_run, tmp_path):
     assert len({row["p_viral"] for row in rows}) == 1
 
 
+def _contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_what_was_interrupted_goes_on_to_the_same_files(
+    finished_run, films, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(inference, "BATCH", 2)
+    named = [str(finished_run), *films, films[2], "--crops", "--crop-size", "24"]
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert predict.main([*named, "--out", str(whole)]) == 1
+    read_film, count = answering.read, iter(range(100))
+
+    def read(one, *arguments, **options):
+        if next(count) == 4:
+            raise KeyboardInterrupt
+        return read_film(one, *arguments, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(answering, "read", read)
+        patch.setattr(answering, "_AHEAD", 1)
+        predict.main([*named, "--out", str(out)])
+    capsys.readouterr()
+    lines = out / "predictions.jsonl"
+    assert 0 < len(lines.read_text().splitlines()) < 6
+    # Killed, not stopped: lines that were begun, and a picture that no line has.
+    with lines.open("a") as file:
+        file.write('{"path": "x", "answ')
+    (out / "predictions.csv").write_text("path,ans")
+    (out / "crops" / "x").mkdir(exist_ok=True)
+    (out / "crops" / "x" / "a-2.png").write_text("old")
+    asked = [*named[:-1], "32", "--out", str(out)]
+    with pytest.raises(UserError, match="was begun with another model, other films"):
+        predict.main(asked)
+    assert predict.main([*named, "--out", str(out)]) == 1
+    assert "6 films answered" in capsys.readouterr().out
+    assert _contents(out) == _contents(whole)
+    with pytest.raises(UserError, match="holds predictions already"):
+        predict.main([*named, "--out", str(out)])
+
+
+def test_its_own_pictures_are_no_films(finished_run, films, tmp_path):
+    root = pathlib.Path(films[0])
+    (root / "bad.jpg").unlink()
+    flags = [str(finished_run), str(root), "--out", str(root / "out"), "--crops"]
+    (root / "out" / "crops").mkdir(parents=True)
+    (root / "out" / "crops" / "c.png").write_bytes(_png(_film(5)))
+    assert predict.main(flags) == 0
+    assert len(_table(root / "out" / "predictions.csv")) == 2
+
+
 def test_what_cannot_work_is_refused_in_one_sentence(
     finished_run, films, tmp_path, monkeypatch
 ):
@@ -270,22 +327,24 @@ def test_paths_are_those_of_the_files(tmp_path, monkeypatch):
     assert [one.path for one in inputs.find(["more.zip"])] == ["more.zip/x/c.png"]
 
 
-def test_names_of_films_that_are_no_extensions_are_kept(tmp_path):
-    for name in ("1.2.840.1", "1.2.840.2", "a.dcm", "a.JPG"):
-        predict.picture_path(tmp_path, name).touch()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+def test_names_of_films_that_are_no_extensions_are_kept():
+    taken = set()
+    for name in ("1.2.840.1", "1.2.840.2", "a.dcm", "a.JPG", "A.png"):
+        taken.add(figures.picture_name(name, taken).lower())
+    assert taken == {
         "1.2.840.1.png",
         "1.2.840.2.png",
-        "a-2.png",
         "a.png",
-    ]
+        "a-2.png",
+        "a-3.png",
+    }
 
 
 @pytest.mark.parametrize("name", ["../../a.png", "/a.png", "..", "", "x//./a.dcm"])
 def test_pictures_stay_in_their_folder(tmp_path, name):
-    path = predict.picture_path(tmp_path, name)
+    path = tmp_path / figures.picture_name(name, ())
     assert path.resolve().is_relative_to(tmp_path.resolve())
-    assert path.suffix == ".png" and pathlib.Path(path).parent.is_dir()
+    assert path.suffix == ".png"
 
 
 # Places in a film.
