@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from hapre_jax import config, framework, image_ops, nets, operations, state, tasks
-from hapre_jax.methods import hapre
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +91,7 @@ def main(steps: int = 400) -> dict[str, float]:
             tasks.Classification(Linear(), SIDE),
             nets.PolicyNet(trunk, grid=8, width=16, shape=shape),
             operation,
-            hapre.learning(settings),
-            policy_image_size=SIDE,
-            policy_normalize="image",
+            settings,
         )
         optimizer = state.make_optimizer(settings)
         now = state.init(method, optimizer, settings)

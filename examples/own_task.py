@@ -15,7 +15,6 @@ import numpy as np
 
 from hapre_jax import config, framework, nets, operations, state, tasks
 from hapre_jax.data import phantom
-from hapre_jax.methods import hapre
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +57,6 @@ def draw(count: int, first: int) -> dict[str, np.ndarray]:
     return {
         "image": np.stack([film.image for film in films])[..., None],
         "number": np.float32((sides - 0.1) / 0.03),
-        "label": np.zeros(count, np.int32),
         "index": np.arange(count, dtype=np.int32),
     }
 
@@ -80,9 +78,7 @@ def main(steps: int = 400, films: int = 800) -> dict[str, float]:
             Regression(nets.NETS["resnet8"](num_classes=1), 24),
             nets.PolicyNet(trunk, shape=operation.logits_shape(16)),
             operation,
-            hapre.learning(settings),
-            policy_image_size=32,
-            policy_normalize="image",
+            settings,
         )
         optimizer = state.make_optimizer(settings)
         now = state.init(method, optimizer, settings)

@@ -21,7 +21,7 @@ from hapre_jax import atomic, json_file
 from hapre_jax import state as state_lib
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
-from hapre_jax.framework import Method
+from hapre_jax.method import Method
 from hapre_jax.state import TrainState
 
 _log = logging.getLogger(__name__)

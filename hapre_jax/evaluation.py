@@ -19,7 +19,7 @@ from hapre_jax.config import Config
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import feed, labels
 from hapre_jax.errors import UserError
-from hapre_jax.framework import Method, Prediction
+from hapre_jax.method import Method, Prediction
 from hapre_jax.predictions import Predictions
 from hapre_jax.state import TrainState, to_float
 

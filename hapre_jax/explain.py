@@ -11,10 +11,10 @@ from hapre_jax import boxes, evaluation, heatmap
 from hapre_jax.config import Config
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import feed
-from hapre_jax.framework import resize
+from hapre_jax.method import network_variables
 from hapre_jax.methods import METHODS, plain
 from hapre_jax.state import TrainState, to_float
-from hapre_jax.tasks import normalize
+from hapre_jax.tasks import normalize, resize
 
 SIZE = 64  # cells of a side of a map of the whole film
 # Those whose task network classifies the whole film or its key area by itself.
@@ -52,7 +52,7 @@ def make(config: Config, num_classes: int) -> Callable | None:
 
     def explain(params, model_state, batch):
         found = method.predict(params, model_state, batch)
-        variables = {"params": params["task"], **model_state["task"]}
+        variables = network_variables("task", params, model_state)
 
         def explain_one(image, area, answer):
             if found.area is None:

@@ -18,8 +18,8 @@ from hapre_jax.data import files
 from hapre_jax.data.dataset import Dataset
 
 if TYPE_CHECKING:
-    from hapre_jax.framework import Prediction
     from hapre_jax.landscape import Landscape
+    from hapre_jax.method import Prediction
 
 # Orange, sky blue and a light purple of Okabe and Ito's palette, which people with any
 # kind of color blindness can tell apart; the boxes differ in their lines too.

@@ -19,7 +19,7 @@ from hapre_jax import (
 )
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
-from hapre_jax.framework import Prediction
+from hapre_jax.method import Prediction
 from hapre_jax.methods import METHODS
 from hapre_jax.state import to_float
 

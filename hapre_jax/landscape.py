@@ -30,7 +30,7 @@ from hapre_jax.config import AREAS, Config
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import feed, pipeline
 from hapre_jax.errors import UserError
-from hapre_jax.framework import Method
+from hapre_jax.method import Method
 from hapre_jax.methods import METHODS
 
 # Neighbouring rows differ by one expansion of the key area (`policy.alpha`). From boxes

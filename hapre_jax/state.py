@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from hapre_jax import pretrained, random_views, sharding
 from hapre_jax.config import Config, TrainConfig
-from hapre_jax.framework import Aux, Method
+from hapre_jax.method import Aux, Method
 
 
 class TrainState(NamedTuple):

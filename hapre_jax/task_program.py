@@ -25,7 +25,7 @@ from hapre_jax import (
 from hapre_jax.config import Config
 from hapre_jax.data import dataset
 from hapre_jax.errors import UserError
-from hapre_jax.framework import Method, Prediction
+from hapre_jax.method import Method, Prediction
 
 
 class Program(NamedTuple):

@@ -97,6 +97,12 @@ def gray_scale(image: jax.Array, how: str) -> tuple[jax.Array, jax.Array]:
     return mean.reshape(shape), std.reshape(shape)
 
 
+def resize(image: jax.Array, size: int) -> jax.Array:
+    """Whole images `f32[B, H, W, C]` at `f32[B, size, size, C]`, antialiased."""
+    shape = (image.shape[0], size, size, image.shape[-1])
+    return jax.image.resize(image, shape, "linear")
+
+
 def apply_network(
     network: Any, variables: dict, image: jax.Array, *, train: bool, key=None
 ):

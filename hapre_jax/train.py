@@ -40,7 +40,7 @@ from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import files, phantom
 from hapre_jax.errors import UserError
-from hapre_jax.framework import Method
+from hapre_jax.method import Method
 from hapre_jax.methods import METHODS
 
 _SHEET_IMAGES = 12

@@ -33,7 +33,7 @@ from hapre_jax.config import Config
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import feed, pipeline, splits
 from hapre_jax.errors import UserError, listing
-from hapre_jax.framework import Method
+from hapre_jax.method import Method
 from hapre_jax.state import TrainState
 
 

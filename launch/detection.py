@@ -15,11 +15,11 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
-from hapre_jax import cli, figures, framework, metrics, nets, task_program
+from hapre_jax import cli, figures, metrics, nets, task_program
 from hapre_jax.config import Config
 from hapre_jax.data import dataset
 from hapre_jax.errors import UserError
-from hapre_jax.framework import Prediction
+from hapre_jax.method import Method, Prediction
 from hapre_jax.methods import hapre, plain
 from hapre_jax.tasks import Detection
 
@@ -28,7 +28,7 @@ _GRID = 8
 _FILMS, _SIDE = 8, 160  # in the picture, and pixels of a side
 
 
-def make(config: Config, data: dataset.Splits) -> framework.Method:
+def make(config: Config, data: dataset.Splits) -> Method:
     """The framework's method with a detector as task network."""
     # Without a lesion there is no average precision to choose by, nor to report.
     if not all(any(map(len, split.lesion_boxes or ())) for split in data):

@@ -17,18 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from hapre_jax import cli, framework, metrics, nets, task_program
+from hapre_jax import cli, metrics, nets, task_program
 from hapre_jax.config import Config
 from hapre_jax.data import dataset
 from hapre_jax.errors import UserError
-from hapre_jax.framework import Prediction
+from hapre_jax.method import Method, Prediction
 from hapre_jax.methods import hapre
 from hapre_jax.tasks import Segmentation
 
 _FILMS = 8  # in the picture
 
 
-def make(config: Config, data: dataset.Splits) -> framework.Method:
+def make(config: Config, data: dataset.Splits) -> Method:
     """The framework's method with a U-Net as task network."""
     del data
     if config.task.image_size % 4:

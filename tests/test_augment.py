@@ -17,7 +17,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from hapre_jax import config, state, tasks, train
 from hapre_jax.data import dataset, feed
 from hapre_jax.errors import UserError
-from hapre_jax.framework import Aux, Method
+from hapre_jax.method import Aux, Method
 from hapre_jax.methods import METHODS, augment, cutmix, cutout, mixup, plain, random_aug
 from hapre_jax.nets import Output
 

@@ -26,7 +26,7 @@ from hapre_jax import (
 from hapre_jax.config import DataConfig
 from hapre_jax.data import feed, pipeline
 from hapre_jax.errors import UserError
-from hapre_jax.framework import Prediction
+from hapre_jax.method import Prediction
 from hapre_jax.nets import Output
 
 _FILE = pathlib.Path(__file__).parents[1] / "launch" / "detection.py"

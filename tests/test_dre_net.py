@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hapre_jax import boxes, config, framework, nets, pretrained, state, tasks
+from hapre_jax import boxes, config, nets, pretrained, state, tasks
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS, dre_net
 
@@ -161,7 +161,7 @@ def test_ranking_loss_by_hand(variant):
 def test_parts_are_cut_from_the_padded_image_and_the_detail_from_the_film():
     rng = np.random.default_rng(0)
     film = jnp.array(rng.uniform(1, 2, size=(64, 64, 1)), jnp.float32)
-    image = framework.resize(film[None], 32)[0]
+    image = tasks.resize(film[None], 32)[0]
     grids = [jnp.array(rng.normal(size=(n, n)), jnp.float32) for n in (8, 4, 2)]
     grids[1] = grids[1].at[0, 0].set(9.0)  # center 1/8, side 3/14: sticks not out
     grids[0] = grids[0].at[7, 7].set(8.0)  # center 15/16, side 3/28

@@ -543,7 +543,7 @@ def test_half_of_a_batch_is_changed(tiny_config):
     params, model_state = _weights(_agent(left=1.0))
     value, aux = jax.jit(method.loss)(params, model_state, None, batch, KEY, 0)
     shown = np.asarray(aux.model_state["task"]["shown"])
-    image = np.array(framework.resize(batch["image"], SIDE))
+    image = np.array(tasks.resize(batch["image"], SIDE))
     np.testing.assert_allclose(shown[2:], image[2:], atol=1e-6)
     # An episode of the tiny config has two actions.
     for changed, original in zip(shown[:2], image[:2], strict=True):

@@ -27,7 +27,7 @@ from hapre_jax.config import Config, DataConfig, PolicyConfig, TrainConfig
 from hapre_jax.data import pipeline, splits
 from hapre_jax.data.dataset import Dataset
 from hapre_jax.errors import UserError
-from hapre_jax.framework import Prediction
+from hapre_jax.method import Prediction
 from hapre_jax.methods import METHODS
 from hapre_jax.state import TrainState
 

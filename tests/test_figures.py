@@ -7,8 +7,8 @@ from PIL import Image, ImageDraw
 from hapre_jax import figures
 from hapre_jax.data.dataset import Dataset
 from hapre_jax.errors import UserError
-from hapre_jax.framework import Prediction
 from hapre_jax.landscape import Landscape
+from hapre_jax.method import Prediction
 
 GRAY = 77
 CLASSES = ("normal", "bacterial", "viral")

@@ -8,29 +8,23 @@ import optax
 import pytest
 from PIL import Image
 
-from hapre_jax import boxes, framework, losses, operations, policy
+from hapre_jax import boxes, estimators, framework, losses, operations, policy, tasks
+from hapre_jax.config import Config, PolicyConfig, TrainConfig
+from hapre_jax.method import split_variables
 from hapre_jax.nets import Output
 
 GRID = 8
 KEY_AREA = operations.KeyArea(alpha=1.25, min_side=0.2)
-LEARNING = framework.Learning(
-    estimator="reinforce",
-    samples=4,
-    explore=True,
+SETTINGS = PolicyConfig(
+    image_size=GRID,
+    grid=GRID,
     sigma=0.4,
     final_sigma=0.1,
-    balance=0.5,
-    gamma=2.0,
     warmup_steps=10,
-    steps=110,
     random_share=0.0,
     train_crops=1,
-    train_on="samples",
-    held_out=0.0,
-    action_cost=0.0,
-    final_action_cost=0.0,
-    train_on_original=False,
 )
+STEPS = 110
 KEY = jax.random.key(0)
 # Whole cells of the grid, so that its mask is read back exactly.
 DETECTED = (0.25, 0.25, 0.75, 0.75)
@@ -38,8 +32,8 @@ EXPANDED = (0.1875, 0.1875, 0.8125, 0.8125)  # sides 0.5 * 1.25
 SHRUNK = (0.3, 0.3, 0.7, 0.7)  # sides 0.5 / 1.25
 
 
-def _learning(**changes):
-    return dataclasses.replace(LEARNING, **changes)
+def _settings(**changes):
+    return dataclasses.replace(SETTINGS, **changes)
 
 
 def _logits_of(box):
@@ -85,8 +79,8 @@ def test_paper_tries_four_boxes_once_and_imitates_the_optimal_one(
 ):
     evaluate, calls = _given(task_losses)
     logits = _logits_of(DETECTED)
-    trial = framework.paper(
-        KEY_AREA, _learning(explore=False), evaluate, logits, KEY, 0.4
+    trial = estimators.paper(
+        KEY_AREA, _settings(explore=False), evaluate, logits, KEY, 0.4
     )
     (tried,) = calls
     expected = [boxes.WHOLE, DETECTED, EXPANDED, SHRUNK]
@@ -113,8 +107,10 @@ def test_paper_may_weigh_its_loss_otherwise(task_losses, inverted):
     logits, trials = _logits_of(DETECTED), {}
     for weight in ("published", "constant", "inverted"):
         evaluate, _ = _given(task_losses)
-        learning = _learning(explore=False, reward_weight=weight)
-        trials[weight] = framework.paper(KEY_AREA, learning, evaluate, logits, KEY, 0.4)
+        settings = _settings(explore=False, reward_weight=weight)
+        trials[weight] = estimators.paper(
+            KEY_AREA, settings, evaluate, logits, KEY, 0.4
+        )
     published = trials["published"]
     target = boxes.mask(published.optimal[0], GRID)
     unweighted = float(losses.focal_loss(logits, target, gamma=2.0))
@@ -134,8 +130,8 @@ def test_paper_may_choose_among_six_neighbors():
     # D1 = 0.5, D2 = 0.5 (0.7 - 1.5) + 0.5 * 0.5 = -0.15: the box to the left is best.
     evaluate, calls = _given((1.0, 1.5, 1.2, 1.4, 1.3, 1.1, 0.7, 0.9))
     logits = _logits_of(DETECTED)
-    trial = framework.paper(
-        SHIFTING, _learning(explore=False), evaluate, logits, KEY, 0.4
+    trial = estimators.paper(
+        SHIFTING, _settings(explore=False), evaluate, logits, KEY, 0.4
     )
     (tried,) = calls
     expected = [boxes.WHOLE, DETECTED, EXPANDED, SHRUNK, UP, DOWN, LEFT, RIGHT]
@@ -153,7 +149,7 @@ def _count(ran):
         jax.debug.callback(lambda: ran.append(True))
         return 2 * values.sum() + offset
 
-    return jax.jit(framework.unless_nobody_asks(double))
+    return jax.jit(framework.compute_if_any_needs(double))
 
 
 @pytest.mark.parametrize("wanted", [(False, False), (False, True), (True, True)])
@@ -177,8 +173,8 @@ def test_what_one_image_does_not_ask_for_is_not_computed(wanted, expected):
 @pytest.mark.parametrize("bias", [-9.0, 0.0, 9.0], ids=["helped", "some", "not helped"])
 def test_skipped_neighbors_change_nothing(monkeypatch, bias):
     """Same loss, gradients and log, whether all, some or no areas help."""
-    cost = framework.cost_at
-    monkeypatch.setattr(framework, "cost_at", lambda *a: cost(*a) - bias)
+    cost = estimators.cost_at
+    monkeypatch.setattr(estimators, "cost_at", lambda *a: cost(*a) - bias)
     found = {}
     for skip in (False, True):
         method, _, arguments = _make(estimator="paper", skip_neighbors=skip)
@@ -192,7 +188,7 @@ def test_skipped_neighbors_change_nothing(monkeypatch, bias):
 def test_paper_explores_around_the_mean_box():
     evaluate, calls = _given((1.0, 0.5, 0.4, 0.3))
     logits = _logits_of(DETECTED)
-    trial = framework.paper(KEY_AREA, LEARNING, evaluate, logits, KEY, 0.3)
+    trial = estimators.paper(KEY_AREA, SETTINGS, evaluate, logits, KEY, 0.3)
     drawn = policy.sample(KEY, policy.mean_box(logits), sigma=0.3, num_samples=2)
     expected = boxes.clip(drawn[0], min_side=0.2)
     assert np.abs(expected - jnp.array(DETECTED)).max() > 0.02
@@ -206,8 +202,8 @@ def test_paper_gives_no_gradient_through_the_box_it_detected():
 
     def total(logits):
         evaluate, _ = _recorder(lambda box: jnp.sum((box - 0.4) ** 2))
-        learning = _learning(explore=False)
-        return framework.paper(KEY_AREA, learning, evaluate, logits, KEY, 0.4)
+        settings = _settings(explore=False)
+        return estimators.paper(KEY_AREA, settings, evaluate, logits, KEY, 0.4)
 
     trial = total(logits)
     target = boxes.mask(trial.optimal[0], GRID)
@@ -221,7 +217,7 @@ def test_reinforce_by_hand():
     task_losses = np.array([2.0, 1.5, 1.0, 2.0, 4.0, 1.0])
     evaluate, calls = _given(task_losses)
     logits, sigma = _logits_of(DETECTED), 0.3
-    trial = framework.reinforce(KEY_AREA, LEARNING, evaluate, logits, KEY, sigma)
+    trial = estimators.reinforce(KEY_AREA, SETTINGS, evaluate, logits, KEY, sigma)
     mean = policy.mean_box(logits)
     samples = policy.sample(KEY, mean, sigma=sigma, num_samples=4)
     valid = [boxes.clip(box, min_side=0.2) for box in samples]
@@ -241,7 +237,7 @@ def test_boxes_are_valid_where_the_mean_is_not(name):
     # One cell: sides of 1/8 are below 0.2.
     logits = _logits_of((0.5, 0.5, 0.625, 0.625))
     evaluate, calls = _recorder(lambda box: box[0])
-    framework.ESTIMATORS[name](KEY_AREA, LEARNING, evaluate, logits, KEY, 0.3)
+    estimators.ESTIMATORS[name](KEY_AREA, SETTINGS, evaluate, logits, KEY, 0.3)
     (tried,) = calls
     expected = (0.4625, 0.4625, 0.6625, 0.6625)
     np.testing.assert_allclose(tried[1], expected, atol=1e-4)
@@ -255,7 +251,7 @@ def test_pathwise_follows_the_mean_loss_of_the_samples(float64):
 
     def loss(logits):
         evaluate, _ = _recorder(lambda box: jnp.sum(jnp.sin(7 * box)))
-        trial = framework.pathwise(KEY_AREA, LEARNING, evaluate, logits, KEY, 0.2)
+        trial = estimators.pathwise(KEY_AREA, SETTINGS, evaluate, logits, KEY, 0.2)
         return trial.policy_loss
 
     drawn = policy.sample(KEY, policy.mean_box(logits), sigma=0.2, num_samples=4)
@@ -273,7 +269,7 @@ def test_pathwise_follows_the_mean_loss_of_the_samples(float64):
 def test_reinforce_pulls_back_a_mean_that_is_out_of_bounds():
     def loss(logits):
         evaluate, _ = _given([1.0] * 6)  # no advantage
-        trial = framework.reinforce(KEY_AREA, LEARNING, evaluate, logits, KEY, 0.3)
+        trial = estimators.reinforce(KEY_AREA, SETTINGS, evaluate, logits, KEY, 0.3)
         return trial.policy_loss
 
     # Each edge of the box of one cell is 0.0375 out of bounds.
@@ -295,7 +291,7 @@ def test_elite_imitates_the_best_candidate_that_beats_the_mean(
 ):
     evaluate, calls = _given(task_losses)
     logits = _logits_of(DETECTED)
-    trial = framework.elite(KEY_AREA, LEARNING, evaluate, logits, KEY, 0.3)
+    trial = estimators.elite(KEY_AREA, SETTINGS, evaluate, logits, KEY, 0.3)
     (tried,) = calls
     np.testing.assert_allclose(tried[:2], [boxes.WHOLE, DETECTED], atol=1e-4)
     np.testing.assert_allclose(tried[6:], [EXPANDED, SHRUNK], atol=1e-4)
@@ -308,7 +304,7 @@ def test_elite_imitates_the_best_candidate_that_beats_the_mean(
 def test_elite_may_imitate_a_shifted_box():
     evaluate, calls = _given((2.0, 1.5, *[3.0] * 4, 1.4, 1.3, 1.6, 1.1, 1.2, 1.3))
     logits = _logits_of(DETECTED)
-    trial = framework.elite(SHIFTING, LEARNING, evaluate, logits, KEY, 0.3)
+    trial = estimators.elite(SHIFTING, SETTINGS, evaluate, logits, KEY, 0.3)
     (tried,) = calls
     expected = [EXPANDED, SHRUNK, UP, DOWN, LEFT, RIGHT]
     np.testing.assert_allclose(tried[6:], expected, atol=1e-4)
@@ -325,8 +321,8 @@ def test_imitation_needs_no_gradient_of_the_box_that_is_read(name):
 
     def trial(logits):
         evaluate, calls = _recorder(_distance)
-        estimator, learning = framework.ESTIMATORS[name], _learning(explore=False)
-        found = estimator(operation, learning, evaluate, logits, KEY, 0.3)
+        estimator, settings = estimators.ESTIMATORS[name], _settings(explore=False)
+        found = estimator(operation, settings, evaluate, logits, KEY, 0.3)
         return found.policy_loss, calls[0]
 
     gradient, tried = jax.grad(trial, has_aux=True)(logits)
@@ -342,9 +338,9 @@ def test_train_on_mean_gives_the_clipped_mean_alone(name):
     optimal = {}
     for train_on in ("samples", "mean"):
         evaluate, _ = _recorder(_distance)
-        learning = _learning(train_on=train_on, train_crops=3)
-        estimator = framework.ESTIMATORS[name]
-        trial = estimator(KEY_AREA, learning, evaluate, logits, KEY, 0.3)
+        settings = _settings(train_on=train_on, train_crops=3)
+        estimator = estimators.ESTIMATORS[name]
+        trial = estimator(KEY_AREA, settings, evaluate, logits, KEY, 0.3)
         optimal[train_on] = trial.optimal
     expected = [(0.4625, 0.4625, 0.6625, 0.6625)]
     np.testing.assert_allclose(optimal["mean"], expected, atol=1e-4)
@@ -375,10 +371,10 @@ def test_gradient_steps_on_the_logits_find_the_box_of_lowest_loss(
     name, readout, rate, gamma, overlap
 ):
     """From the whole image, with nothing but losses of boxes."""
-    optimizer, learning = optax.adam(rate), _learning(gamma=gamma)
+    optimizer, settings = optax.adam(rate), _settings(gamma=gamma)
     operation = dataclasses.replace(KEY_AREA, readout=readout)
     start = jnp.zeros(operation.logits_shape(GRID))
-    estimator, evaluate = framework.ESTIMATORS[name], jax.vmap(_distance)
+    estimator, evaluate = estimators.ESTIMATORS[name], jax.vmap(_distance)
 
     def update(carry, inputs):
         logits, state = carry
@@ -386,7 +382,7 @@ def test_gradient_steps_on_the_logits_find_the_box_of_lowest_loss(
 
         def loss(logits):
             trials = jax.vmap(
-                lambda k: estimator(operation, learning, evaluate, logits, k, sigma)
+                lambda k: estimator(operation, settings, evaluate, logits, k, sigma)
             )(jax.random.split(key, 16))
             return jnp.mean(trials.policy_loss)
 
@@ -400,13 +396,18 @@ def test_gradient_steps_on_the_logits_find_the_box_of_lowest_loss(
     assert boxes.iou(operation.mean(logits), TARGET) > overlap
 
 
+def _annealed(step, steps=STEPS):
+    warmup_steps = SETTINGS.warmup_steps
+    return estimators.annealed(jnp.array(step), warmup_steps=warmup_steps, steps=steps)
+
+
 @pytest.mark.parametrize(
     ("step", "expected"),
     # Updates of the policy: 100. Annealed in the first 90 of them, by a factor of 4.
     [(0, 0.4), (10, 0.4), (55, 0.2), (100, 0.1), (109, 0.1)],
 )
 def test_sigma_is_annealed_after_the_warmup(step, expected):
-    sigma = framework.sigma_at(jnp.array(step), LEARNING)
+    sigma = estimators.sigma_at(_annealed(step), SETTINGS)
     assert sigma == pytest.approx(expected, rel=1e-5)
 
 
@@ -416,14 +417,14 @@ def test_sigma_is_annealed_after_the_warmup(step, expected):
     [(0, 0.5), (10, 0.5), (55, 0.3), (100, 0.1), (109, 0.1)],
 )
 def test_cost_changes_with_sigma(step, expected):
-    learning = _learning(action_cost=0.5, final_action_cost=0.1)
-    cost = framework.cost_at(jnp.array(step), learning)
+    settings = _settings(area_cost=0.5, final_area_cost=0.1)
+    cost = estimators.cost_at(_annealed(step), settings)
     assert cost == pytest.approx(expected, rel=1e-5)
 
 
 def test_sigma_of_a_run_that_ends_in_its_warmup():
-    learning = _learning(steps=5)
-    assert framework.sigma_at(jnp.array(4), learning) == pytest.approx(0.4)
+    annealed = _annealed(4, steps=5)
+    assert estimators.sigma_at(annealed, SETTINGS) == pytest.approx(0.4)
 
 
 # The method, with networks that can be seen through. Channels of an image are the
@@ -488,9 +489,9 @@ class _Task:
         return jax.nn.softmax(outputs.logits)
 
 
-def _make(**changes):
+def _make(*, steps=STEPS, **changes):
     """Method, task and all that its loss takes but the step."""
-    learning = _learning(**{"warmup_steps": 0} | changes)
+    settings = _settings(**{"warmup_steps": 0} | changes)
     task = _Task()
     policy_network = _Network(
         (GRID, GRID), lambda w, x: 10 * w[None] + 0.3 * jnp.mean(x, axis=-1)
@@ -499,9 +500,7 @@ def _make(**changes):
         task,
         policy_network,
         KEY_AREA,
-        learning,
-        policy_image_size=GRID,
-        policy_normalize="image",
+        Config(policy=settings, train=TrainConfig(steps=steps)),
     )
     line = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE
     image = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1)
@@ -609,7 +608,7 @@ def test_random_share_is_a_share_of_the_images():
     assert 8 <= sum(counts) <= 28  # of 36; outside with a chance of 0.1 %
 
 
-@pytest.mark.parametrize("estimator", list(framework.ESTIMATORS))
+@pytest.mark.parametrize("estimator", list(estimators.ESTIMATORS))
 def test_task_network_is_trained_on_the_optimal_boxes(estimator):
     method, task, arguments = _make(estimator=estimator)
     image = arguments[3]["image"]
@@ -668,7 +667,7 @@ def test_train_on_original_adds_the_whole_images():
     _, alone = _loss(method, arguments)
     _, aux = _loss(both, arguments)
     (crops,), (inputs,) = task.trained_on, both_task.trained_on
-    originals = framework.resize(arguments[3]["image"], CROP)
+    originals = tasks.resize(arguments[3]["image"], CROP)
     np.testing.assert_array_equal(inputs, np.concatenate([crops, originals]))
     assert aux.model_state["task"]["batch_stats"]["seen"] == 6
     outputs, _ = task.network.apply(
@@ -682,7 +681,7 @@ def test_train_on_original_adds_the_whole_images():
     assert aux.metrics["task_loss"] == pytest.approx(float(expected), rel=1e-5)
 
 
-@pytest.mark.parametrize("estimator", list(framework.ESTIMATORS))
+@pytest.mark.parametrize("estimator", list(estimators.ESTIMATORS))
 def test_trying_boxes_leaves_the_statistics_of_the_task_network_alone(estimator):
     method, _, arguments = _make(estimator=estimator)
     _, aux = _loss(method, arguments)
@@ -692,15 +691,14 @@ def test_trying_boxes_leaves_the_statistics_of_the_task_network_alone(estimator)
 
 
 def test_all_images_teach_both_networks_where_none_is_held_out():
-    batch = {"label": jnp.zeros(5, jnp.int32), "index": jnp.arange(5)}
-    for weights in framework.divide(batch, LEARNING):
+    batch = {"image": jnp.zeros((5, 4, 4, 1)), "index": jnp.arange(5)}
+    for weights in framework.divide(batch, 0.0):
         np.testing.assert_array_equal(weights, np.ones(5))
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])
 def test_an_image_is_held_out_or_trained_on_for_good(share, variant):
-    learning = _learning(held_out=share)
-    divide = variant(lambda index: framework.divide(_rows(index), learning))
+    divide = variant(lambda index: framework.divide(_rows(index), share))
     of_policy, of_task = map(np.asarray, divide(np.arange(10_000)))
     assert of_policy.dtype == of_task.dtype == np.float32
     assert set(of_policy) == {0.0, 1.0}
@@ -731,7 +729,7 @@ def test_weighted_mean_by_hand(weights, expected):
 
 def _hold_out(arguments, pattern, share=0.5):
     """Arguments whose images are of rows held out as in the pattern."""
-    is_held_out = framework.divide(_rows(np.arange(50)), _learning(held_out=share))[0]
+    is_held_out = framework.divide(_rows(np.arange(50)), share)[0]
     rows = [np.flatnonzero(is_held_out == 0), np.flatnonzero(is_held_out)]
     index = jnp.array([rows[wanted][n] for n, wanted in enumerate(pattern)])
     return (*arguments[:3], arguments[3] | {"index": index}, *arguments[4:])
@@ -804,7 +802,7 @@ def _shifted(params, name, key):
     return params | {name: {"w": params[name]["w"] + noise}}
 
 
-@pytest.mark.parametrize("estimator", list(framework.ESTIMATORS))
+@pytest.mark.parametrize("estimator", list(estimators.ESTIMATORS))
 def test_rewards_come_from_the_averaged_task_network(estimator):
     method, _, (params, model_state, average, *rest) = _make(estimator=estimator)
     before = _gradients(method, (params, model_state, average, *rest))["policy"]["w"]
@@ -821,9 +819,9 @@ def test_rewards_come_from_the_averaged_task_network(estimator):
 
 
 @pytest.mark.parametrize(("step", "first", "last"), [(0, 0.5, 0.1), (109, 0.1, 0.5)])
-@pytest.mark.parametrize("estimator", list(framework.ESTIMATORS))
+@pytest.mark.parametrize("estimator", list(estimators.ESTIMATORS))
 def test_an_action_costs_what_it_keeps(estimator, step, first, last):
-    costs = {"action_cost": first, "final_action_cost": last}
+    costs = {"area_cost": first, "final_area_cost": last}
     free, _, arguments = _make(estimator=estimator, explore=False)
     dear, _, _ = _make(estimator=estimator, explore=False, **costs)
     without, with_cost = (_loss(m, arguments, step)[1] for m in (free, dear))
@@ -839,7 +837,7 @@ def test_an_action_costs_what_it_keeps(estimator, step, first, last):
         assert with_cost.metrics["task_loss"] == without.metrics["task_loss"]
 
 
-@pytest.mark.parametrize("estimator", list(framework.ESTIMATORS))
+@pytest.mark.parametrize("estimator", list(estimators.ESTIMATORS))
 def test_policy_loss_has_no_gradient_for_the_task_network(estimator):
     method, task, arguments = _make(estimator=estimator)
     gradient = _gradients(method, arguments)["task"]["w"]
@@ -854,7 +852,7 @@ def test_policy_loss_has_no_gradient_for_the_task_network(estimator):
     np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("estimator", list(framework.ESTIMATORS))
+@pytest.mark.parametrize("estimator", list(estimators.ESTIMATORS))
 def test_task_loss_has_no_gradient_for_the_policy(estimator):
     """It has one through the crop's edges if they are not held fixed."""
     method, task, arguments = _make(estimator=estimator, explore=False)
@@ -896,7 +894,7 @@ def test_logged_lung_iou_is_that_of_the_mean_boxes():
 
 def test_summary_of_trials_by_hand():
     rewards = np.array([3, 7, 0, 10, 5, 1, 9, 2, 8, 4, 6], np.float32)
-    trials = framework.Trial(
+    trials = estimators.Trial(
         policy_loss=jnp.zeros(11),
         optimal=jnp.zeros((11, 1, 4)),
         reward=jnp.array(rewards),
@@ -912,26 +910,29 @@ def test_summary_of_trials_by_hand():
         "d1": 0.5 / 11,
         "helped": 4 / 11,
     }
-    found = framework.summarize(trials)
+    names = ("expanded", "shrunk")
+    found = estimators.summarize(trials, names)
     assert found == {k: pytest.approx(v, rel=1e-5) for k, v in expected.items()}
     # Four times the detected box, five times the expanded one, twice the shrunk one.
     choice = jnp.array([0, 1, 1, 0, 2, 1, 0, 1, 2, 0, 1])
     trials = trials._replace(choice=choice)
-    assert set(framework.summarize(trials, of_area=False)) == set(expected)
-    found = framework.summarize(trials)
+    assert set(estimators.summarize(trials, ())) == set(expected)
+    found = estimators.summarize(trials, names)
     expected |= {"expanded": 5 / 11, "shrunk": 2 / 11}
     assert found == {k: pytest.approx(v, rel=1e-5) for k, v in expected.items()}
 
 
 def test_summary_of_a_single_trial_has_no_spread():
     one = jnp.array([-0.7])
-    found = framework.summarize(framework.Trial(one, jnp.zeros((1, 1, 4)), one, one))
+    found = estimators.summarize(
+        estimators.Trial(one, jnp.zeros((1, 1, 4)), one, one), ()
+    )
     assert found["reward_std"] == 0 and found["helped"] == 1
     for name in ("reward", "reward_p10", "reward_p50", "reward_p90"):
         assert found[name] == pytest.approx(-0.7)
 
 
-@pytest.mark.parametrize("estimator", list(framework.ESTIMATORS))
+@pytest.mark.parametrize("estimator", list(estimators.ESTIMATORS))
 def test_only_the_published_rule_logs_its_choices(estimator):
     method, _, arguments = _make(estimator=estimator)
     metrics = _loss(method, arguments)[1].metrics
@@ -984,7 +985,7 @@ def test_task_losses_are_those_of_the_given_boxes():
 
 def test_resize_is_pillow_s():
     pixels = np.random.default_rng(0).uniform(size=(20, 20)).astype(np.float32)
-    found = framework.resize(jnp.array(pixels)[None, :, :, None], 7)
+    found = tasks.resize(jnp.array(pixels)[None, :, :, None], 7)
     expected = Image.fromarray(pixels).resize((7, 7), Image.Resampling.BILINEAR)
     np.testing.assert_allclose(found[0, :, :, 0], np.asarray(expected), atol=1e-5)
 
@@ -994,6 +995,6 @@ def test_split_variables_parts_what_is_learned():
         "task": {"params": {"w": 1}, "batch_stats": {"m": 2}},
         "policy": {"params": {"z": 3}},
     }
-    params, state = framework.split_variables(variables)
+    params, state = split_variables(variables)
     assert params == {"task": {"w": 1}, "policy": {"z": 3}}
     assert state == {"task": {"batch_stats": {"m": 2}}, "policy": {}}

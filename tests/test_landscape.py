@@ -12,7 +12,7 @@ from hapre_jax import config as config_lib
 from hapre_jax.data import pipeline
 from hapre_jax.data.dataset import Dataset
 from hapre_jax.errors import UserError
-from hapre_jax.framework import Method, Prediction
+from hapre_jax.method import Method, Prediction
 from hapre_jax.methods import plain
 
 # The averaged weights are used: the others would spoil every number.

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from hapre_jax import config, framework, nets, pretrained, tasks
+from hapre_jax import config, nets, pretrained, tasks
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS, mag_sd
 from hapre_jax.nets import mag_sd as net_lib
@@ -380,7 +380,7 @@ def test_loss_state_and_gradient_are_those_of_four_passes_in_turn(
     """With views and target as constants, so that nothing is learned through them."""
     _, params, model_state = started
     network = build("resnet34", maps=5)
-    image = tasks.normalize(framework.resize(batch["image"], 16), "image")
+    image = tasks.normalize(tasks.resize(batch["image"], 16), "image")
     label = batch["label"]
 
     def classify(params, stats, image):
@@ -446,7 +446,7 @@ def test_predictions_are_of_the_raw_image_and_deterministic(started, batch, vari
     np.testing.assert_array_equal(answer.probabilities, again.probabilities)
     np.testing.assert_allclose(answer.probabilities.sum(axis=1), 1, rtol=1e-5)
     network = build("resnet34", maps=5)
-    image = tasks.normalize(framework.resize(batch["image"], 16), "image")
+    image = tasks.normalize(tasks.resize(batch["image"], 16), "image")
     variables = {"params": params["task"], **model_state["task"]}
     output = jax.jit(functools.partial(network.apply, train=False))(variables, image)
     expected = jax.nn.softmax(output.logits)

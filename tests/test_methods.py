@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hapre_jax import boxes, config, framework
+from hapre_jax import boxes, config, framework, tasks
 from hapre_jax.methods import METHODS, hapre, plain, random_crop
 
 KEY = jax.random.key(0)
@@ -239,36 +239,20 @@ def test_true_lungs_shows_films_of_unknown_lungs_whole(
     lungs = jnp.full((4, 4), jnp.nan).at[0].set(jnp.array([0.0, 0.0, 0.25, 0.25]))
     use(_true_lungs(tiny_config, lung_scale), {"image": image, "lung_box": lungs})
     (shown,) = spy.shown
-    whole = framework.resize(image, SIDE)
+    whole = tasks.resize(image, SIDE)
     np.testing.assert_allclose(shown[1:], whole[1:], atol=1e-5)
     assert np.abs(shown[0] - whole[0]).max() > 0.01
 
 
-def test_hapre_passes_every_field_of_the_policy_on(monkeypatch, tiny_config):
+def test_hapre_builds_what_its_config_says(monkeypatch, tiny_config):
     """Values that no default has; a field that is forgotten shows."""
-    changes = {
-        "samples": 6,
-        "explore": False,
-        "sigma": 0.31,
-        "final_sigma": 0.17,
-        "balance": 0.23,
-        "gamma": 1.5,
-        "warmup_steps": 5,
-        "random_share": 0.07,
-        "train_crops": 3,
-        "train_on": "mean",
-        "held_out": 0.2,
-        "reward_weight": "inverted",
-        "skip_neighbors": True,
-        "train_on_original": True,
-        "estimator": "elite",
-    }
-    sizes = {"alpha": 1.7, "min_side": 0.33, "max_side": 0.77, "image_size": 24}
-    policy = dataclasses.replace(tiny_config.policy, **changes, **sizes, width=11)
     policy = dataclasses.replace(
-        policy,
-        area_cost=0.4,
-        final_area_cost=0.6,
+        tiny_config.policy,
+        alpha=1.7,
+        min_side=0.33,
+        max_side=0.77,
+        width=11,
+        estimator="elite",
         neighbors="stretch",
         readout="max_sum",
     )
@@ -276,13 +260,11 @@ def test_hapre_passes_every_field_of_the_policy_on(monkeypatch, tiny_config):
     seen = {}
     monkeypatch.setattr(framework, "make", lambda *a, **k: seen.update(a=a, k=k))
     hapre.make(given, 5)
-    task, network, operation, learning = seen["a"]
-    given_on = {"steps": given.train.steps, "action_cost": 0.4}
-    given_on |= {"final_action_cost": 0.6}
-    assert dataclasses.asdict(learning) == changes | given_on
+    task, network, operation, config_on = seen["a"]
+    assert config_on == given
     assert dataclasses.astuple(operation) == (1.7, 0.33, 0.77, "stretch", "max_sum")
     prober = seen["k"].pop("prober")
     assert (prober.image_size, prober.network.num_classes) == (16, 5)
-    assert seen["k"] == {"policy_image_size": 24, "policy_normalize": "image"}
+    assert not seen["k"]
     assert (task.image_size, task.network.num_classes) == (16, 5)
     assert (network.grid, network.width) == (8, 11)

@@ -12,7 +12,8 @@ import scipy.ndimage
 import scipy.stats
 from PIL import Image
 
-from hapre_jax import boxes, framework, operations, policy_gradient
+from hapre_jax import boxes, estimators, operations, policy_gradient
+from hapre_jax.config import PolicyConfig
 
 HYBRID = operations.Hybrid(
     (operations.KeyArea(min_side=0.2), operations.Rotation(40.0), operations.Gamma(2.0))
@@ -404,25 +405,8 @@ def test_gradient_steps_find_area_and_numbers_at_once(name, rate):
     """From the identity, with nothing but losses of actions of both."""
     operation = operations.Hybrid((operations.KeyArea(min_side=0.2), ALL["window"]))
     target = jnp.array([0.25, 0.25, 0.75, 0.75, 0.6, -0.5])
-    learning = framework.Learning(
-        estimator=name,
-        samples=8,
-        explore=True,
-        sigma=0.3,
-        final_sigma=0.1,
-        balance=0.5,
-        gamma=0.0,
-        warmup_steps=0,
-        steps=200,
-        random_share=0.0,
-        train_crops=1,
-        train_on="samples",
-        held_out=0.0,
-        action_cost=0.0,
-        final_action_cost=0.0,
-        train_on_original=False,
-    )
-    estimator, optimizer = framework.ESTIMATORS[name], optax.adam(rate)
+    settings = PolicyConfig(estimator=name, samples=8, gamma=0.0)
+    estimator, optimizer = estimators.ESTIMATORS[name], optax.adam(rate)
 
     def evaluate(actions):
         return jnp.sum((actions - target[None]) ** 2, axis=1)
@@ -434,7 +418,7 @@ def test_gradient_steps_find_area_and_numbers_at_once(name, rate):
         def loss(logits):
             keys = jax.random.split(key, 8)
             trials = jax.vmap(
-                lambda k: estimator(operation, learning, evaluate, logits, k, sigma)
+                lambda k: estimator(operation, settings, evaluate, logits, k, sigma)
             )(keys)
             return jnp.mean(trials.policy_loss)
 

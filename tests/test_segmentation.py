@@ -28,7 +28,6 @@ from hapre_jax import (
 from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import degrade, feed, images, phantom, pipeline, sources
 from hapre_jax.errors import UserError
-from hapre_jax.methods import hapre
 from hapre_jax.nets import Output
 from hapre_jax.operations import geometry
 from hapre_jax.task_program import train_and_test
@@ -262,9 +261,7 @@ def test_answers_of_a_trained_method_are_of_whole_films():
         task,
         _Looks(),
         KEY_AREA,
-        hapre.learning(settings),
-        policy_image_size=8,
-        policy_normalize="fixed",
+        settings,
     )
     lungs = np.zeros((2, 32, 32, 1), np.float32)
     lungs[0, 4:12, 20:28] = 1  # inside

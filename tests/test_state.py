@@ -10,7 +10,7 @@ import pytest
 from hapre_jax import checkpoint, state
 from hapre_jax.config import Config, TrainConfig
 from hapre_jax.data import feed, pipeline
-from hapre_jax.framework import Aux, Method
+from hapre_jax.method import Aux, Method
 from hapre_jax.methods import METHODS
 
 # 60 steps: 10 to rise, 50 to fall.

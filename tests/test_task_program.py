@@ -27,7 +27,7 @@ from hapre_jax import (
     train,
 )
 from hapre_jax.errors import UserError
-from hapre_jax.framework import Aux, Method, Prediction
+from hapre_jax.method import Aux, Method, Prediction
 from hapre_jax.task_program import Program, train_and_test
 
 

@@ -34,7 +34,7 @@ from hapre_jax import (
 )
 from hapre_jax.data import pipeline, splits
 from hapre_jax.errors import UserError
-from hapre_jax.framework import Prediction
+from hapre_jax.method import Prediction
 from hapre_jax.methods import METHODS
 from hapre_jax.predictions import Predictions
 

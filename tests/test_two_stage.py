@@ -14,11 +14,11 @@ from hapre_jax import (
     config,
     evaluate,
     evaluation,
-    framework,
     heatmap,
     landscape,
     pretrained,
     state,
+    tasks,
 )
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import nih_chest_xray, ped_pneumonia, phantom, rsna_pneumonia
@@ -184,7 +184,7 @@ def by_hand(started, image, network, shown):
 def cam_boxes(started, image):
     """Where stage 1 looks, an image after the other."""
     _, settings, _, params, _ = started
-    whole = framework.resize(image, settings.task.image_size)
+    whole = tasks.resize(image, settings.task.image_size)
     _, features = by_hand(started, image, "gate", whole)
     kernel = params["gate"]["head"]["kernel"]
     found = []
@@ -198,7 +198,7 @@ def cam_boxes(started, image):
 def seen_by_stage_two(started, image):
     size = started[1].task.image_size
     if started[0] == "gate":
-        return framework.resize(image, size)
+        return tasks.resize(image, size)
     crop = functools.partial(boxes.crop_and_resize, size=size)
     return jax.vmap(crop)(image, cam_boxes(started, image))
 
@@ -209,7 +209,7 @@ def test_answer_is_that_of_the_stages(started, image):
     first, again = (predict(params, model_state, {"image": image}) for _ in range(2))
     np.testing.assert_array_equal(first.probabilities, again.probabilities)
     assert (first.area is None) == (reading == "gate")
-    whole = framework.resize(image, settings.task.image_size)
+    whole = tasks.resize(image, settings.task.image_size)
     gate, _ = by_hand(started, image, "gate", whole)
     shown = seen_by_stage_two(started, image)
     stage_two, _ = by_hand(started, image, "task", shown)
@@ -228,7 +228,7 @@ def test_loss_is_the_cross_entropy_of_each_stage(started, image):
         batch["lung_box"] = jnp.tile(jnp.array(boxes.CENTRAL_80), (4, 1))
     loss, aux = jax.jit(method.loss)(params, model_state, None, batch, KEY, 0)
     chex.assert_trees_all_equal(aux.model_state, model_state)
-    whole = framework.resize(image, settings.task.image_size)
+    whole = tasks.resize(image, settings.task.image_size)
     expected = {}
     shown = {"gate": whole, "task": seen_by_stage_two(started, image)}
     for name, labels in (("gate", np.array([0, 1, 1, 1])), ("task", np.array(LABEL))):

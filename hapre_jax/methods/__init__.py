@@ -1,4 +1,4 @@
-"""Methods: each fills in `framework.Method` from a config."""
+"""Methods: each fills in `method.Method` from a config."""
 
 from hapre_jax.methods import (
     cutmix,

@@ -12,9 +12,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from hapre_jax.framework import Aux, Method, resize
+from hapre_jax.method import Aux, Method, network_variables
 from hapre_jax.methods import plain
-from hapre_jax.tasks import Classification, apply_network, gray_scale
+from hapre_jax.tasks import Classification, apply_network, gray_scale, resize
 
 
 class Films(NamedTuple):
@@ -65,7 +65,7 @@ def classifier(
                 films(batch["partner"]) if is_alone else partners(partner_key, here)
             )
         mixture = change(change_key, here, others)
-        variables = {"params": params["task"], **model_state["task"]}
+        variables = network_variables("task", params, model_state)
         outputs, state = apply_network(
             task.network, variables, mixture.image, train=True, key=key
         )

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from hapre_jax.config import Config
-from hapre_jax.framework import Method
+from hapre_jax.method import Method
 from hapre_jax.methods import augment, plain
 
 

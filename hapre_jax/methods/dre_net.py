@@ -55,16 +55,10 @@ import numpy as np
 
 from hapre_jax import boxes, losses, nets
 from hapre_jax.config import Config
-from hapre_jax.framework import (
-    Aux,
-    Method,
-    Prediction,
-    resize,
-    split_variables,
-    weighted_mean,
-)
+from hapre_jax.framework import weighted_mean
+from hapre_jax.method import Aux, Method, Prediction, network_variables, split_variables
 from hapre_jax.methods import plain
-from hapre_jax.tasks import Classification, normalize
+from hapre_jax.tasks import Classification, normalize, resize
 
 # Of the released code: sides of the anchors of the three grids, in sides of the image.
 _SIDES = (48 / 448, 96 / 448, 192 / 448)
@@ -104,7 +98,7 @@ def make_official(config: Config, num_classes: int) -> Method:
 
     def read(params, model_state, film, *, train):
         """The network's `Reading` of films `f32[B, H, W, C]`, and its new state."""
-        variables = {"params": params["task"], **model_state["task"]}
+        variables = network_variables("task", params, model_state)
         reading, state = network.apply(
             variables, *prepare(film), train=train, mutable=["batch_stats"]
         )
@@ -130,16 +124,14 @@ def make_official(config: Config, num_classes: int) -> Method:
         reading, _ = read(params, model_state, batch["image"], train=False)
         return Prediction(jax.nn.softmax(reading.logits))
 
-    def task_losses(params, model_state, batch, actions):
+    def task_losses(params, model_state, batch, areas):
         """Losses on boxes `f32[B, 4]`, each taken for a film of its own."""
         film = batch["image"]
 
         def cut(film, box):
             return boxes.crop_and_resize(film, box, size=film.shape[0])
 
-        reading, _ = read(
-            params, model_state, jax.vmap(cut)(film, actions), train=False
-        )
+        reading, _ = read(params, model_state, jax.vmap(cut)(film, areas), train=False)
         return jax.vmap(losses.cross_entropy)(reading.logits, batch["label"])
 
     return Method(init, loss, predict, task_losses)

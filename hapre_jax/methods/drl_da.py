@@ -55,9 +55,9 @@ import optax
 
 from hapre_jax import image_ops, nets, q_learning, replay
 from hapre_jax.config import Config
-from hapre_jax.framework import Aux, Method, resize
+from hapre_jax.method import Aux, Method, network_variables
 from hapre_jax.methods import plain
-from hapre_jax.tasks import Classification
+from hapre_jax.tasks import Classification, resize
 
 _SHIFT = 20 / 320  # of a translation, share of the side
 _FEATURES = 10  # cells of a side of the state
@@ -141,7 +141,7 @@ def make(config: Config, num_classes: int) -> Method:
 
     def init(key, image):
         params, model_state = base.init(key, image)
-        classifier = {"params": params["task"], **model_state["task"]}
+        classifier = network_variables("task", params, model_state)
         features = see(task, classifier, resize(image, task.image_size))
         agent = nets.DuelingNet(len(ACTIONS)).init(key, features)
         guide = {"classifier": classifier, "agent": agent}
@@ -158,14 +158,14 @@ def make(config: Config, num_classes: int) -> Method:
             is_changed = jax.random.bernoulli(choice_key)
             changed = jnp.where(is_changed, changed, image)
         image = jax.lax.stop_gradient(image.at[:count].set(changed))
-        variables = {"params": params["task"], **model_state["task"]}
+        variables = network_variables("task", params, model_state)
         outputs, state = task.apply(variables, image, train=True, key=network_key)
         task_loss = jnp.mean(task.loss(outputs, batch["label"]))
         return task_loss, Aux({"task": state, "guide": guide}, {"task_loss": task_loss})
 
     def prepare(params, model_state, batches, validation, progress):
         """The guide, as the agent learned it from the plain classifier."""
-        classifier = {"params": params["task"], **model_state["task"]}
+        classifier = network_variables("task", params, model_state)
         agent = train_agent(config, task, classifier, batches, validation, progress)
         return {"guide": {"classifier": classifier, "agent": agent}}
 

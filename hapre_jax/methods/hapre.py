@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from hapre_jax import framework, nets, operations, tasks
 from hapre_jax.config import Config, PolicyConfig
+from hapre_jax.method import Method
 from hapre_jax.methods import plain
 
 
@@ -47,32 +48,7 @@ def policy_network(config: Config, chosen: operations.Operation) -> nets.PolicyN
     )
 
 
-def learning(config: Config) -> framework.Learning:
-    """The learning rule of a config."""
-    settings = config.policy
-    return framework.Learning(
-        estimator=settings.estimator,
-        samples=settings.samples,
-        explore=settings.explore,
-        sigma=settings.sigma,
-        final_sigma=settings.final_sigma,
-        balance=settings.balance,
-        gamma=settings.gamma,
-        warmup_steps=settings.warmup_steps,
-        steps=config.train.steps,
-        random_share=settings.random_share,
-        train_crops=settings.train_crops,
-        train_on=settings.train_on,
-        held_out=settings.held_out,
-        action_cost=settings.area_cost,
-        final_action_cost=settings.final_area_cost,
-        train_on_original=settings.train_on_original,
-        reward_weight=settings.reward_weight,
-        skip_neighbors=settings.skip_neighbors,
-    )
-
-
-def make(config: Config, num_classes: int) -> framework.Method:
+def make(config: Config, num_classes: int) -> Method:
     """The method of Yuan et al. 2022, section 3, with the config's learning rule."""
     task = plain.classification(config, num_classes)
     return of_task(config, task, prober=_prober(config, num_classes))
@@ -80,17 +56,14 @@ def make(config: Config, num_classes: int) -> framework.Method:
 
 def of_task(
     config: Config, task: tasks.Task, *, prober: tasks.Task | None = None
-) -> framework.Method:
+) -> Method:
     """The same with any task; see `framework.make` for the prober."""
-    settings = config.policy
-    chosen = operation(settings)
+    chosen = operation(config.policy)
     return framework.make(
         task,
         policy_network(config, chosen),
         chosen,
-        learning(config),
-        policy_image_size=settings.image_size,
-        policy_normalize=config.task.normalize,
+        config,
         prober=prober,
     )
 

@@ -45,9 +45,9 @@ import jax.numpy as jnp
 
 from hapre_jax import boxes, nets
 from hapre_jax.config import Config
-from hapre_jax.framework import Aux, Method, resize
+from hapre_jax.method import Aux, Method
 from hapre_jax.methods import plain
-from hapre_jax.tasks import Classification, apply_network, normalize
+from hapre_jax.tasks import Classification, apply_network, normalize, resize
 
 # Bounds between which a threshold is drawn, in shares of the map's largest value.
 _THRESHOLDS = {"mixed": (0.4, 0.6), "dimmed": (0.2, 0.5), "patched": (0.4, 0.6)}

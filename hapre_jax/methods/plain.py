@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from hapre_jax import boxes, nets
 from hapre_jax.config import Config, PolicyConfig, TaskConfig
-from hapre_jax.framework import Aux, Method, Prediction, resize, split_variables
-from hapre_jax.tasks import Classification
+from hapre_jax.method import Aux, Method, Prediction, network_variables, split_variables
+from hapre_jax.tasks import Classification, resize
 
 
 def backbone(
@@ -64,22 +64,22 @@ def classifier(task: Classification, show: Callable | None = None) -> Method:
 
     def loss(params, model_state, average, batch, key, step):
         del average, step
-        variables = {"params": params["task"], **model_state["task"]}
+        variables = network_variables("task", params, model_state)
         inputs = show(batch, jax.random.fold_in(key, 1))
         outputs, state = task.apply(variables, inputs, train=True, key=key)
         task_loss = jnp.mean(task.loss(outputs, batch["label"]))
         return task_loss, Aux({"task": state}, {"task_loss": task_loss})
 
     def predict(params, model_state, batch):
-        variables = {"params": params["task"], **model_state["task"]}
+        variables = network_variables("task", params, model_state)
         outputs, _ = task.apply(variables, show(batch, None), train=False)
         return Prediction(task.probabilities(outputs))
 
-    def task_losses(params, model_state, batch, actions):
+    def task_losses(params, model_state, batch, areas):
         """Losses on boxes `f32[B, 4]`, whatever the network was trained on."""
         crop = functools.partial(boxes.crop_and_resize, size=task.image_size)
-        crops = jax.vmap(crop)(batch["image"], actions)
-        variables = {"params": params["task"], **model_state["task"]}
+        crops = jax.vmap(crop)(batch["image"], areas)
+        variables = network_variables("task", params, model_state)
         outputs, _ = task.apply(variables, crops, train=False)
         return task.loss(outputs, batch["label"])
 

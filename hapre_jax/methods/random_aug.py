@@ -37,8 +37,9 @@ import jax.numpy as jnp
 
 from hapre_jax import image_ops
 from hapre_jax.config import Config
-from hapre_jax.framework import Method, resize
+from hapre_jax.method import Method
 from hapre_jax.methods import plain
+from hapre_jax.tasks import resize
 
 # Name to operation: `(image f32[H, W, 1], draw f32[2]) -> f32[H, W, 1]`, where the draw
 # is uniform in [-1, 1).

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from hapre_jax import boxes
 from hapre_jax.config import Config
-from hapre_jax.framework import Method, resize
+from hapre_jax.method import Method
 from hapre_jax.methods import plain
+from hapre_jax.tasks import resize
 
 # Height to width, of the reference.
 _RATIOS = (3 / 4, 4 / 3)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from hapre_jax import boxes
 from hapre_jax.config import Config
-from hapre_jax.framework import Method
+from hapre_jax.method import Method
 from hapre_jax.methods import plain
 
 # Shortest side of what is shown, share of the image: a thinner lung box is widened.

@@ -48,9 +48,10 @@ import jax.numpy as jnp
 from hapre_jax import boxes, heatmap
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
-from hapre_jax.framework import Aux, Method, Prediction, resize, split_variables
+from hapre_jax.method import Aux, Method, Prediction, network_variables, split_variables
 from hapre_jax.methods import plain
 from hapre_jax.operations import KeyArea
+from hapre_jax.tasks import resize
 
 # Data sets of ours whose first class is "normal"; of phantoms, those of a disease.
 _NORMAL_FIRST = ("phantom", "ped_pneumonia", "rsna_pneumonia", "nih_chest_xray")
@@ -108,8 +109,8 @@ def make(config: Config, num_classes: int) -> Method:
 
     def run(params, model_state, image, *, train, keys=(None, None)):
         """Outputs of stage 1 and of stage 2, new state, and the boxes or None."""
-        task_variables = {"params": params["task"], **model_state["task"]}
-        gate_variables = {"params": params["gate"], **model_state["gate"]}
+        task_variables = network_variables("task", params, model_state)
+        gate_variables = network_variables("gate", params, model_state)
         whole = resize(image, task.image_size)
         first, gate_state = gate.apply(gate_variables, whole, train=train, key=keys[1])
         areas = place(params, first) if is_spatial else None
@@ -144,14 +145,8 @@ def make(config: Config, num_classes: int) -> Method:
         join = functools.partial(combine, normal=normal)
         return Prediction(jax.vmap(join)(ill, second.logits))
 
-    def task_losses(params, model_state, batch, actions):
-        """Losses of stage 2 on boxes `f32[B, 4]`, wherever stage 1 looks."""
-        variables = {"params": params["task"], **model_state["task"]}
-        crops = cut(batch["image"], actions)
-        outputs, _ = task.apply(variables, crops, train=False)
-        return task.loss(outputs, batch["label"])
-
-    return Method(init, loss, predict, task_losses)
+    # Of stage 2, wherever stage 1 looks.
+    return Method(init, loss, predict, plain.classifier(task).task_losses)
 
 
 def normal_class(config: Config, num_classes: int) -> int:

@@ -72,6 +72,9 @@ class Hybrid:
             logged |= part.metrics(of, batch)
         return logged
 
+    def neighbor_names(self):
+        return self.parts[0].neighbor_names()
+
     def neighbors(self, action):
         """Those of each part, the others left as they are."""
         actions, found = self._split(action), []

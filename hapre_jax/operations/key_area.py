@@ -90,6 +90,9 @@ class KeyArea:
             logged["lungs_known"] = jnp.mean(known)
         return logged
 
+    def neighbor_names(self):
+        return ("expanded", "shrunk")
+
     def neighbors(self, action):
         return boxes.neighbors(
             action,

@@ -85,6 +85,9 @@ class Numbers:
         spread = {f"{name}_std": jnp.std(values) for name, values in settings.items()}
         return means | spread
 
+    def neighbor_names(self):
+        return ()
+
     def neighbors(self, action):
         steps = _STEP * jnp.eye(self.count)
         moved = jnp.concatenate([action[None] + steps, action[None] - steps])

@@ -63,6 +63,9 @@ class Operation(Protocol):
         The paper's expanded and shrunk area, of any operation.
         """
 
+    def neighbor_names(self) -> tuple[str, ...]:
+        """What the log calls the first of them; others are not counted there."""
+
     def apply(self, image: jax.Array, action: jax.Array, size: int) -> jax.Array:
         """What the task network sees: `f32[H, W, C]` to `f32[S, S, C]`."""
 

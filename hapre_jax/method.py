@@ -1,0 +1,68 @@
+"""What the trainer, the evaluation and the tables know of a method: pure functions.
+
+None of them knows a method by name.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+
+
+class Aux(NamedTuple):
+    """What a loss gives besides its value."""
+
+    model_state: dict  # new BatchNorm statistics of each network
+    metrics: dict[str, jax.Array]  # f32[] each, for the log
+
+
+class Prediction(NamedTuple):
+    """What a method says of images it has never seen."""
+
+    # f32[B, K] of a classifier; of another task what its `Task` answers.
+    probabilities: jax.Array
+    # What of the film is kept, f32[B, 4] yxyx: the key area, as the policy's valid mean
+    # action has it; None where nothing is cut.
+    area: jax.Array | None = None
+    entropy: jax.Array | None = None  # of the policy at its final width, f32[B], nats
+    policy_map: jax.Array | None = None  # sigmoid of the policy's map, f32[B, g, g]
+    # What else the mean action sets, in units that a reader knows: f32[B] each.
+    parameters: dict[str, jax.Array] | None = None
+
+
+class Method(NamedTuple):
+    """A way to train a task network, as pure functions.
+
+    `params` and `model_state` hold one sub-tree a network: "task", and "policy" where
+    there is one; `average` is a pair of both, averaged over the last steps. `batch`
+    holds "image" f32[B, H, W, C] in [0, 1], "label" i32[B], "index" i32[B] (rows of the
+    training split), and "lung_box" f32[B, 4] in a data set with known lungs; `predict`
+    gets the image and the lung box only. A batch of one has a "partner", another such
+    batch, where the method needs one.
+    """
+
+    init: Callable  # (key, image) -> (params, model_state)
+    loss: Callable  # (params, model_state, average, batch, key, step) -> (f32[], Aux)
+    predict: Callable  # (params, model_state, batch) -> Prediction
+    task_losses: Callable  # (params, model_state, batch, areas [B, 4]) -> f32[B]
+    needs_lungs: bool = False  # only of use where the batch has "lung_box"
+    needs_partner: bool = False  # mixes images; of a batch of one with its "partner"
+    # What is learned before the first step, from the plain classifier's averages:
+    # (params, model_state, training batches, validation split, progress) -> a part of
+    # the model state.
+    prepare: Callable | None = None
+
+
+def network_variables(name: str, params: dict, model_state: dict) -> dict:
+    """Flax variables of one network of a `Method`, by name."""
+    return {"params": params[name], **model_state[name]}
+
+
+def split_variables(variables: dict) -> tuple[dict, dict]:
+    """Flax variables of each network as (parameters, all that is not learned)."""
+    params = {name: tree["params"] for name, tree in variables.items()}
+    state = {
+        name: {k: v for k, v in tree.items() if k != "params"}
+        for name, tree in variables.items()
+    }
+    return params, state
