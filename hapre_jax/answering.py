@@ -27,6 +27,8 @@ from hapre_jax.errors import UserError
 from hapre_jax.inference import Model
 
 _AHEAD = 2  # batches that are read while one is answered
+# Of films of this size, those of three batches take 1.5 GiB.
+_KEPT_PIXELS = 16 << 20
 
 
 class Film(NamedTuple):
@@ -36,7 +38,7 @@ class Film(NamedTuple):
     pixels: np.ndarray  # u8[S, S, 1], the stored square
     height: int  # of the film itself
     width: int
-    image: Image.Image | None  # the film itself, if it is still needed
+    image: Image.Image | None  # the film itself, if it is still needed, and not large
 
 
 class Refused(NamedTuple):
@@ -65,7 +67,7 @@ def read(one: inputs.Input, config: Config, *, keep: bool) -> Film | Refused:
     Args:
       one: the film.
       config: of the model.
-      keep: whether the film itself is needed after that.
+      keep: whether the film itself is needed after that; a large one is read again.
     """
     try:
         image = one.open()
@@ -74,6 +76,7 @@ def read(one: inputs.Input, config: Config, *, keep: bool) -> Film | Refused:
     except UserError as error:
         return Refused(one, str(error))
     height, width = image.height, image.width
+    keep = keep and height * width <= _KEPT_PIXELS
     return Film(one, pixels, height, width, image if keep else None)
 
 
@@ -82,18 +85,22 @@ def read_all(
 ) -> Iterator[Film | Refused]:
     """Reads films in order, some ahead of the one that is asked for."""
     films = iter(films)
-    with concurrent.futures.ThreadPoolExecutor(max(threads, 1)) as pool:
-        waiting: collections.deque = collections.deque()
+    pool = concurrent.futures.ThreadPoolExecutor(max(threads, 1))
+    waiting: collections.deque = collections.deque()
 
-        def start(count):
-            for one in itertools.islice(films, count):
-                waiting.append(pool.submit(read, one, config, keep=keep))
+    def start(count):
+        for one in itertools.islice(films, count):
+            waiting.append(pool.submit(read, one, config, keep=keep))
 
+    try:
         start(_AHEAD * inference.BATCH)
         while waiting:
             found = waiting.popleft().result()
             start(1)
             yield found
+    finally:
+        # Who stops does not wait for films that nobody will ask for.
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def check_crops(config: Config) -> None:
@@ -126,10 +133,10 @@ class Answered(NamedTuple):
 
         That is what the classifier sees of a model that `check_crops` lets pass.
         """
-        assert self.film.image is not None  # it was read to be kept
+        image = self.film.image or self.film.input.open()
         area = boxes.WHOLE if self.area is None else self.area
         cut = np.asarray(area, np.float32)
-        return images.cut(self.film.image, cut, size=size, geometry=geometry)
+        return images.cut(image, cut, size=size, geometry=geometry)
 
     def draw_area(self, *, size: int) -> Image.Image:
         """The film's square with its key area."""

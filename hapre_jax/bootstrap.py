@@ -32,8 +32,9 @@ def macro_f1(matrices: np.ndarray) -> np.ndarray:
     """`f[...]` of confusion matrices `[..., K, K]`, as `metrics.summary` defines it."""
     hits = np.diagonal(matrices, axis1=-2, axis2=-1)
     total = matrices.sum(-1) + matrices.sum(-2)
-    f1 = np.divide(2 * hits, total, out=np.zeros(hits.shape), where=total > 0)
-    return f1.mean(-1)
+    is_there = total > 0
+    f1 = np.divide(2 * hits, total, out=np.zeros(hits.shape), where=is_there)
+    return f1.sum(-1) / np.maximum(is_there.sum(-1), 1)
 
 
 def mean_f1(runs: Sequence[Predictions], *, seed: int = 0) -> Score:

@@ -17,7 +17,9 @@ class Trial(NamedTuple):
     policy_loss: jax.Array  # f32[], differentiable in the policy's logits
     optimal: jax.Array  # the actions that the task network is trained on, [k, ...]
     reward: jax.Array  # f32[]
-    d1: jax.Array  # f32[], Eq. 5: negative where the policy's action helps
+    # f32[], Eq. 5: negative where the policy's action helps. What actions cost, see
+    # `cost_at`, counts here and in the reward.
+    d1: jax.Array
     # i32[] of `rewards.Reward`; None of an estimator that chooses otherwise.
     choice: jax.Array | None = None
 

@@ -23,7 +23,6 @@ from hapre_jax import (
     run_folder,
 )
 from hapre_jax import config as config_lib
-from hapre_jax.data import pipeline, splits
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS
 
@@ -43,6 +42,8 @@ def main(argv: list[str]) -> int:
     def add_arguments(parser):
         text = "where to write the results (default RUN/evaluation.json)"
         parser.add_argument("--out", metavar="FILE", help=text)
+        text = "score all films of another source, not its test part alone"
+        parser.add_argument("--all", action="store_true", help=text)
 
     config, arguments = cli.parse(
         argv,
@@ -51,57 +52,40 @@ def main(argv: list[str]) -> int:
         "data, or of another source named by --data flags. Leaves scores as JSON, a "
         "CSV file with a line a film, and a page with curves, key areas and mistakes.",
         add_arguments=add_arguments,
+        examples=(
+            "runs/phantom --data.quality medium",
+            "runs/ped_pneumonia --data.name folder --data.root my_hospital --all",
+        ),
     )
     console = rich.console.Console()
     workdir = pathlib.Path(arguments.run)
-    output = pathlib.Path(arguments.out or workdir / "evaluation.json")
-    if output.is_dir() or not output.parent.is_dir():  # before hours of work
-        raise UserError(f"--out {output} is no file in a folder that exists")
-    if output.suffix != ".json":
-        raise UserError(f"--out {output} must end in .json")
-    if (output.parent / "config.json").exists() and output.name in _OF_A_RUN:
-        raise UserError(f"--out {output} is a file of the run itself; choose another")
     trained = run_folder.read_config(workdir)
     config = other_films.config_of(config, trained, program="evaluate")
     results = run_folder.read_results(workdir)
-    # The run's own split is reused; of another source the test part is taken.
-    saved = other_films.splits_file(workdir)
-    own = other_films.same_films(config.data, trained.data)
+    tested_with = {"films": "all" if arguments.all else "test split"}
+    tested_with["data"] = config_lib.to_dict(config)["data"]
+    output = _output(arguments.out, workdir, tested_with)
     with log.progress_bar(console, f"{config.data.name} images") as update:
-        data = pipeline.load(
-            config.data,
-            seed=config.seed,
-            splits_file=saved if own else None,
-            progress=update,
+        tested_on, mean_box, known = other_films.load(
+            config, trained, workdir, whole=arguments.all, progress=update
         )
-    tested_on = data.test
-    if not own:
-        kept = other_films.never_seen(
-            data.test,
-            splits.read(saved),
-            patients=other_films.same_patients(config.data, trained.data),
-        )
-        if len(kept) < len(data.test):
-            known = len(data.test) - len(kept)
-            said = "the run was trained on them, or on others of their patients"
-            log.say(console, f"{known} films are left out: {said}")
-            tested_on = data.test.take(kept)
-    if not len(tested_on):
-        raise UserError("the run was trained on all of these test films")
+    if known:
+        said = "the run was trained on them, or on others of their patients"
+        log.say(console, f"{known} films are left out: {said}")
     method = METHODS[trained.method](trained, len(results["classes"]))
     evaluation.check_lungs(method, tested_on)
-    best = checkpoint.restore_best(workdir, config, method)
+    best = checkpoint.restore_best(workdir, trained, method)
     tested = evaluation.evaluate(
         evaluation.make_predict(method),
         best,
         tested_on,
         config=config,
         classes=results["classes"],
-        mean_box=evaluation.mean_lung_box(data.train),
+        mean_box=mean_box,
         temperature=results.get("temperature"),  # which older versions did not fit
     )
     results |= {"dataset": config.data.name, "test": tested.scores, "plain": None}
-    results |= {"config": config_lib.to_dict(config)}
+    results |= {"config": config_lib.to_dict(config), "films": tested_with["films"]}
     by_image = output.with_name(f"{output.stem}_predictions.csv")
     predictions.write(by_image, tested.table)
     _draw(tested_on, tested, output)
@@ -114,6 +98,38 @@ def main(argv: list[str]) -> int:
     log.say(console, f"Written to {output}, image by image to {by_image}.")
     log.say(console, f"Next: open {page}")
     return 0
+
+
+def _output(named: str | None, workdir: pathlib.Path, tested_with) -> pathlib.Path:
+    """Where results go, checked before hours of work.
+
+    By default to evaluation.json of the run, or, where that is of other films, to the
+    first of evaluation-2.json, ... that is free or of these.
+    """
+    if named is None:
+        output, number = workdir / "evaluation.json", 1
+        while output.exists() and _tested_with(output) != tested_with:
+            number += 1
+            output = workdir / f"evaluation-{number}.json"
+        return output
+    output = pathlib.Path(named)
+    if output.is_dir() or not output.parent.is_dir():
+        raise UserError(f"--out {output} is no file in a folder that exists")
+    if output.suffix != ".json":
+        raise UserError(f"--out {output} must end in .json")
+    if (output.parent / "config.json").exists() and output.name in _OF_A_RUN:
+        raise UserError(f"--out {output} is a file of the run itself; choose another")
+    return output
+
+
+def _tested_with(output):
+    """Which films the results of a file are of; None where it does not say."""
+    try:
+        found = json_file.read(output)
+        films = found.get("films", "test split")  # older versions had no other
+        return {"films": films, "data": found["config"]["data"]}
+    except (UserError, AttributeError, KeyError, TypeError):
+        return None
 
 
 def _draw(films, tested, output):

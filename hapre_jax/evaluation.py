@@ -233,8 +233,6 @@ def _score_groups(names, truth, answers, space) -> dict[str, dict]:
     for name in sorted(set(names)):
         rows = np.array(names) == name
         matrix = _confusion_matrix(truth[rows], answers[rows], space)
-        there = np.union1d(truth[rows], answers[rows])
-        matrix = matrix[np.ix_(there, there)]
         scored[name or "unknown"] = {"n": int(rows.sum()), **metrics.summary(matrix)}
     return scored
 

@@ -2,10 +2,8 @@
 
 import functools
 import hashlib
-import itertools
 import os
 import pathlib
-from collections.abc import Container
 from typing import TYPE_CHECKING
 
 import jax
@@ -453,13 +451,13 @@ def font(size: int) -> ImageFont.FreeTypeFont:
     return loaded
 
 
-def picture_name(name: str, taken: Container[str]) -> str:
+def picture_name(name: str, taken: dict[str, int]) -> str:
     """Posix path of a picture made of a film: never one that leaves its folder.
 
     Args:
       name: posix path of the film.
-      taken: names that others have; of files that systems may not tell apart, both
-        in lower case.
+      taken: names that others have, in lower case, as some systems do not tell "A" from
+        "a"; and how many have wanted each. This one is added.
     """
     parts = [part for part in name.split("/") if part not in ("", ".", "..")]
     # A folder must not be called as the picture of a film beside it may be.
@@ -472,11 +470,11 @@ def picture_name(name: str, taken: Container[str]) -> str:
     # Numbers are no extension: files are called by UIDs, such as 1.2.840.10008.
     known = base.lower().endswith(files.EXTENSIONS)
     stem = pathlib.PurePath(base).stem if known else base
-    for number in itertools.count(1):
-        ending = f"-{number}.png" if number > 1 else ".png"
-        path = "/".join([*parts, stem + ending])
-        if path.lower() not in taken:
-            break
+    wanted = path = "/".join([*parts, f"{stem}.png"])
+    while path.lower() in taken:
+        taken[wanted.lower()] += 1
+        path = "/".join([*parts, f"{stem}-{taken[wanted.lower()]}.png"])
+    taken[path.lower()] = 1
     return path
 
 

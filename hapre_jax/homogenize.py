@@ -87,12 +87,11 @@ def homogenize(
 def _picture_names(source: dataset.Source) -> list[str]:
     """CLASS/FILM.png of each film, the same whenever it is asked."""
     names: list[str] = []
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     for record in source.records:
         label = source.classes[record.label].replace("/", "-")
         film = pathlib.PurePosixPath(record.name).name
         names.append(figures.picture_name(f"{label}/{film}", taken))
-        taken.add(names[-1].lower())
     return names
 
 

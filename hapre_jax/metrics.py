@@ -58,13 +58,22 @@ def f1(matrix: jax.Array) -> jax.Array:
 
 
 def summary(matrix: jax.Array) -> dict[str, float]:
-    """Accuracy and macro averages: a class counts the same however rare it is."""
+    """Accuracy and macro averages: a class counts the same however rare it is.
+
+    One that has neither an image nor an answer does not count, as in scikit-learn.
+    """
     chex.assert_rank(matrix, 2)
+    is_there = np.asarray(jnp.sum(matrix, axis=0) + jnp.sum(matrix, axis=1) > 0)
+
+    def macro(of_classes):
+        kept = np.asarray(of_classes)[is_there]
+        return float(np.mean(kept)) if len(kept) else 0.0
+
     return {
         "accuracy": float(accuracy(matrix)),
-        "macro_precision": float(jnp.mean(precision(matrix))),
-        "macro_recall": float(jnp.mean(recall(matrix))),
-        "macro_f1": float(jnp.mean(f1(matrix))),
+        "macro_precision": macro(precision(matrix)),
+        "macro_recall": macro(recall(matrix)),
+        "macro_f1": macro(f1(matrix)),
     }
 
 

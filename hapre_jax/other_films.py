@@ -2,14 +2,16 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 
 from hapre_jax import config as config_lib
+from hapre_jax import evaluation
 from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
-from hapre_jax.data import files, splits
+from hapre_jax.data import files, pipeline, splits
 from hapre_jax.errors import UserError
 
 # What a film looks like and how it is read; not which films there are, nor their split.
@@ -64,6 +66,61 @@ def never_seen(
             for digest, group in zip(source.hashes, source.groups, strict=True)
         ]
     )
+
+
+class Test(NamedTuple):
+    """Films that a run is tested on."""
+
+    films: datasets.Dataset
+    mean_box: np.ndarray | None  # f32[4], mean lung box of the training split there
+    known: int  # films that were left out, as the run knows them or their patients
+
+
+def load(
+    config: Config,
+    trained: Config,
+    workdir: pathlib.Path,
+    *,
+    whole: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Test:
+    """The films that a config names, as far as a run has never seen them.
+
+    The run's own films are divided as they were; of others the test part is taken.
+
+    Args:
+      config: see `config_of`.
+      trained: of the run.
+      workdir: of the run.
+      whole: whether all films of another source are taken.
+      progress: called with the number of images read and their total.
+
+    Raises:
+      UserError: the films cannot be loaded, are the run's own but asked for whole, or
+        the run was trained on all of them.
+    """
+    saved = splits_file(workdir)
+    if same_films(config.data, trained.data):
+        if whole:
+            raise UserError(
+                f"--all is for films of another source: {workdir} was trained on these"
+            )
+        data = pipeline.load(
+            config.data, seed=config.seed, splits_file=saved, progress=progress
+        )
+        return Test(data.test, evaluation.mean_lung_box(data.train), 0)
+    mean_box = None
+    if whole:
+        films = pipeline.load_whole(config.data, seed=config.seed, progress=progress)
+    else:
+        data = pipeline.load(config.data, seed=config.seed, progress=progress)
+        films, mean_box = data.test, evaluation.mean_lung_box(data.train)
+    patients = same_patients(config.data, trained.data)
+    kept = never_seen(films, splits.read(saved), patients=patients)
+    if not len(kept):
+        raise UserError("the run was trained on all of these test films")
+    known = len(films) - len(kept)
+    return Test(films.take(kept) if known else films, mean_box, known)
 
 
 def splits_file(workdir: pathlib.Path) -> pathlib.Path:

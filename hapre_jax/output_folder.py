@@ -12,6 +12,7 @@ from hapre_jax import json_file, run_folder
 from hapre_jax.errors import UserError
 
 UNFINISHED = "unfinished.json"
+_OF_A_MODEL = ("config.json", "bundle.json", "results.json")
 
 
 def check(out: pathlib.Path, asked: dict[str, Any], *, taken: str | None) -> None:
@@ -23,6 +24,8 @@ def check(out: pathlib.Path, asked: dict[str, Any], *, taken: str | None) -> Non
       taken: why it cannot be begun with, such as "is not empty", if it cannot.
     """
     run_folder.check_place(out, "--out")
+    if any((out / name).exists() for name in _OF_A_MODEL):
+        raise UserError(f"{out} is a run or a bundle itself; choose another --out")
     otherwise = "choose another --out, or delete that folder"
     if (out / UNFINISHED).exists():
         if json_file.read(out / UNFINISHED) != asked:

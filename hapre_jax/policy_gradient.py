@@ -32,7 +32,7 @@ def paper_loss(
 
 
 def reinforce_loss(log_probs: jax.Array, task_losses: jax.Array) -> jax.Array:
-    """REINFORCE with the other samples of the same image as baseline (paper, Eq. 2).
+    """REINFORCE with the mean over an image's samples as baseline (paper, Eq. 2).
 
     The reward of an action is minus its task loss, and its advantage is relative to
     the mean over the image's own samples. With antithetic pairs this estimates the

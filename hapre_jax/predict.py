@@ -49,11 +49,11 @@ class Writer:
 
     Attributes:
       answered: how often each path was answered before.
-      pictures: names that pictures have, in lower case.
+      pictures: names that pictures have, see `figures.picture_name`.
     """
 
     def __init__(self, out: pathlib.Path, classes: Sequence[str]):
-        self._classes = tuple(classes)
+        self._out, self._classes = out, tuple(classes)
         self._table, self._errors = (
             _open(out / name, "w") for name in (_TABLE, _ERRORS)
         )
@@ -62,7 +62,7 @@ class Writer:
         predictions.write_row(self._table, header)
         predictions.write_row(self._errors, ["path", "reason"])
         self.answered: collections.Counter[str] = collections.Counter()
-        self.pictures: set[str] = set()
+        self.pictures: dict[str, int] = {}
         lines = out / _LINES
         whole = 0
         for line in _whole_lines(lines):
@@ -70,7 +70,7 @@ class Writer:
             picture = told.pop("picture") or ""
             self._add_to_table(Answer(**told), picture)
             self.answered[told["path"]] += 1
-            self.pictures.add(picture.lower())
+            self.pictures[picture.lower()] = 1
             whole += len(line)
         if lines.exists():
             os.truncate(lines, whole)
@@ -79,8 +79,9 @@ class Writer:
     def write(self, one: Answer, picture: str = "") -> None:
         """A film's answer, and what the pictures made of it are called."""
         told = one._asdict() | {"picture": picture or None}
-        print(json.dumps(told), file=self._lines)
-        self._add_to_table(one, picture)
+        with self._saying_where():
+            print(json.dumps(told), file=self._lines)
+            self._add_to_table(one, picture)
 
     def _add_to_table(self, one, picture):
         numbers = [f"{one.probabilities[name]:.6f}" for name in self._classes]
@@ -93,17 +94,30 @@ class Writer:
 
     def refuse(self, one: Refused) -> None:
         """A film that could not be read."""
-        predictions.write_row(self._errors, [one.input.path, one.reason])
+        with self._saying_where():
+            predictions.write_row(self._errors, [one.input.path, one.reason])
 
     def close(self) -> None:
         """Ends the files."""
-        for file in (self._lines, self._table, self._errors):
-            file.close()
+        with self._saying_where(), contextlib.ExitStack() as files:
+            for file in (self._lines, self._table, self._errors):
+                files.callback(file.close)
+
+    @contextlib.contextmanager
+    def _saying_where(self):
+        """What the system says of a full disk, it does not say of which file."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror
+            raise UserError(f"{self._out} cannot be written: {reason}") from error
 
 
 def _open(file: pathlib.Path, mode: str) -> IO[str]:
-    # Names of files need not be UTF-8.
-    return file.open(mode, newline="", encoding="utf-8", errors="backslashreplace")
+    # Names of files need not be UTF-8. Buffered a line at a time, so that no answer is
+    # lost, whatever happens next.
+    escape = "backslashreplace"
+    return file.open(mode, buffering=1, newline="", encoding="utf-8", errors=escape)
 
 
 def _whole_lines(file: pathlib.Path) -> Iterator[bytes]:
@@ -145,7 +159,10 @@ def predict_films(
         answering.check_crops(model.config)
     if heatmaps and model.explain is None:
         name = answering.method_name(model.config)
-        raise UserError(f"where method {name} looks is not one map: leave --heatmaps")
+        raise UserError(
+            f"where method {name} looks is not one map, or this is a bundle without its "
+            f"{inference.HEAT_GRAPH}: leave --heatmaps"
+        )
     output_folder.make(out)
     geometry = model.config.data.geometry
 
@@ -166,7 +183,6 @@ def predict_films(
             path = out / kind / name
             path.parent.mkdir(parents=True, exist_ok=True)
             figures.save(picture, path)
-        writer.pictures.add(name.lower())
         return name
 
     with contextlib.closing(Writer(out, model.classes)) as writer:
@@ -312,7 +328,7 @@ def main(argv: list[str]) -> int:
                 heatmaps=arguments.heatmaps,
                 progress=progress,
             )
-        except (KeyboardInterrupt, SystemExit):
+        except BaseException:
             log.say(
                 console,
                 f"Stopped: {where} has {answered} films, not all of them; the same "

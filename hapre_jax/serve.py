@@ -25,6 +25,8 @@ from hapre_jax.inference import Model
 # A film of 4,000 x 5,000 pixels of 16 bits has 40 MB.
 MAX_BYTES = 64 * 2**20
 _MAX_WAITING = 4  # films in memory at once; others are not read off the network yet
+_SENDING_SECONDS = 60  # that a film may take to come
+_ENDING_SECONDS = 5  # that requests have left when the program is told to end
 _PICTURE = 384  # pixels of a side
 _NAMES = ("127.0.0.1", "localhost")  # of this computer, to itself
 _ACCEPTED = ("application/octet-stream", "application/dicom", "image/")
@@ -73,6 +75,7 @@ def make_app(model: Model, *, hosts: tuple[str, ...] = _NAMES):
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.requests import ClientDisconnect
     from starlette.responses import HTMLResponse, JSONResponse
     from starlette.routing import Route
 
@@ -97,10 +100,17 @@ def make_app(model: Model, *, hosts: tuple[str, ...] = _NAMES):
         name = request.query_params.get("name", "film")[:200]
         async with waiting:
             content = bytearray()
-            async for part in request.stream():
-                content += part
-                if len(content) > MAX_BYTES:
-                    return refuse(413, too_large)
+            try:
+                # Who sends nothing must not keep others waiting for ever.
+                async with asyncio.timeout(_SENDING_SECONDS):
+                    async for part in request.stream():
+                        content += part
+                        if len(content) > MAX_BYTES:
+                            return refuse(413, too_large)
+            except TimeoutError:
+                return refuse(408, f"{name} did not come in {_SENDING_SECONDS} seconds")
+            except ClientDisconnect:
+                return refuse(400, f"{name} did not come whole")  # nobody reads it
             if not content:
                 return refuse(422, f"{name} is empty")
             async with turn:
@@ -190,7 +200,10 @@ def main(argv: list[str]) -> int:
         host, port = listener.getsockname()
         log.say(console, f"Open http://{host}:{port} in a browser; Ctrl-C ends it.")
         settings = uvicorn.Config(
-            make_app(model, hosts=hosts), log_level="warning", access_log=False
+            make_app(model, hosts=hosts),
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=_ENDING_SECONDS,
         )
         uvicorn.Server(settings).run(sockets=[listener])
     return 0

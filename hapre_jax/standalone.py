@@ -9,6 +9,7 @@ where the model chooses key areas, "key_area" f32[B, 4]: top, left, bottom and r
 shares of the square.
 """
 
+import io
 import json
 import pathlib
 import sys
@@ -16,6 +17,8 @@ import sys
 import jax
 import numpy as np
 from jax import export
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "JPEG2000")
 
 
 def load(folder):
@@ -45,15 +48,19 @@ def load(folder):
 def square(path, size, geometry):
     """A film as a square of gray levels `u8[S, S, 1]`, as in the training.
 
-    DICOM and TIFF files need more care than is taken here.
+    DICOM and TIFF files need more care than is taken here: they are refused.
+
+    Raises:
+      OSError, ValueError: it cannot be read, or has values of an unknown range.
     """
     from PIL import Image, ImageOps
 
-    film = ImageOps.exif_transpose(Image.open(path))
+    data = io.BytesIO(pathlib.Path(path).read_bytes())
+    film = ImageOps.exif_transpose(Image.open(data, formats=FORMATS))
     if film.mode.startswith(("I", "F")):
         levels = np.asarray(film)
         if film.mode == "F" or 0 < levels.max() < 16384 or levels.max() > 65535:
-            raise ValueError(f"{path} has gray levels up to {levels.max()}, not 65535")
+            raise ValueError(f"has gray levels up to {levels.max()}, not 65535")
         film = Image.fromarray(np.round(levels / 257.0).astype(np.uint8))
     film = film.convert("L")
     if geometry != "squash":
@@ -66,19 +73,29 @@ def square(path, size, geometry):
 
 
 def main(paths):
-    """Prints a line a film."""
+    """Prints a line a film; 1 if one could not be read."""
     if not paths:
         sys.exit("usage: python answer.py FILM...")
     folder = pathlib.Path(__file__).parent
     about = json.loads((folder / "bundle.json").read_text())
     answer = load(folder)
+    failed = False
     for path in paths:
-        film = square(path, about["image_size"], about["geometry"])
+        try:
+            film = square(path, about["image_size"], about["geometry"])
+        # Pillow raises SyntaxError and others of damaged files too.
+        except Exception as error:
+            is_other = "BytesIO" in str(error)  # Pillow names the object in memory
+            reason = f"none of {', '.join(FORMATS)}" if is_other else error
+            print(f"{path} cannot be read: {reason}", file=sys.stderr)
+            failed = True
+            continue
         found = answer(film[None])
         shares = zip(about["classes"], found["probabilities"][0], strict=True)
         told = ", ".join(f"{name} {share:.3f}" for name, share in shares)
         area = found.get("key_area")
         print(f"{path}: {told}" + ("" if area is None else f"; key area {area[0]}"))
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":

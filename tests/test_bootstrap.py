@@ -40,10 +40,8 @@ def sometimes_wrong(rng, labels, share, classes):
     return np.where(wrong, rng.integers(0, classes, len(labels)), labels)
 
 
-def sklearn_f1(labels, answers, classes):
-    return sklearn.metrics.f1_score(
-        labels, answers, labels=range(classes), average="macro", zero_division=0
-    )
+def sklearn_f1(labels, answers):
+    return sklearn.metrics.f1_score(labels, answers, average="macro", zero_division=0)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 6])
@@ -53,18 +51,27 @@ def test_macro_f1_of_a_stack_of_matrices_is_scikit_learns(classes):
     expected = np.zeros((2, 4))
     for place in np.ndindex(2, 4):
         labels, answers = rng.integers(0, classes, (2, 30))
-        expected[place] = sklearn_f1(labels, answers, classes)
+        expected[place] = sklearn_f1(labels, answers)
         matrices[place] = sklearn.metrics.confusion_matrix(
             labels, answers, labels=range(classes)
         )
     np.testing.assert_allclose(bootstrap.macro_f1(matrices), expected, rtol=1e-12)
 
 
-def test_class_that_never_occurs_counts_as_0():
-    # 2 * 3 / (4 + 4) twice, and 0 / 0.
+def test_class_without_an_image_or_an_answer_does_not_count():
+    # 2 * 3 / (4 + 4) twice, and 0 / 0; 2 * 3 / (3 + 4), 2 * 3 / (3 + 4) and 0 / 2.
     matrix = np.array([[3, 1, 0], [1, 3, 0], [0, 0, 0]])
-    assert bootstrap.macro_f1(matrix) == pytest.approx((0.75 + 0.75 + 0) / 3)
+    assert bootstrap.macro_f1(matrix) == pytest.approx(0.75)
+    answered = np.array([[3, 0, 1], [0, 3, 1], [0, 0, 0]])
+    assert bootstrap.macro_f1(answered) == pytest.approx((6 / 7 + 6 / 7 + 0) / 3)
     assert bootstrap.macro_f1(np.zeros((3, 3))) == 0.0
+
+
+def test_a_perfect_answer_is_perfect_in_every_draw():
+    """Also where the only patient of a class is not drawn."""
+    labels = np.array([0, 0, 0, 1, 1, 1, 2])
+    found = bootstrap.mean_f1([predictions(labels, labels, np.arange(7), classes=3)])
+    assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
 
 
 def test_value_is_scikit_learns_f1_of_the_split_and_the_mean_over_runs():
@@ -75,7 +82,7 @@ def test_value_is_scikit_learns_f1_of_the_split_and_the_mean_over_runs():
         answers = sometimes_wrong(rng, labels, 0.5, 4)
         groups = rng.integers(0, patients, films)
         runs.append(predictions(labels, answers, groups, classes=4))
-        expected.append(sklearn_f1(labels, answers, 4))
+        expected.append(sklearn_f1(labels, answers))
     first, both = bootstrap.mean_f1(runs[:1]), bootstrap.mean_f1(runs)
     assert first.value == pytest.approx(expected[0], abs=1e-12)
     assert both.value == pytest.approx(sum(expected) / 2, abs=1e-12)
@@ -86,13 +93,15 @@ def test_value_is_scikit_learns_f1_of_the_split_and_the_mean_over_runs():
 
 def slow_f1(films, of):
     """Macro-F1 in three classes of tuples (label, answer, another's answer)."""
-    total = 0.0
+    total, counted = 0.0, 0
     for label in range(3):
         hits = sum(film[0] == label and film[of] == label for film in films)
         said = sum(film[of] == label for film in films)
         there = sum(film[0] == label for film in films)
-        total += 2 * hits / (said + there) if said + there else 0.0
-    return total / 3
+        if said + there:
+            total += 2 * hits / (said + there)
+            counted += 1
+    return total / counted
 
 
 def slow_bootstrap(patients, statistic, seed):

@@ -503,6 +503,49 @@ def test_films_of_the_training_are_not_tested(tmp_path, finished_run, capsys):
     assert json.loads(out.read_text())["test"]["n"] == 6
 
 
+def _lone_test_films(root):
+    """Films of the run's classes, all of which are meant to be tested on."""
+    rows = ["path,label,split"]
+    for index, label in enumerate(("normal", "bacterial", "viral") * 2):
+        pixels = np.random.default_rng(index).integers(0, 256, (20, 16), np.uint8)
+        Image.fromarray(pixels).save(root / f"{index}.png")
+        rows.append(f"{index}.png,{label},test")
+    table = root / "films.csv"
+    table.write_text("\n".join(rows) + "\n")
+    return "--data.name", "folder", "--data.root", str(table)
+
+
+def test_all_films_of_another_hospital(tmp_path, finished_run, monkeypatch, capsys):
+    films = _lone_test_films(tmp_path)
+    out = tmp_path / "scores.json"
+    flags = ["--all", "--out", str(out)]
+    assert evaluate.main([str(finished_run), *films, *flags]) == 0
+    scored = json.loads(out.read_text())
+    assert (scored["test"]["n"], scored["films"]) == (6, "all")
+    read = predictions.read(tmp_path / "scores_predictions.csv")
+    assert read.names == tuple(f"{index}.png" for index in range(6))
+    capsys.readouterr()
+    assert _fails(monkeypatch, capsys, finished_run, *flags) == (
+        f"--all is for films of another source: {finished_run} was trained on these"
+    )
+
+
+def test_a_test_takes_the_place_of_the_same_one_alone(tmp_path, finished_run, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    for quality, name in (
+        ("high", "evaluation"),
+        ("medium", "evaluation-2"),
+        ("high", "evaluation"),
+    ):
+        assert evaluate.main([str(run), "--data.quality", quality]) == 0
+        said = capsys.readouterr().out.replace("\n", "")
+        assert f"Written to {run}/{name}.json, image" in said
+        written = json.loads((run / f"{name}.json").read_text())
+        assert written["config"]["data"]["quality"] == quality
+    assert len(list(run.glob("evaluation*.html"))) == 2
+
+
 @pytest.mark.parametrize(
     ("first", "second", "same"),
     [

@@ -118,7 +118,7 @@ def test_the_program_reads_16_bits_or_refuses(tmp_path):
     read = standalone.square(tmp_path / "film.png", 2, "squash")
     np.testing.assert_array_equal(read[:, :, 0], [[0, 255], [1, 100]])
     Image.fromarray(film // 100).save(tmp_path / "film.png")
-    with pytest.raises(ValueError, match=r"film\.png has gray levels up to 655"):
+    with pytest.raises(ValueError, match=r"^has gray levels up to 655"):
         standalone.square(tmp_path / "film.png", 2, "squash")
 
 
@@ -130,6 +130,21 @@ def test_the_program_answers_a_film(bundle, tmp_path):
         command, check=True, cwd=tmp_path, capture_output=True, text=True
     ).stdout
     assert said.startswith("film.png: normal 0.") and "; key area [" in said
+    # Others are answered where one cannot be read, or needs more care.
+    (tmp_path / "bad.png").write_bytes((tmp_path / "film.png").read_bytes()[:300])
+    Image.fromarray(pixels).save(tmp_path / "film.tif")
+    failed = subprocess.run(
+        [*command[:2], "bad.png", "film.tif", "gone.png", "film.png"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (failed.returncode, failed.stdout) == (1, said)
+    assert [line.partition(":")[0] for line in failed.stderr.splitlines()] == [
+        "bad.png cannot be read",
+        "film.tif cannot be read",
+        "gone.png cannot be read",
+    ]
     with pytest.raises(SystemExit, match=r"^usage: python answer\.py FILM\.\.\.$"):
         standalone.main([])
 

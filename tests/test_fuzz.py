@@ -280,7 +280,7 @@ def test_names_in_zips(fuzz, tmp_path):
     def parse(members):
         path.write_bytes(zip_of([(f"{name}.png", b"") for name in members]))
         for film in inputs.find([str(path)]):
-            made = out / figures.picture_name(film.name, ())
+            made = out / figures.picture_name(film.name, {})
             made.parent.mkdir(parents=True, exist_ok=True)
             picture.save(made)
             made.resolve().relative_to(out)

@@ -9,7 +9,7 @@ from tiny import shrink
 
 from hapre_jax import boxes, checkpoint, json_file, landscape, run_folder, state
 from hapre_jax import config as config_lib
-from hapre_jax.data import pipeline
+from hapre_jax.data import pipeline, splits
 from hapre_jax.data.dataset import Dataset
 from hapre_jax.errors import UserError
 from hapre_jax.method import Method, Prediction
@@ -317,8 +317,8 @@ def test_program_measures_a_run_on_its_own_split(tmp_path, capsys):
     # split.
     run = tmp_path / "plain"
     run_folder.write_config(run, config)
-    splits_file = tmp_path / "splits.csv"
-    data = pipeline.load(config.data, seed=config.seed, splits_file=splits_file)
+    data = pipeline.load(config.data, seed=config.seed)
+    splits.write(tmp_path / "splits.csv", pipeline.division(data))
     method = plain.make(config, 3)
     trained = state.init(method, state.make_optimizer(config), config)
     checkpoints = checkpoint.Checkpoints(run)

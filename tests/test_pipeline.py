@@ -56,9 +56,16 @@ def assert_same(first, second):
         np.testing.assert_equal(a.lung_boxes, b.lung_boxes)
 
 
+def load_and_keep(data, path, *, seed, **arguments):
+    """Loads films and writes how they were divided, as a run does."""
+    loaded = pipeline.load(data, seed=seed, **arguments)
+    splits.write(path, pipeline.division(loaded))
+    return loaded
+
+
 def test_phantoms_are_disjoint_ranges_of_one_series(tmp_path):
     path = tmp_path / "splits.csv"
-    loaded = pipeline.load(PHANTOMS, seed=5, splits_file=path)
+    loaded = load_and_keep(PHANTOMS, path, seed=5)
     assert [len(part) for part in loaded] == [6, 3, 3]
     assert loaded.test.names == ("phantom-5-9", "phantom-5-10", "phantom-5-11")
     assert loaded.train.classes == phantom.CLASSES
@@ -87,12 +94,30 @@ def test_result_is_independent_of_threads(tmp_path, threads):
     assert_same(pipeline.load(one, seed=0), pipeline.load(many, seed=0))
 
 
+def test_a_whole_source_is_all_that_can_be_read(tmp_path):
+    data = write_folder(tmp_path / "films")
+    (tmp_path / "films/fine/3.png").write_bytes(b"no image")
+    divided = pipeline.load(data, seed=0)
+    images = {
+        name: image
+        for part in divided
+        for name, image in zip(part.names, part.images, strict=True)
+    }
+    for memory in (4.0, 0.0):
+        kept = dataclasses.replace(data, memory_gib=memory)
+        whole = pipeline.load_whole(kept, seed=0)
+        assert set(whole.names) == set(images) and len(whole) == 19
+        assert np.bincount(whole.labels).tolist() == [9, 10]
+        for row, name in enumerate(whole.names):
+            np.testing.assert_array_equal(whole.images[row], images[name])
+
+
 def test_folder_is_divided_once(tmp_path):
     data = write_folder(tmp_path / "films")
     path = tmp_path / "splits.csv"
     calls = []
-    loaded = pipeline.load(
-        data, seed=0, splits_file=path, progress=lambda *counts: calls.append(counts)
+    loaded = load_and_keep(
+        data, path, seed=0, progress=lambda *counts: calls.append(counts)
     )
     assert calls == [(i, 20) for i in range(1, 21)]
     assert [len(part) for part in loaded] == [14, 2, 4]
@@ -143,9 +168,7 @@ def test_unreadable_films_are_left_out_and_named(tmp_path, caplog):
     path = tmp_path / "splits.csv"
     left_out = []
     with caplog.at_level(logging.WARNING):
-        loaded = pipeline.load(
-            data, seed=0, splits_file=path, on_unreadable=left_out.extend
-        )
+        loaded = load_and_keep(data, path, seed=0, on_unreadable=left_out.extend)
     assert [film.name for film in left_out] == [f"sick/{i}.jpeg" for i in range(5)]
     listed = tmp_path / "unreadable.csv"
     pipeline.write_unreadable(listed, left_out)
@@ -169,10 +192,8 @@ def test_unreadable_film_stops_on_request(tmp_path):
     data = config.DataConfig(
         name="folder", root=str(tmp_path / "films"), image_size=8, on_error="stop"
     )
-    path = tmp_path / "splits.csv"
     with pytest.raises(errors.UserError, match="fine/3.png cannot be read"):
-        pipeline.load(data, seed=0, splits_file=path)
-    assert not path.exists()
+        pipeline.load(data, seed=0)
 
 
 def test_class_without_a_readable_film(tmp_path):
@@ -423,10 +444,8 @@ def test_official_test_images_are_tested(tmp_path):
 
 def test_an_official_split_that_divides_a_patient_is_refused(tmp_path):
     data = split_tree(tmp_path, shared_group=True)
-    path = tmp_path / "splits.csv"
     with pytest.raises(errors.UserError, match="films of one group .* in two splits"):
-        pipeline.load(data, seed=0, splits_file=path)
-    assert not path.exists()
+        pipeline.load(data, seed=0)
     by_image = dataclasses.replace(data, split_level="image")
     assert len(pipeline.load(by_image, seed=0).test) == 4
 
@@ -441,7 +460,7 @@ def test_a_division_edited_by_hand_must_not_leak(tmp_path):
     data = split_tree(tmp_path / "films", shared_group=True)
     data = dataclasses.replace(data, official_split=False)
     path = tmp_path / "splits.csv"
-    pipeline.load(data, seed=0, splits_file=path)
+    load_and_keep(data, path, seed=0)
     rows = splits.read(path)
     twins = [row for row in rows if row.group == "fine0"]
     assert len(twins) == 2 and twins[0].split == twins[1].split

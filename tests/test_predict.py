@@ -328,21 +328,22 @@ def test_paths_are_those_of_the_files(tmp_path, monkeypatch):
 
 
 def test_names_of_films_that_are_no_extensions_are_kept():
-    taken = set()
-    for name in ("1.2.840.1", "1.2.840.2", "a.dcm", "a.JPG", "A.png"):
-        taken.add(figures.picture_name(name, taken).lower())
-    assert taken == {
+    films = ("1.2.840.1", "1.2.840.2", "a.dcm", "a-2.png", "a.JPG", "A.png", "a.gif")
+    taken = {}
+    assert [figures.picture_name(name, taken) for name in films] == [
         "1.2.840.1.png",
         "1.2.840.2.png",
         "a.png",
         "a-2.png",
         "a-3.png",
-    }
+        "A-4.png",
+        "a-5.png",
+    ]
 
 
 @pytest.mark.parametrize("name", ["../../a.png", "/a.png", "..", "", "x//./a.dcm"])
 def test_pictures_stay_in_their_folder(tmp_path, name):
-    path = tmp_path / figures.picture_name(name, ())
+    path = tmp_path / figures.picture_name(name, {})
     assert path.resolve().is_relative_to(tmp_path.resolve())
     assert path.suffix == ".png"
 

@@ -15,6 +15,7 @@ from PIL import Image
 from sklearn.metrics import f1_score, jaccard_score
 
 from hapre_jax import (
+    boxes,
     config,
     config_file,
     framework,
@@ -105,6 +106,25 @@ def test_mask_of_a_key_area_is_cut_and_put_back():
     expected = np.zeros((16, 16, 1))
     expected[:8, 8:] = 1
     np.testing.assert_array_equal(back, expected)
+
+
+@pytest.mark.parametrize(("stored", "shown_size"), [(64, 16), (96, 32), (64, 32)])
+def test_a_whole_mask_is_shown_as_means_of_its_pixels(stored, shown_size):
+    mask = np.random.default_rng(0).uniform(size=(stored, stored, 1)) < 0.5
+    mask = mask.astype(np.float32)
+    operation = operations.KeyArea()
+    whole = jnp.array(boxes.WHOLE)
+    shown = geometry.show_mask(operation, jnp.array(mask), whole, shown_size)
+    n = stored // shown_size
+    blocks = mask.reshape(shown_size, n, shown_size, n, 1)
+    np.testing.assert_allclose(shown, blocks.mean((1, 3)), atol=1e-6)
+
+
+def test_what_a_mask_hides_is_no_target():
+    shown = geometry.show_mask(operations.Mask(), jnp.ones((16, 16, 1)), QUARTER, 8)
+    expected = np.zeros((8, 8, 1))
+    expected[:4, 4:] = 1
+    np.testing.assert_array_equal(shown, expected)
 
 
 def test_mask_turns_with_the_image():

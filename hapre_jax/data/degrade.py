@@ -128,6 +128,7 @@ def degrade(
         lung_box = np.clip(place_box(_outline(lungs)), 0, 1).astype(np.float32)
     placed = np.array([place_box(_corners(box)) for box in boxes], np.float32)
     boxes = np.clip(placed.reshape(-1, 4), 0, 1)
+    boxes = boxes[np.all(boxes[:, :2] < boxes[:, 2:], axis=1)]  # others left the film
     mask = None if lungs is None else _place_mask(lungs, v / height, u / width)
     return Degraded(pixels, lung_box, boxes, mask)
 

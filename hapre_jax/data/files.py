@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 _JPEG = (".jpeg", ".jpg", ".jpe", ".jfif", ".jp2")
 _OTHERS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 EXTENSIONS = (*_JPEG, *_OTHERS, *dicom.EXTENSIONS)
+# Extensions that devices give to DICOM files, but others to other files; less digits.
+_OF_DEVICES = ("", "ima", "img", "dic", "dc", "dcm_", "dicm")
 # Of macOS, Windows and Synology's disks, which keep smaller copies of pictures there.
 _OF_SYSTEMS = ("__MACOSX", "$RECYCLE.BIN", "@eaDir", "#recycle")
 # Too many open files, no memory: the next moment the file may be read.
@@ -69,19 +71,23 @@ class Tree:
         """Sorted paths of the image files.
 
         They are known by their extension, upper or lower case; DICOM files without one,
-        as many devices write them, by their first bytes.
+        or with one of their device's, by their first bytes.
         """
         if self._names is None:
             self._names = [name for name in sorted(self._files) if self._is_film(name)]
         return list(self._names)
+
+    def zips(self) -> list[str]:
+        """Sorted paths of the zips."""
+        return sorted(name for name in self._files if name.lower().endswith(".zip"))
 
     def _is_film(self, name: str) -> bool:
         base = name.rpartition("/")[2]
         if base.lower().endswith(EXTENSIONS):
             return True
         # Numbers are no extension: files are called by UIDs, such as 1.2.840.10008.
-        extension = pathlib.PurePosixPath(base).suffix.strip(".0123456789")
-        if extension or base.upper() == "DICOMDIR":  # which lists the others
+        extension = pathlib.PurePosixPath(base).suffix.strip(".0123456789").lower()
+        if extension not in _OF_DEVICES or base.upper() == "DICOMDIR":  # their list
             return False
         try:
             return dicom.is_dicom(self._read(name, dicom.HEAD), base)
@@ -154,6 +160,7 @@ def open_tree(root: str, *, zip_names: Sequence[str] = ()) -> Tree:
         return _open_zip(path)
     if not os.path.isdir(path):
         raise errors.UserError(f"{path} does not exist: give a folder or a zip")
+    _check_listed(path)
     for zip_name in zip_names:
         extracted = path / pathlib.Path(zip_name).stem
         if (path / zip_name).is_file() and not extracted.is_dir():
@@ -161,7 +168,7 @@ def open_tree(root: str, *, zip_names: Sequence[str] = ()) -> Tree:
     tree = _open_folder(path)
     if tree.names():
         return tree
-    zips = sorted(p for p in path.iterdir() if p.suffix.lower() == ".zip")
+    zips = [path / name for name in tree.zips() if "/" not in name]
     if len(zips) == 1:
         return _open_zip(zips[0])
     if zips:
@@ -172,6 +179,24 @@ def open_tree(root: str, *, zip_names: Sequence[str] = ()) -> Tree:
     raise errors.UserError(
         f"{path} holds no image ({' '.join(EXTENSIONS)}) and no zip of images"
     )
+
+
+def open_films(root: str) -> Tree:
+    """Opens a folder or a zip of films; a folder may hold zips of films too.
+
+    Raises:
+      UserError: nothing there, no film there, or not a zip.
+    """
+    path = pathlib.Path(root)
+    if not os.path.isdir(path):
+        return _open_zip(path)
+    _check_listed(path)
+    tree = _open_folder(path)
+    if not tree.names() and not tree.zips():
+        raise errors.UserError(
+            f"{path} holds no image ({' '.join(EXTENSIONS)}) and no zip"
+        )
+    return tree
 
 
 def expand(root: str) -> pathlib.Path:
@@ -341,6 +366,14 @@ def find_films(
             f"no label: {errors.listing(unknown)}"
         )
     return {stem: name for stem, name in films.items() if stem in wanted}
+
+
+def _check_listed(folder: pathlib.Path) -> None:
+    """Raises `UserError` where nobody may look into a folder."""
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise errors.UserError(f"{folder} cannot be read: {error.strerror}") from error
 
 
 def _open_folder(root: pathlib.Path) -> Tree:

@@ -12,6 +12,7 @@ import io
 import logging
 import re
 import warnings
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -20,7 +21,8 @@ from hapre_jax import errors
 from hapre_jax.data import dicom
 
 _EXIF_ORIENTATION = 0x0112
-_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF, and one of its values
+_BITS_PER_SAMPLE = 258  # a tag of TIFF
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # another, and one of its values
 # Of a film that a square is put around; larger ones are averaged first. The square has
 # as many pixels as Pillow makes without a warning.
 _MAX_SIDE = 9_400
@@ -76,7 +78,13 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
         is_negative = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
         image = ImageOps.exif_transpose(image)
         if not image.mode.startswith(("I", "F")):
-            return image.convert("L")
+            image = image.convert("L")
+            # Of 16 bits with color or transparency Pillow keeps the upper 8.
+            if _bits(data, tags) == 16:
+                _check_range(np.asarray(image) * 257.0, name)
+            return image
+    except errors.UserError:
+        raise
     except MemoryError as error:  # says nothing of the file, which must not be skipped
         raise errors.no_memory(name) from error
     # On damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and
@@ -90,13 +98,35 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
             f"{name} holds values from {low:g} to {high:g}: 8-bit and unsigned 16-bit "
             "images are accepted"
         )
-    # A detector's 10, 12 or 14 bits in 16 would come out dark, in few gray levels.
-    if 0 < high < 16384:
-        raise errors.UserError(
-            f"{name} holds 16-bit values of at most {high}: scale them to 0..65535"
-        )
+    _check_range(values, name)
     gray = np.round(values / 257.0).astype(np.uint8)
     return Image.fromarray(255 - gray if is_negative else gray)
+
+
+def _bits(data: bytes, tags: Mapping) -> int:
+    """Bits of a channel that a PNG or a TIFF says it has; 8 of other files."""
+    if data.startswith(b"\x89PNG"):
+        return data[24]  # of the header, which comes first
+    return max(tags.get(_BITS_PER_SAMPLE, (8,)))
+
+
+def _check_range(values: np.ndarray, name: str) -> None:
+    """Raises `UserError` of a detector's 10, 12 or 14 bits in 16.
+
+    They would come out dark, in few gray levels.
+    """
+    high = values.max()
+    if 0 < high < 16384:
+        raise errors.UserError(
+            f"{name} holds 16-bit values of at most {high:g}: scale them to 0..65535"
+        )
+    # A marker may be as bright as 16 bits are, the film have 12 all the same.
+    most = np.percentile(values, 99)
+    if 0 < most < 4096:
+        raise errors.UserError(
+            f"{name} holds 16-bit values, 99 % of them of at most {most:g}: scale the "
+            "film's to 0..65535"
+        )
 
 
 def reason(error: Exception) -> str:

@@ -30,7 +30,7 @@ def find(paths: Iterable[str]) -> Iterator[Input]:
     for path in paths:
         matches = [path]
         if not os.path.exists(path):
-            matches = sorted(glob.glob(path, recursive=True))
+            matches = _once(sorted(glob.glob(path, recursive=True)))
         if not matches:
             yield Input(
                 path, pathlib.PurePath(path).name, _refuse(path, "is not there")
@@ -55,6 +55,21 @@ def lines(stream: Iterable[str]) -> Iterator[str]:
             yield path
 
 
+def _once(matches: list[str]) -> list[str]:
+    """Files and folders less those that are, or lie in, another one of them.
+
+    `**` follows links and finds folders as well as what they hold.
+    """
+    seen: set[str] = set()
+    kept = []
+    for match in matches:
+        real = os.path.realpath(match)
+        if not any(str(at) in seen for at in (real, *pathlib.PurePath(real).parents)):
+            seen.add(real)
+            kept.append(match)
+    return kept
+
+
 def _below(path: str) -> Iterator[Input]:
     if not os.path.isdir(path) and not path.lower().endswith(".zip"):
         yield Input(
@@ -62,13 +77,18 @@ def _below(path: str) -> Iterator[Input]:
         )
         return
     try:
-        tree = files.open_tree(path)
+        tree = files.open_films(path)
     except errors.UserError as error:
         yield Input(path, pathlib.PurePath(path).name, _refuse("", str(error)))
         return
     for name in tree.names():
         where = os.path.join(tree.root, name)
         yield Input(where, name, functools.partial(_open_entry, tree, name))
+    if os.path.isdir(path):
+        for name in tree.zips():
+            for film in _below(os.path.join(path, name)):
+                inside = name.removesuffix(name[-4:])
+                yield film._replace(name=f"{inside}/{film.name}")
 
 
 def _open_entry(tree: files.Tree, name: str) -> Image.Image:

@@ -44,8 +44,7 @@ def load(
     Args:
       data: which source, and how its images are stored and divided.
       seed: of the division, and of what is drawn or degraded.
-      splits_file: the division to reuse; if there is none, it is written here once
-        everything else has worked.
+      splits_file: the division to reuse, as `splits.write` wrote it.
       progress: called with the number of images read and their total.
       on_unreadable: called with the films that were left out, if any.
       masks: keeps the lung masks in memory too, and only films that have one.
@@ -56,24 +55,17 @@ def load(
         without a readable or without a training image, an empty split, a division that
         tears a patient or a film apart, or images that are not those of `splits_file`.
     """
-    source = sources.open_source(data, seed=seed)
-    in_memory = len(source.records) * data.image_size**2 <= data.memory_gib * 2**30
-    pixels, side = None, data.image_size
-    if in_memory:
-        pixels = np.empty((len(source.records), side, side, 1), np.uint8)
-    kept, examples, failures = _examples(
-        source, data, seed=seed, pixels=pixels, progress=progress, masks=masks
+    source, kept, records, examples, failures, pixels = _read(
+        data, seed=seed, progress=progress, masks=masks
     )
     if failures and on_unreadable:
         on_unreadable(failures)
-    records = [source.records[index] for index in kept]
     labels = np.array([record.label for record in records], np.int32)
     rows = [
         splits.Row(r.name, example.sha256, source.classes[r.label], r.group, "")
         for r, example in zip(records, examples, strict=True)
     ]
-    is_saved = splits_file is not None and splits_file.exists()
-    if splits_file is not None and is_saved:
+    if splits_file is not None:
         split = splits.recall(splits_file, rows)
     else:
         split = _divide(source, records, rows, labels, data, seed)
@@ -91,15 +83,41 @@ def load(
         if pixels is None
         else _part(pixels, rows_of)
     )
-    divided = dataset.Splits(
+    return dataset.Splits(
         *(
             _dataset(source.classes, records, examples, indices, images, boxes=boxes)
             for indices, images in zip(members, squares, strict=True)
         )
     )
-    if splits_file is not None and not is_saved:
-        splits.write(splits_file, rows)
-    return divided
+
+
+def load_whole(
+    data: DataConfig,
+    *,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> dataset.Dataset:
+    """Opens a source without dividing it, to test on all of its films.
+
+    Args:
+      data: which source, and how its images are stored.
+      seed: of what is drawn or degraded.
+      progress: called with the number of images read and their total.
+
+    Raises:
+      UserError: nothing to read, an unreadable image (`on_error="stop"`), or a class
+        without a readable image.
+    """
+    source, kept, records, examples, _, pixels = _read(
+        data, seed=seed, progress=progress
+    )
+    rows = np.array(kept)
+    images: Any = frames.Stream(source, data, seed, rows)
+    if pixels is not None:
+        (images,) = _part(pixels, [rows])
+    return _dataset(
+        source.classes, records, examples, range(len(kept)), images, boxes=False
+    )
 
 
 def division(divided: dataset.Splits) -> list[splits.Row]:
@@ -118,6 +136,29 @@ def write_unreadable(path: pathlib.Path, films: Sequence[Unreadable]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text).writerows([("path", "reason"), *films])
     atomic.write_text(path, text.getvalue())
+
+
+class _Films(NamedTuple):
+    """A source's readable films, and what could not be read."""
+
+    source: dataset.Source
+    kept: list[int]  # indices of the records of these films
+    records: list[dataset.Record]
+    examples: list[frames.Example]
+    failures: list[Unreadable]
+    pixels: np.ndarray | None  # u8[all records, S, S, 1], if they are kept in memory
+
+
+def _read(data, *, seed, progress, masks=False) -> _Films:
+    source, side = sources.open_source(data, seed=seed), data.image_size
+    pixels = None
+    if len(source.records) * side**2 <= data.memory_gib * 2**30:
+        pixels = np.empty((len(source.records), side, side, 1), np.uint8)
+    kept, examples, failures = _examples(
+        source, data, seed=seed, pixels=pixels, progress=progress, masks=masks
+    )
+    records = [source.records[index] for index in kept]
+    return _Films(source, kept, records, examples, failures, pixels)
 
 
 def _examples(

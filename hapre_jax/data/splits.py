@@ -37,7 +37,8 @@ def assign(
 
     Groups come in random order; each goes whole to the split that is furthest below
     its share of the class, so shares are off by less than one group. The chance of a
-    group to be tested does not depend on its size. A group of several classes counts
+    group to be tested does not depend on its size (that of being validated on does: it
+    is smaller for large ones). A group of several classes counts
     for its commonest.
 
     Args:

@@ -17,13 +17,16 @@ def show_mask(
 ) -> jax.Array:
     """A mask `f32[H, W, K]` as an operation shows it, `f32[S, S, K]`.
 
-    Each pixel is the mean of the nearest values at 2 x 2 places in it, so that a mask
-    that is shown as it is stays as it is; outside of the image there is 0.
+    Each pixel is the mean of the nearest values at n x n places in it: as many as there
+    are pixels of the mask, or 2 x 2, so that a mask that is shown as it is stays as it
+    is, and the whole image has the mean of its pixels. What is not seen is 0.
     """
     chex.assert_rank(mask, 3)
-    points = operation.to_source(_places(2 * size), action)
-    found = _sample(mask, points, order=0).reshape(size, 2, size, 2, -1)
-    return jnp.mean(found, axis=(1, 3))
+    n = max(2, round(mask.shape[0] / size))
+    points = operation.to_source(_places(n * size), action)
+    found = _sample(mask, points, order=0)
+    found *= operation.is_seen(points, action)[:, None]
+    return jnp.mean(found.reshape(size, n, size, n, -1), axis=(1, 3))
 
 
 def restore(

@@ -66,7 +66,7 @@ class KeyArea:
         return boxes.area(action)
 
     def as_map(self, action, grid):
-        """The map `f32[g, g]` in [0, 1] whose `mean` is the action."""
+        """The map `f32[g, g]` in [0, 1] whose `mean` is the action, of whole cells."""
         return boxes.mask(action, grid)
 
     def imitation_loss(self, logits, action, weight, gamma):
