@@ -54,16 +54,23 @@ class Writer:
 
     def __init__(self, out: pathlib.Path, classes: Sequence[str]):
         self._out, self._classes = out, tuple(classes)
-        self._table, self._errors = (
-            _open(out / name, "w") for name in (_TABLE, _ERRORS)
-        )
-        header = ["path", "answer", *(f"p_{name}" for name in classes), "calibrated"]
+        self.answered: collections.Counter[str] = collections.Counter()
+        self.pictures: dict[str, int] = {}
+        with self._saying_where(), contextlib.ExitStack() as files:
+            self._table, self._errors, self._lines = (
+                files.enter_context(_open(out / name, mode))
+                for name, mode in ((_TABLE, "w"), (_ERRORS, "w"), (_LINES, "a"))
+            )
+            self._begin(out / _LINES)
+            self._files = files.pop_all()
+
+    def _begin(self, lines):
+        """Writes the headers, and a table of what was done."""
+        names = (f"p_{name}" for name in self._classes)
+        header = ["path", "answer", *names, "calibrated"]
         header += [*_EDGES, "kept", "flags", "picture"]
         predictions.write_row(self._table, header)
         predictions.write_row(self._errors, ["path", "reason"])
-        self.answered: collections.Counter[str] = collections.Counter()
-        self.pictures: dict[str, int] = {}
-        lines = out / _LINES
         whole = 0
         for line in _whole_lines(lines):
             told = json.loads(line)
@@ -72,9 +79,7 @@ class Writer:
             self.answered[told["path"]] += 1
             self.pictures[picture.lower()] = 1
             whole += len(line)
-        if lines.exists():
-            os.truncate(lines, whole)
-        self._lines = _open(lines, "a")
+        os.truncate(lines, whole)
 
     def write(self, one: Answer, picture: str = "") -> None:
         """A film's answer, and what the pictures made of it are called."""
@@ -99,9 +104,8 @@ class Writer:
 
     def close(self) -> None:
         """Ends the files."""
-        with self._saying_where(), contextlib.ExitStack() as files:
-            for file in (self._lines, self._table, self._errors):
-                files.callback(file.close)
+        with self._saying_where():
+            self._files.close()
 
     @contextlib.contextmanager
     def _saying_where(self):
@@ -122,9 +126,8 @@ def _open(file: pathlib.Path, mode: str) -> IO[str]:
 
 def _whole_lines(file: pathlib.Path) -> Iterator[bytes]:
     """The lines of JSON that were written to their end."""
-    if file.exists():
-        with file.open("rb") as lines:
-            yield from itertools.takewhile(lambda line: line.endswith(b"}\n"), lines)
+    with file.open("rb") as lines:
+        yield from itertools.takewhile(lambda line: line.endswith(b"}\n"), lines)
 
 
 def predict_films(
@@ -160,8 +163,8 @@ def predict_films(
     if heatmaps and model.explain is None:
         name = answering.method_name(model.config)
         raise UserError(
-            f"where method {name} looks is not one map, or this is a bundle without its "
-            f"{inference.HEAT_GRAPH}: leave --heatmaps"
+            f"where method {name} looks is not one map, or this is a bundle without "
+            f"its {inference.HEAT_GRAPH}: leave --heatmaps"
         )
     output_folder.make(out)
     geometry = model.config.data.geometry

@@ -102,12 +102,13 @@ def test_dicom_files_without_an_extension(tmp_path, kind):
     film = bytes(128) + b"DICM"
     members = {"a/IM0001": film, "a/1.2.840.5": film, "a/README": b"text", "b": b""}
     members |= {"DICOMDIR": film, "a/IM0002.txt": film}
+    members |= {"c/IM1.IMA": film, "c/x.dcm_1": film, "c/brain.img": b"no DICOM"}
     if kind == "folder":
         root = write_folder(tmp_path, members)
     else:
         root = write_zip(tmp_path / "x.zip", members)
     tree = files.open_tree(str(root))
-    assert tree.names() == ["a/1.2.840.5", "a/IM0001"]
+    assert tree.names() == ["a/1.2.840.5", "a/IM0001", "c/IM1.IMA", "c/x.dcm_1"]
     assert tree.read("a/IM0001") == film
 
 

@@ -1,5 +1,6 @@
 import io
 import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -108,6 +109,37 @@ def test_32_bit_integers_in_the_16_bit_range():
 def test_unknown_ranges_are_not_guessed(film):
     with pytest.raises(errors.UserError, match=r"film\.png holds .*values"):
         decode(encode(film, "TIFF"), 2)
+
+
+def color_png(film):
+    """A gray film as a PNG of 16 bits a color, which Pillow does not write."""
+    rows = np.repeat(film[:, :, None], 3, axis=2).astype(">u2")
+    height, width = film.shape
+
+    def chunk(kind, content):
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    signature = b"\x89PNG\r\n\x1a\n"
+    ends = chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    return signature + chunk(b"IHDR", header) + ends
+
+
+def test_16_bits_of_color_are_of_the_same_range():
+    film = np.array([[0, 65_535], [257, 25_700]])
+    np.testing.assert_array_equal(decode(color_png(film), 2), [[0, 255], [1, 100]])
+    with pytest.raises(errors.UserError, match=r"16-bit values of at most 3855: scale"):
+        decode(color_png(film // 16), 2)
+
+
+def test_a_bright_marker_does_not_hide_that_a_film_has_12_bits():
+    film = np.random.default_rng(0).integers(0, 4096, (40, 40)).astype(np.uint16)
+    film[0, :4] = 65_535
+    for data in (encode(film), color_png(film)):
+        with pytest.raises(errors.UserError, match="99 % of them of at most"):
+            decode(data, 40)
 
 
 @pytest.mark.parametrize(

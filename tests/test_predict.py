@@ -1,7 +1,9 @@
 import csv
 import dataclasses
+import errno
 import io
 import json
+import os
 import pathlib
 import shutil
 import zipfile
@@ -19,6 +21,7 @@ from hapre_jax import (
     figures,
     inference,
     predict,
+    predictions,
 )
 from hapre_jax.data import images, inputs
 from hapre_jax.errors import UserError
@@ -289,6 +292,11 @@ def test_what_cannot_work_is_refused_in_one_sentence(
     assert predict.main([str(finished_run), films[2], "--out", str(out)]) == 0
     with pytest.raises(UserError, match="holds predictions already"):
         predict.main([str(finished_run), films[2], "--out", str(out)])
+    for model in (finished_run, finished_run / "plain"):
+        with pytest.raises(
+            UserError, match=r"is a run or a bundle itself; choose anot"
+        ):
+            predict.main([str(finished_run), films[2], "--out", str(model)])
     with pytest.raises(UserError, match=r"single\.png is a file; choose another --out"):
         predict.main([str(finished_run), films[2], "--out", f"{tmp_path}/single.png"])
 
@@ -325,6 +333,80 @@ def test_paths_are_those_of_the_files(tmp_path, monkeypatch):
     for named in ("films", "films/", "./films//", "films/**/*.png"):
         assert [one.path for one in inputs.find([named])] == expected
     assert [one.path for one in inputs.find(["more.zip"])] == ["more.zip/x/c.png"]
+
+
+def test_zips_beside_films_are_read_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "films" / "ward").mkdir(parents=True)
+    (tmp_path / "films" / "a.png").write_bytes(b"")
+    for name in ("b.zip", "ward/c.ZIP"):
+        with zipfile.ZipFile(tmp_path / "films" / name, "w") as archive:
+            archive.writestr("x.png", b"")
+    (tmp_path / "films" / "broken.zip").write_bytes(b"PK")
+    found = {one.path: one.name for one in inputs.find(["films"])}
+    assert found == {
+        "films/a.png": "a.png",
+        "films/b.zip/x.png": "b/x.png",
+        "films/broken.zip": "broken/broken.zip",
+        "films/ward/c.ZIP/x.png": "ward/c/x.png",
+    }
+
+
+def test_a_pattern_names_a_film_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "films" / "ward").mkdir(parents=True)
+    (tmp_path / "films" / "a.png").write_bytes(b"")
+    (tmp_path / "films" / "ward" / "b.png").write_bytes(b"")
+    (tmp_path / "films" / "loop").symlink_to(".")
+    for pattern in ("film*/**", "films/**/*.png"):
+        found = [one.path for one in inputs.find([pattern])]
+        assert found == ["films/a.png", "films/ward/b.png"]
+
+
+def test_a_folder_that_nobody_may_read_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(_png(_film(0)))
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path) == str(closed):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    refused, film = inputs.find([str(closed), str(tmp_path / "a.png")])
+    with pytest.raises(UserError, match=r"closed cannot be read: Permission denied"):
+        refused.open()
+    assert film.open().size == (60, 40)
+
+
+def test_a_large_film_is_not_kept_but_read_again_for_its_crop(
+    finished_run, tmp_path, monkeypatch
+):
+    Image.fromarray(_film(0)).save(tmp_path / "a.png")
+    crops = []
+    for limit in (answering._KEPT_PIXELS, 1):
+        monkeypatch.setattr(answering, "_KEPT_PIXELS", limit)
+        out = tmp_path / str(limit)
+        flags = [str(tmp_path / "a.png"), "--crops", "--out", str(out)]
+        assert predict.main([str(finished_run), *flags]) == 0
+        crops.append((out / "crops" / "a.png").read_bytes())
+    assert crops[0] == crops[1]
+
+
+def test_a_full_disk_is_named_and_what_was_done_is_said(
+    finished_run, films, tmp_path, monkeypatch, capsys
+):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(predictions, "write_row", full)
+    with pytest.raises(UserError, match=r"out cannot be written: No space left on"):
+        predict.main([str(finished_run), *films, "--out", str(out)])
+    said = capsys.readouterr().out
+    assert f"Stopped: {out}/predictions.csv has 0 films, not all of them" in said
 
 
 def test_names_of_films_that_are_no_extensions_are_kept():

@@ -1,5 +1,6 @@
 """The page of films: a real process, asked over the network and in a real browser."""
 
+import asyncio
 import base64
 import concurrent.futures
 import contextlib
@@ -127,6 +128,41 @@ def test_a_stream_without_an_end_is_cut_off(server):
         status = 413  # hung up on while still sending
     assert status == 413
     assert _answer(server, _png())[0] == 200
+
+
+async def _now(message):
+    return message
+
+
+@pytest.mark.parametrize(
+    ("next_message", "status", "said"),
+    [
+        (lambda: asyncio.sleep(60), 408, "a.png did not come in 0.05 seconds"),
+        (lambda: _now({"type": "http.disconnect"}), 400, "a.png did not come whole"),
+    ],
+)
+def test_who_does_not_send_keeps_nobody_waiting(
+    finished_run, monkeypatch, next_message, status, said
+):
+    monkeypatch.setattr(serve, "_SENDING_SECONDS", 0.05)
+    app = serve.make_app(inference.load(finished_run))
+    headers = [(b"host", b"localhost"), (b"content-type", b"image/png")]
+    scope = {"type": "http", "method": "POST", "path": "/answer", "headers": headers}
+    scope |= {"query_string": b"name=a.png"}
+    sent, received = [], []
+
+    async def receive():
+        received.append(1)
+        if len(received) > 1:
+            return await next_message()
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == status
+    assert json.loads(sent[1]["body"]) == {"error": said}
 
 
 def test_a_page_of_elsewhere_gets_nothing(server):

@@ -30,7 +30,7 @@ def find(paths: Iterable[str]) -> Iterator[Input]:
     for path in paths:
         matches = [path]
         if not os.path.exists(path):
-            matches = _once(sorted(glob.glob(path, recursive=True)))
+            matches = _once(glob.glob(path, recursive=True))
         if not matches:
             yield Input(
                 path, pathlib.PurePath(path).name, _refuse(path, "is not there")
@@ -56,18 +56,18 @@ def lines(stream: Iterable[str]) -> Iterator[str]:
 
 
 def _once(matches: list[str]) -> list[str]:
-    """Files and folders less those that are, or lie in, another one of them.
+    """Sorted files and folders, less those that are, or lie in, another one of them.
 
     `**` follows links and finds folders as well as what they hold.
     """
     seen: set[str] = set()
     kept = []
-    for match in matches:
+    for match in sorted(matches, key=len):  # the shortest of several ways to a file
         real = os.path.realpath(match)
         if not any(str(at) in seen for at in (real, *pathlib.PurePath(real).parents)):
             seen.add(real)
             kept.append(match)
-    return kept
+    return sorted(kept)
 
 
 def _below(path: str) -> Iterator[Input]:
