@@ -61,7 +61,7 @@ class Films(torch.utils.data.Dataset):
 @contextlib.contextmanager
 def ours(source, batch, **readers):
     """Our batches, read by so many threads or processes."""
-    batches = feed.train_iterator(source, batch_size=batch, seed=0, **readers)
+    batches = feed.TrainIterator(source, batch_size=batch, seed=0, **readers)
     yield batches
     batches.close()
 

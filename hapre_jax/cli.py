@@ -9,6 +9,7 @@ import pathlib
 import re
 import signal
 import sys
+import textwrap
 import threading
 import types
 import typing
@@ -43,6 +44,7 @@ _MACHINE_ERRORS = (
     errno.EPERM,
     errno.EROFS,
 )
+_SOURCE_WIDTH = 88  # no line of a text that was broken by hand is longer
 _TERMINATED = 128 + signal.SIGTERM
 # Where Python prints an exception and goes on: in finalizers, and in JAX's callback of
 # the garbage collector.
@@ -80,7 +82,7 @@ def parse(
     """
     base, default_examples = None, _RUN_EXAMPLES
     if default_config is not None:
-        first = Parser(add_help=False, allow_abbrev=False)
+        first = Parser(add_help=False)
         first.add_argument("--config", default=default_config)
         spec = first.parse_known_args(argv)[0].config
         base, default_examples = config_file.load(spec), _EXAMPLES
@@ -90,8 +92,6 @@ def parse(
         usage=f"{program} {'RUN ' if base is None else ''}[options]",
         description=description,
         epilog=_epilog(program, examples or default_examples),
-        formatter_class=_formatter,
-        allow_abbrev=False,
     )
     if base is None:
         parser.add_argument("run", metavar="RUN", help="folder of a finished run")
@@ -211,10 +211,13 @@ def _is_put_off(number, frame):
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises one sentence, which `run` prints, where argparse prints its usage."""
+    """Raises one sentence, which `run` prints, where argparse prints its usage.
+
+    Flags are written out, not abbreviated.
+    """
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, allow_abbrev=False, formatter_class=_Help, **kwargs)
         # Before Python 3.14, argparse takes -1e-3 for an option.
         self._negative_number_matcher = re.compile(
             r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.I
@@ -224,8 +227,18 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
 
-def _formatter(prog):
-    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=32)
+class _Help(argparse.HelpFormatter):
+    """Wraps a text that is one long line; lines that were broken stay as they are."""
+
+    def __init__(self, prog):
+        super().__init__(prog, max_help_position=32)
+
+    def _fill_text(self, text, width, indent):
+        wrapped = (
+            textwrap.fill(line, width) if len(line) > _SOURCE_WIDTH else line
+            for line in text.splitlines()
+        )
+        return "\n".join(indent + line for line in wrapped)
 
 
 def _epilog(program, examples):

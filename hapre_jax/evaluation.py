@@ -90,7 +90,8 @@ def answers(
     """What a state says of a split, batch by batch: rows, and NumPy arrays of them.
 
     Args:
-      predict: of `make_predict`.
+      predict: of `make_predict`, or another function of the same arguments, to any tree
+        of arrays whose first axis is the images.
       state: the trained networks.
       source: the split.
       config: of the run; gives the batch size.

@@ -10,7 +10,6 @@ import numpy as np
 from hapre_jax import boxes, evaluation, heatmap
 from hapre_jax.config import Config
 from hapre_jax.data import dataset as datasets
-from hapre_jax.data import feed
 from hapre_jax.method import network_variables
 from hapre_jax.methods import METHODS, plain
 from hapre_jax.state import TrainState, to_float
@@ -101,12 +100,7 @@ def look(config: Config, state: TrainState, source: datasets.Dataset) -> Looks:
     def see(params, model_state, batch):
         return explain(params, model_state, to_float(batch))
 
-    parts = []
-    size = min(evaluation.batch_size(config), len(source))
-    for batch in feed.eval_batches(source, size):
-        seen = see(*state.average, evaluation.without_answers(batch))
-        kept = batch["mask"]
-        parts.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[kept], seen))
+    parts = [seen for _, seen in evaluation.answers(see, state, source, config)]
     heat, found = jax.tree.map(lambda *of: np.concatenate(of), *parts)
     return Looks(heat, found.probabilities.argmax(1).astype(np.int32), found.area)
 

@@ -1,6 +1,5 @@
 """Writes a trained run as a bundle for elsewhere: `python -m hapre_jax.export`."""
 
-import argparse
 import dataclasses
 import functools
 import importlib.metadata
@@ -210,8 +209,6 @@ def main(argv: list[str]) -> int:
         "  python -m hapre_jax.export runs/phantom --out bundle\n"
         "  python -m hapre_jax.predict bundle films/    # the run is not needed\n"
         "  python bundle/answer.py film.png             # nor is hapre_jax",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("run", type=pathlib.Path, help="folder of a finished run")
     parser.add_argument(

@@ -4,7 +4,6 @@ Words first, then figures, pictures, mistakes and settings. The page needs no ne
 so it can be mailed, and read on a phone, in light or dark.
 """
 
-import argparse
 import pathlib
 
 import numpy as np
@@ -277,7 +276,6 @@ def main(argv: list[str]) -> int:
         prog="python -m hapre_jax.html_report",
         description="Write the page about a finished run again, as report.html of its "
         "folder.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=pathlib.Path, help="folder of a finished run")
     workdir = parser.parse_args(argv).run

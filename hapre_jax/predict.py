@@ -4,7 +4,6 @@ Films are read, answered and written one batch after the other, so any number fi
 what was interrupted goes on.
 """
 
-import argparse
 import collections
 import contextlib
 import io
@@ -225,8 +224,6 @@ def _parser() -> cli.Parser:
         "  python -m hapre_jax.predict runs/phantom films/ --out predicted\n"
         "  python -m hapre_jax.predict runs/phantom 'scans/*.dcm' more.zip --crops\n"
         "  find / -name '*.dcm' | python -m hapre_jax.predict runs/phantom -",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("run", type=pathlib.Path, help="a finished run, or a bundle")
     parser.add_argument(

@@ -4,7 +4,6 @@ Films are sent to this process alone, are never written to disk, and are forgott
 the answer. One film is answered at a time; others wait for their turn.
 """
 
-import argparse
 import asyncio
 import base64
 import errno
@@ -164,8 +163,6 @@ def main(argv: list[str]) -> int:
         epilog="Examples:\n"
         "  python -m hapre_jax.serve bundle\n"
         "  python -m hapre_jax.serve runs/phantom --port 9000",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("model", type=pathlib.Path, help="a bundle, or a finished run")
     parser.add_argument("--port", type=int, default=8000, help="default %(default)s")

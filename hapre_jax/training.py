@@ -71,7 +71,7 @@ def open_run(
     """
     if config.train.tensorboard:
         log.import_tensorboard()
-    sharding.make_mesh(config.train)
+    mesh = sharding.make_mesh(config.train)  # or says why there is none
     provenance.commit()  # of what is at work from now on
     is_new = not (workdir / "config.json").exists()
     if not is_new:
@@ -92,7 +92,8 @@ def open_run(
             on_unreadable=unreadable.extend,
             **targets,
         )
-        iterate(config, data.train)
+        shards = sharding.share(mesh)[1]
+        feed.check_batch_size(config.train.batch_size, len(data.train), shards)
         if is_new:
             state.start_from_files(state.blank(make(data), config), config)
             workdir.mkdir(parents=True, exist_ok=True)
@@ -114,7 +115,7 @@ def iterate(
     whole: bool = False,
 ) -> feed.TrainIterator:
     """The batches of a run from step `start` on: this process's share, or `whole`."""
-    return feed.train_iterator(
+    return feed.TrainIterator(
         films,
         batch_size=config.train.batch_size,
         seed=config.seed,
@@ -161,8 +162,7 @@ def fit(
     train = config.train
     end = train.steps if stop_after is None else min(train.steps, stop_after)
     with contextlib.ExitStack() as stack:
-        loop = _Loop(config, method, workdir, data, mesh, console, stack)
-        loop.start(before)
+        loop = _Loop(config, method, workdir, data, mesh, console, before, stack)
         loop.run(end, validate, best_by)
         if int(loop.state.step) < train.steps:
             return None
@@ -172,24 +172,67 @@ def fit(
         return Fitted(best[0], loop.seconds)
 
 
-class _Loop:
-    """What a training carries from step to step; the stack closes what it opened."""
+class _Progress(NamedTuple):
+    """What the checkpoint to go on from says besides the state."""
 
-    def __init__(self, config, method, workdir, data, mesh, console, stack):
+    best_score: float = -1.0  # below any: they lie in [0, 1]
+    seconds: float = 0.0
+    # Step and metrics of those since the last record.
+    pending: tuple[tuple[int, dict[str, np.float32]], ...] = ()
+
+    @classmethod
+    def of(cls, saved: dict) -> "_Progress":
+        """Of a checkpoint's JSON."""
+        # Versions that only classified called it so.
+        named = "best_score" if "best_score" in saved else "best_f1"
+        pending = tuple(
+            (number, {name: np.float32(value) for name, value in values.items()})
+            for number, values in saved.get("pending", ())
+        )
+        return cls(saved[named], saved["seconds"], pending)
+
+
+class _Loop:
+    """What a training carries from step to step; the stack closes what it opened.
+
+    It begins at the last checkpoint, or at the state before the first step.
+    """
+
+    def __init__(self, config, method, workdir, data, mesh, console, before, stack):
         self.config, self.method, self.workdir = config, method, workdir
         self.data, self.mesh, self.console = data, mesh, console
-        self.stack = stack
-        self.started, self.seconds_before = time.perf_counter(), 0.0
-        self.best_score = -1.0
-        # Metrics of each step since the last record, on the device at first, and a
-        # record that is due.
-        self.pending: list[tuple[int, dict]] = []
-        self.due: tuple[int, list] | None = None
+        self.started = time.perf_counter()
         optimizer = state.make_optimizer(config)
         self.state = state.init(method, optimizer, config)
         self.step_fn = state.make_step(method, optimizer, config, mesh)
         self.checkpoints = checkpoint.Checkpoints(workdir)
         stack.callback(self.checkpoints.close)
+        saved = self.take_up()
+        progress = _Progress.of(saved) if saved else _Progress()
+        self.best_score, self.seconds_before = progress.best_score, progress.seconds
+        # Metrics of each step since the last record, on the device at first, and a
+        # record that is due.
+        self.pending: list[tuple[int, dict]] = list(progress.pending)
+        self.due: tuple[int, list] | None = None
+        if not saved:
+            self.prepare(before)
+        self.state = sharding.put_state(self.state, mesh)
+        # A step takes one batch, so its number is the position in the data.
+        step = int(self.state.step)
+        partners = method.needs_partner and config.train.batch_size == 1
+        self.batches = iterate(config, data.train, start=step, partners=partners)
+        stack.callback(self.batches.close)
+        if saved:
+            self.batches.check(saved["data"])
+        elif before:
+            self.save()  # what took longer, maybe, than all that is to come
+        self.log = log.MetricsLog(
+            workdir, step=step, tensorboard=config.train.tensorboard
+        )
+        stack.callback(self.log.close)
+        self.update = stack.enter_context(
+            log.progress_bar(console, config.method, start=step)
+        )
 
     @property
     def seconds(self) -> float:
@@ -199,54 +242,42 @@ class _Loop:
     def say(self, text):
         log.say(self.console, text)
 
-    def start(self, before):
-        """Takes up the last checkpoint, or the state before the first step."""
-        config, train = self.config, self.config.train
+    def take_up(self) -> dict | None:
+        """Restores the state of the last checkpoint; returns what else it holds."""
         restored = self.checkpoints.resume(sharding.shapes(self.state, self.mesh))
-        if restored:
-            self.state, progress, faults = restored
-            # Versions that only classified called it so.
-            named = "best_score" if "best_score" in progress else "best_f1"
-            self.best_score = progress[named]
-            self.seconds_before = progress["seconds"]
-            self.pending = [
-                (number, {name: np.float32(value) for name, value in values.items()})
-                for number, values in progress.get("pending", ())
-            ]
-            for fault in faults:
-                self.say(f"{fault}: moved to {self.workdir}/checkpoints/damaged")
-            self.say(f"{config.method}: going on from step {int(self.state.step)}")
-        else:
-            self.state, notes = state.start_from_files(self.state, config)
-            for note in notes:
-                self.say(f"{config.method}: {note}")
-            if before:
-                self.state = before(self.state)
-        self.state = sharding.put_state(self.state, self.mesh)
-        # A step takes one batch, so its number is the position in the data.
-        step = int(self.state.step)
-        partners = self.method.needs_partner and train.batch_size == 1
-        self.batches = iterate(config, self.data.train, start=step, partners=partners)
-        self.stack.callback(self.batches.close)
-        if restored:
-            self.batches.check(progress["data"])
-        elif before:
-            self.save()  # what took longer, maybe, than all that is to come
-        self.log = log.MetricsLog(
-            self.workdir, step=step, tensorboard=train.tensorboard
-        )
-        self.stack.callback(self.log.close)
+        if not restored:
+            return None
+        self.state, saved, faults = restored
+        for fault in faults:
+            self.say(f"{fault}: moved to {self.workdir}/checkpoints/damaged")
+        self.say(f"{self.config.method}: going on from step {int(self.state.step)}")
+        return saved
+
+    def prepare(self, before):
+        """Makes the state that of before the first step."""
+        self.state, notes = state.start_from_files(self.state, self.config)
+        for note in notes:
+            self.say(f"{self.config.method}: {note}")
+        if before:
+            self.state = before(self.state)
 
     def run(self, end, validate, best_by):
         """Makes the steps until `end`, or until an interrupt."""
+        with interrupts.held_back() as interrupt:
+            self.make_steps(end, validate, best_by, interrupt)
+            if interrupt:
+                self.say(
+                    f"{self.config.method}: {interrupt.name} at step "
+                    f"{int(self.state.step)}, which is saved; the same command goes on "
+                    "from there"
+                )
+
+    def make_steps(self, end, validate, best_by, interrupt):
+        """Makes them, with all that is due between them."""
         name, train = self.config.method, self.config.train
         first, several = int(self.state.step), train.steps_per_call
-        self.update = self.stack.enter_context(
-            log.progress_bar(self.console, name, start=first)
-        )
         if first < end:
             self.update(first, train.steps, "compiling")
-        interrupt = self.stack.enter_context(interrupts.held_back())
         is_alone = jax.process_count() == 1
         # The step is dispatched, not awaited: the next batch is read and copied to the
         # device while it runs.
@@ -282,11 +313,6 @@ class _Loop:
                 self.save()
             if leaves:
                 break
-        if interrupt:
-            self.say(
-                f"{name}: {interrupt.name} at step {int(self.state.step)}, which is "
-                "saved; the same command goes on from there"
-            )
 
     def write_due(self):
         """Writes the record that is due, if there is one."""
@@ -365,12 +391,7 @@ def _each_step(fetched):
 
 def _films_of(step, config, films) -> list[str]:
     """Names of the films in the batch of a step."""
-    batches = feed.train_iterator(
-        films,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        start=step - 1,
-    )
+    batches = iterate(config, films, start=step - 1, whole=True)
     with contextlib.closing(batches):
         return [films.names[row] for row in next(batches)["index"]]
 

@@ -6,7 +6,6 @@ DIR holds Ped-Pneumonia as `configs/ped_pneumonia.py` reads it. The lungs are ma
 where a mask is known. Films are taken at equal distances from the sorted names.
 """
 
-import argparse
 import pathlib
 from collections.abc import Sequence
 
@@ -71,8 +70,6 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.Parser(
         prog="python launch/degrade_sheet.py",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("root", metavar="DIR", help="folder or zip of Ped-Pneumonia")
     parser.add_argument(

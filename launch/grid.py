@@ -7,7 +7,6 @@ Each run is an ordinary `python -m hapre_jax.train` in a folder of its own: a fi
 one is skipped, an interrupted one goes on, a failed one is listed at the end.
 """
 
-import argparse
 import itertools
 import pathlib
 
@@ -114,8 +113,6 @@ def main(argv: list[str]) -> int:
     parser = cli.Parser(
         prog="python launch/grid.py",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--config", default="configs/phantom.py", help="experiment")
     parser.add_argument("--workdir", default="runs/grid", help="folder of all runs")

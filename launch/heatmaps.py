@@ -11,7 +11,6 @@ all test films give two scores: how often the hottest place lies in the lung box
 the share of the heat in it.
 """
 
-import argparse
 import pathlib
 
 import rich.console
@@ -39,8 +38,6 @@ def main(argv: list[str]) -> int:
     parser = cli.Parser(
         prog="python launch/heatmaps.py",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", metavar="NAME=RUN", help="finished runs")
     parser.add_argument(

@@ -10,7 +10,6 @@ of its own, adds a variant for every value. Prints a Markdown table; the picture
 every seed needs matplotlib: pip install -e '.[report]'.
 """
 
-import argparse
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -144,8 +143,6 @@ def main(argv: list[str]) -> int:
     parser = cli.Parser(
         prog="python launch/study.py",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "folder",

@@ -431,8 +431,6 @@ def main(argv: list[str]) -> int:
     parser = cli.Parser(
         prog="python launch/sweep.py",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="file with get_space()")
     parser.add_argument(

@@ -519,8 +519,6 @@ def _parser() -> cli.Parser:
     parser = cli.Parser(
         prog="python launch/tables.py",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--table", required=True, choices=tuple("12345"), help="of the paper; see above"

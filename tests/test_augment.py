@@ -335,7 +335,7 @@ def _numbered(count):
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_partners_of_a_feed_go_on_from_any_position(batch_size):
     def rows(start, **options):
-        batches = feed.train_iterator(
+        batches = feed.TrainIterator(
             _numbered(7), batch_size=batch_size, seed=2**32 - 1, start=start, **options
         )
         return [next(batches) for _ in range(28)]
@@ -361,7 +361,7 @@ def test_partners_of_a_feed_go_on_from_any_position(batch_size):
 
 def test_partners_depend_on_the_seed():
     def partners(seed):
-        batches = feed.train_iterator(
+        batches = feed.TrainIterator(
             _numbered(30), batch_size=30, seed=seed, partners=True
         )
         return next(batches)["partner"]["index"].tolist()

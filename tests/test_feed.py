@@ -28,7 +28,7 @@ def numbered(count, boxes=True):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 10])
 def test_epochs_are_shuffled_anew_and_complete(batch_size):
-    batches = feed.train_iterator(numbered(10), batch_size=batch_size, seed=0)
+    batches = feed.TrainIterator(numbered(10), batch_size=batch_size, seed=0)
     rows = np.concatenate([next(batches)["index"] for _ in range(400 // batch_size)])
     epochs = rows.reshape(40, 10)  # a batch may span two epochs: none is cut short
     assert all(len(set(epoch.tolist())) == 10 for epoch in epochs)
@@ -40,7 +40,7 @@ def test_epochs_are_shuffled_anew_and_complete(batch_size):
 @pytest.mark.parametrize("boxes", [True, False])
 def test_batches_hold_matching_rows(boxes):
     source = numbered(10, boxes)
-    batch = next(feed.train_iterator(source, batch_size=4, seed=1))
+    batch = next(feed.TrainIterator(source, batch_size=4, seed=1))
     keys = {"image", "label", "index"} | ({"lung_box"} if boxes else set())
     assert set(batch) == keys
     assert batch["image"].shape == (4, 2, 2, 1) and batch["image"].dtype == np.uint8
@@ -55,10 +55,10 @@ def test_batches_hold_matching_rows(boxes):
 @pytest.mark.parametrize("given", [0, 2, 3, 7])
 def test_order_goes_on_from_any_position(given, batch_size):
     source = numbered(10)
-    first = feed.train_iterator(source, batch_size=batch_size, seed=4)
+    first = feed.TrainIterator(source, batch_size=batch_size, seed=4)
     for _ in range(given):
         next(first)
-    second = feed.train_iterator(source, batch_size=batch_size, seed=4, start=given)
+    second = feed.TrainIterator(source, batch_size=batch_size, seed=4, start=given)
     for _ in range(8):
         np.testing.assert_array_equal(next(first)["index"], next(second)["index"])
     second.check(json.loads(json.dumps(first.identity)))
@@ -67,9 +67,9 @@ def test_order_goes_on_from_any_position(given, batch_size):
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_shards_share_the_batches_of_one(count):
     source = numbered(10)
-    alone = feed.train_iterator(source, batch_size=4, seed=2, start=1)
+    alone = feed.TrainIterator(source, batch_size=4, seed=2, start=1)
     shards = [
-        feed.train_iterator(source, batch_size=4, seed=2, start=1, shard=(index, count))
+        feed.TrainIterator(source, batch_size=4, seed=2, start=1, shard=(index, count))
         for index in range(count)
     ]
     for _ in range(6):  # over the end of an epoch, which is inside of a batch
@@ -90,12 +90,12 @@ def test_shards_share_what_is_scored():
 
 def test_a_batch_that_shards_cannot_share():
     with pytest.raises(errors.UserError, match="4 cannot be divided among 3"):
-        feed.train_iterator(numbered(10), batch_size=4, seed=2, shard=(0, 3))
+        feed.TrainIterator(numbered(10), batch_size=4, seed=2, shard=(0, 3))
 
 
 def test_order_depends_on_the_seed_alone():
     def order(seed):
-        batches = feed.train_iterator(numbered(20), batch_size=20, seed=seed)
+        batches = feed.TrainIterator(numbered(20), batch_size=20, seed=seed)
         return next(batches)["index"].tolist()
 
     assert order(7) == order(7) != order(8)
@@ -105,16 +105,16 @@ def test_order_depends_on_the_seed_alone():
 @pytest.mark.parametrize(
     "other",
     [
-        feed.train_iterator(numbered(9), batch_size=3, seed=4),
-        feed.train_iterator(numbered(10), batch_size=2, seed=4),
-        feed.train_iterator(numbered(10), batch_size=3, seed=5),
-        feed.train_iterator(numbered(11).take(range(1, 11)), batch_size=3, seed=4),
+        feed.TrainIterator(numbered(9), batch_size=3, seed=4),
+        feed.TrainIterator(numbered(10), batch_size=2, seed=4),
+        feed.TrainIterator(numbered(10), batch_size=3, seed=5),
+        feed.TrainIterator(numbered(11).take(range(1, 11)), batch_size=3, seed=4),
     ],
     ids=["images", "batch_size", "seed", "films"],
 )
 def test_position_of_another_run_is_refused(other, request):
     name = request.node.callspec.id
-    mine = feed.train_iterator(numbered(10), batch_size=3, seed=4)
+    mine = feed.TrainIterator(numbered(10), batch_size=3, seed=4)
     said = f"has {name} .*, this run has"
     if name == "films":
         said = "the training films are others, or in another order"
@@ -123,13 +123,13 @@ def test_position_of_another_run_is_refused(other, request):
 
 
 def test_position_of_an_older_version_does_not_say_of_which_films():
-    mine = feed.train_iterator(numbered(10), batch_size=3, seed=4)
+    mine = feed.TrainIterator(numbered(10), batch_size=3, seed=4)
     mine.check({"images": 10, "batch_size": 3, "seed": 4})
 
 
 def test_batch_larger_than_the_split():
     with pytest.raises(errors.UserError, match="batch_size 11 is more than the 10"):
-        feed.train_iterator(numbered(10), batch_size=11, seed=0)
+        feed.TrainIterator(numbered(10), batch_size=11, seed=0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 10, 16])
@@ -157,7 +157,7 @@ if __name__ == "__main__":
     loaded = pipeline.load(data, seed=0)
     assert not flags.FLAGS.is_parsed()
     for processes in (0, 2):
-        batches = feed.train_iterator(
+        batches = feed.TrainIterator(
             loaded.train, batch_size=3, seed=5, start=2, processes=processes
         )
         digest = hashlib.sha256()

@@ -387,8 +387,8 @@ def test_what_memory_cannot_hold_is_read_anew(tmp_path, degrade, threads):
         np.testing.assert_array_equal(a.lung_boxes, b.lung_boxes)
         assert (a.names, a.groups) == (b.names, b.groups)
     order = {"batch_size": 5, "seed": 1, "start": 3}
-    expected = feed.train_iterator(kept.train, **order)
-    got = feed.train_iterator(read.train, threads=threads, **order)
+    expected = feed.TrainIterator(kept.train, **order)
+    got = feed.TrainIterator(read.train, threads=threads, **order)
     for _ in range(20):
         assert_same_batch(next(expected), next(got))
     got.close()
@@ -407,7 +407,7 @@ def assert_same_batch(first, second):
 def test_a_film_that_is_lost_while_training_is_named(tmp_path):
     data = write_folder(tmp_path)
     loaded = pipeline.load(dataclasses.replace(data, memory_gib=0), seed=0)
-    batches = feed.train_iterator(loaded.train, batch_size=7, seed=0, threads=2)
+    batches = feed.TrainIterator(loaded.train, batch_size=7, seed=0, threads=2)
     next(batches)
     lost = loaded.train.names[0]
     (tmp_path / lost).unlink()

@@ -53,7 +53,7 @@ for devices, model in json.loads(sys.argv[1]):
     mesh = sharding.make_mesh(train)
     now = sharding.put_state(state.init(method, optimizer, config), mesh)
     step = state.make_step(method, optimizer, config, mesh)
-    batches = feed.train_iterator(data.train, batch_size=8, seed=0)
+    batches = feed.TrainIterator(data.train, batch_size=8, seed=0)
     losses = []
     for _ in range(20):
         now, metrics = step(now, sharding.put_batch(next(batches), mesh))

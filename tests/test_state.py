@@ -307,7 +307,7 @@ def test_one_compilation_serves_a_whole_run(tmp_path, tiny_config):
     policy = dataclasses.replace(tiny_config.policy, warmup_steps=1)
     config = dataclasses.replace(tiny_config, policy=policy)
     data = pipeline.load(config.data, seed=config.seed)
-    batches = feed.train_iterator(
+    batches = feed.TrainIterator(
         data.train, batch_size=config.train.batch_size, seed=config.seed
     )
     method, optimizer = METHODS["hapre"](config, 3), state.make_optimizer(config)

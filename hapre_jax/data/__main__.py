@@ -270,7 +270,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Prepare a data set once for fast training, or audit what it gives "
         "away.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     names = ("ped_pneumonia", "rsna_pneumonia", "nih_chest_xray", "folder", "phantom")

@@ -25,8 +25,33 @@ _OTHER_SEED = 1 << 31
 _GRACE_SECONDS = 30
 
 
+def check_batch_size(batch_size: int, images: int, shards: int) -> None:
+    """Raises `UserError` where batches are of more images than there are, or uneven."""
+    if batch_size > images:
+        raise errors.UserError(
+            f"train.batch_size {batch_size} is more than the {images} training images"
+        )
+    if batch_size % shards:
+        raise errors.UserError(
+            f"train.batch_size {batch_size} cannot be divided among {shards} processes"
+        )
+
+
 class TrainIterator:
-    """Endless shuffled batches from any position on: see `train_iterator`."""
+    """Endless batches, shuffled anew each epoch.
+
+    The order depends on the seed and the number of images, on nothing else: batch
+    number `start` is the same whatever was taken before, by whatever threads,
+    processes or shards.
+
+    It iterates over `image u8[b, H, W, 1]`, `label i32[b]`, `index i32[b]` (rows of the
+    source), and `lung_box f32[b, 4]`, `lungs u8[b, H, W, 1]` and `boxes f32[b, M, 4]`
+    if the source has any; b is B divided by the number of shards. A batch raises
+    `UserError` where an image has become unreadable.
+
+    Attributes:
+      identity: of what the order depends on, of JSON's types.
+    """
 
     def __init__(
         self,
@@ -34,25 +59,32 @@ class TrainIterator:
         *,
         batch_size: int,
         seed: int,
-        start: int,
-        threads: int,
-        processes: int,
-        shard: tuple[int, int],
-        partners: bool,
+        start: int = 0,
+        threads: int = 0,
+        processes: int = 0,
+        shard: tuple[int, int] = (0, 1),
+        partners: bool = False,
     ):
+        """Begins to read.
+
+        Args:
+          source: N images.
+          batch_size: B <= N, of all shards together.
+          seed: of the order, 0 to 2^32 - 1.
+          start: batches that were taken already.
+          threads, processes: that read images which are not in memory; see
+            `DataConfig`.
+          shard: index and number of the processes that share each batch.
+          partners: each batch has another one, "partner", of the same number in an
+            order of its own, which depends on the seed alone too.
+
+        Raises:
+          UserError: see `check_batch_size`.
+        """
         import grain  # slow to import, and only needed to train
 
         index, count = shard
-        if batch_size > len(source):
-            raise errors.UserError(
-                f"train.batch_size {batch_size} is more than the {len(source)} "
-                "training images"
-            )
-        if batch_size % count:
-            raise errors.UserError(
-                f"train.batch_size {batch_size} cannot be divided among {count} "
-                "processes"
-            )
+        check_batch_size(batch_size, len(source), count)
         self.identity = {
             "batch_size": batch_size,
             "seed": seed,
@@ -116,54 +148,6 @@ def _digest(names: Sequence[str]) -> str:
     return hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]
 
 
-def train_iterator(
-    source: dataset.Dataset,
-    *,
-    batch_size: int,
-    seed: int,
-    start: int = 0,
-    threads: int = 0,
-    processes: int = 0,
-    shard: tuple[int, int] = (0, 1),
-    partners: bool = False,
-) -> TrainIterator:
-    """Endless batches, shuffled anew each epoch.
-
-    The order depends on the seed and the number of images, on nothing else: batch
-    number `start` is the same whatever was taken before, by whatever threads,
-    processes or shards.
-
-    Args:
-      source: N images.
-      batch_size: B <= N, of all shards together.
-      seed: of the order, 0 to 2^32 - 1.
-      start: batches that were taken already.
-      threads, processes: that read images which are not in memory; see `DataConfig`.
-      shard: index and number of the processes that share each batch.
-      partners: each batch has another one, "partner", of the same number in an order of
-        its own, which depends on the seed alone too.
-
-    Returns:
-      An iterator over `image u8[b, H, W, 1]`, `label i32[b]`, `index i32[b]` (rows of
-      the source), and `lung_box f32[b, 4]`, `lungs u8[b, H, W, 1]` and `boxes
-      f32[b, M, 4]` if the source has any; b is B divided by the number of shards.
-
-    Raises:
-      UserError: more images in a batch than there are, or b is no integer. A batch
-        raises it where an image has become unreadable.
-    """
-    return TrainIterator(
-        source,
-        batch_size=batch_size,
-        seed=seed,
-        start=start,
-        threads=threads,
-        processes=processes,
-        shard=shard,
-        partners=partners,
-    )
-
-
 def eval_batches(
     source: dataset.Dataset,
     batch_size: int,
@@ -177,10 +161,10 @@ def eval_batches(
     Args:
       source: N images.
       batch_size: B.
-      threads, processes, shard: as in `train_iterator`.
+      threads, processes, shard: as in `TrainIterator`.
 
     Yields:
-      What `train_iterator` yields, and `mask bool[b]`, False for the copies of image 0
+      What `TrainIterator` does, and `mask bool[b]`, False for the copies of image 0
       that fill the last batch.
     """
     import grain

@@ -83,7 +83,7 @@ def partners(key: jax.Array, films: Films) -> Films:
 
     An image may be its own partner, in the mean one of a batch, as in the references. A
     batch of one therefore has its partner from a second, independently shuffled stream
-    of the training images (`feed.train_iterator`), whose position is the step too.
+    of the training images (`feed.TrainIterator`), whose position is the step too.
     """
     order = jax.random.permutation(key, len(films.label))
     return jax.tree.map(lambda array: array[order], films)

@@ -393,7 +393,7 @@ def train_agent(
       config: of the run.
       task: the task network.
       classifier: its variables, of the trained plain classifier.
-      batches: of training films, as `feed.train_iterator` gives them.
+      batches: of training films, as `feed.TrainIterator` gives them.
       validation: split, a `data.dataset.Dataset`, for the rewards.
       progress: called with actions taken, of how many, and a word on how it goes.
     """
