@@ -1,11 +1,12 @@
 """How the key areas of a few fixed images moved in training, as a picture."""
 
+import pathlib
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hapre_jax import figures
+from hapre_jax import figures, log
 from hapre_jax.data.dataset import Dataset
 
 KIND = "key_areas"  # of the records in metrics.jsonl
@@ -63,6 +64,12 @@ def draw(source: Dataset, records: list[dict]) -> Image.Image:
         truth = lungs[line] if lungs is not None else None
         _film_row(sheet, left, y, source.images[int(row)], areas, truth)
     return sheet
+
+
+def draw_run(workdir: pathlib.Path, source: Dataset) -> None:
+    """Draws `key_areas_over_time.png` of a run's folder; `source` as in `draw`."""
+    records = log.read(workdir / "metrics.jsonl")
+    figures.save(draw(source, records), workdir / "key_areas_over_time.png")
 
 
 def _chosen(records):

@@ -22,6 +22,7 @@ from hapre_jax import (
     evaluation,
     figures,
     json_file,
+    landscape_sheet,
     other_films,
     run_folder,
 )
@@ -186,7 +187,7 @@ def measure_and_draw(
     """Measures, and writes `STEM.png` and `STEM.json` into a run's folder."""
     size = min(_BATCH_SIZE, evaluation.batch_size(config))
     landscape = measure(method, state, source, batch_size=size)
-    figures.save(figures.landscape_heatmap(landscape), workdir / f"{stem}.png")
+    figures.save(landscape_sheet.draw(landscape), workdir / f"{stem}.png")
     values = {name: _jsonable(value) for name, value in landscape._asdict().items()}
     json_file.write(workdir / f"{stem}.json", {"step": int(state.step), **values})
     return landscape

@@ -1,7 +1,4 @@
-"""What the trainer, the evaluation and the tables know of a method: pure functions.
-
-None of them knows a method by name.
-"""
+"""What the trainer, the evaluation and the tables know of a method: pure functions."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -139,9 +139,7 @@ def _run(config, workdir, program, data, console, stop_after) -> dict | None:
     shown = data.test.take(np.arange(rows.stop))
     figures.save(program.draw(found, shown), workdir / "answers.png")
     if areas is not None:
-        records = log.read(workdir / "metrics.jsonl")
-        history = area_history.draw(data.validation, records)
-        figures.save(history, workdir / "key_areas_over_time.png")
+        area_history.draw_run(workdir, data.validation)
     facts = training.facts(config, fitted, data)
     results = facts | {"task": program.task, "test": scores}
     # Last: it says that the run is finished.

@@ -184,9 +184,7 @@ def _test(config, method, evaluate, fitted, workdir, data) -> dict[str, Any]:
     if found.area is not None:
         sheet = figures.key_area_sheet(data.test, found, count=_SHEET_IMAGES)
         figures.save(sheet, workdir / "key_areas.png")
-        records = log.read(workdir / "metrics.jsonl")
-        history = area_history.draw(data.validation, records)
-        figures.save(history, workdir / "key_areas_over_time.png")
+        area_history.draw_run(workdir, data.validation)
         whole = sharding.gather(best, sharding.make_mesh(config.train))
         measured = landscape.measure_and_draw(
             config, method, whole, data.validation, workdir

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from hapre_jax import figures
+from hapre_jax import figures, landscape_sheet
 from hapre_jax.data.dataset import Dataset
 from hapre_jax.errors import UserError
 from hapre_jax.landscape import Landscape
@@ -220,7 +220,7 @@ def _frames(picture):
 def test_heatmap_outlines_the_lowest_cell_of_each_panel(texts):
     class_a = [[1.3, 1.2], [1.1, 0.9], [0.25, 0.8]]
     everything = [[1.2, 0.75], [1.0, 0.9], [1.1, 1.4]]
-    picture = figures.landscape_heatmap(
+    picture = landscape_sheet.draw(
         _landscape([class_a, everything], policy=np.array([0.61, 0.62]))
     )
     frames = _frames(picture)
@@ -229,8 +229,10 @@ def test_heatmap_outlines_the_lowest_cell_of_each_panel(texts):
     # All classes come first. A corner of the cell shows its color: 0.75 is a quarter
     # below the whole image, a third of the largest difference, which is 0.75.
     colors = [pixels[top + 4, left + 4] for left, top, _, _ in frames]
-    np.testing.assert_array_equal(colors[0], figures.diverging_color(-0.25 / 0.75))
-    np.testing.assert_array_equal(colors[1], figures.diverging_color(-1.0))
+    np.testing.assert_array_equal(
+        colors[0], landscape_sheet.diverging_color(-0.25 / 0.75)
+    )
+    np.testing.assert_array_equal(colors[1], landscape_sheet.diverging_color(-1.0))
     # Row 0 of the first panel, row 2 of the second; a row is 34 pixels high.
     assert frames[1][1] - frames[0][1] == 2 * 34
     written = [text for text, _ in texts]
@@ -244,7 +246,7 @@ def test_heatmap_outlines_the_lowest_cell_of_each_panel(texts):
 
 def test_heatmap_says_that_the_boxes_lie_around_the_policys_key_area(texts):
     losses = np.linspace(0.5, 1.5, 12).reshape(2, 3, 2)
-    figures.landscape_heatmap(_landscape(losses, reference="policy"))
+    landscape_sheet.draw(_landscape(losses, reference="policy"))
     written = " ".join(text for text, _ in texts)
     assert "side of the policy's key area" in written
     assert "The true lungs are not known here" in written
@@ -254,7 +256,7 @@ def test_heatmap_says_that_the_boxes_lie_around_the_policys_key_area(texts):
 def test_heatmap_of_a_class_without_images_is_empty(texts):
     losses = np.linspace(0.5, 1.5, 6).reshape(1, 3, 2)
     with_empty = np.concatenate([np.full((1, 3, 2), np.nan), losses])
-    picture = figures.landscape_heatmap(_landscape(with_empty))
+    picture = landscape_sheet.draw(_landscape(with_empty))
     assert len(_frames(picture)) == 1
     assert [text for text, _ in texts].count("-") == 6
 
@@ -262,7 +264,7 @@ def test_heatmap_of_a_class_without_images_is_empty(texts):
 def test_heatmap_of_small_differences_stays_pale():
     losses = np.full((2, 3, 2), 1.0)
     losses[:, 1, 1] = 0.98
-    picture = figures.landscape_heatmap(_landscape(losses))
+    picture = landscape_sheet.draw(_landscape(losses))
     left, top, _, _ = _frames(picture)[0]
     color = np.asarray(picture)[top + 4, left + 4]
     # A fifth of the way from white to blue, as full color means at least 0.1 nats.
@@ -271,8 +273,8 @@ def test_heatmap_of_small_differences_stays_pale():
 
 def test_heatmap_of_many_classes_wraps():
     losses = np.linspace(0.5, 1.5, 36).reshape(6, 3, 2)
-    five = figures.landscape_heatmap(_landscape(losses, classes=tuple("abcde")))
-    three = figures.landscape_heatmap(_landscape(losses[:4], classes=tuple("abc")))
+    five = landscape_sheet.draw(_landscape(losses, classes=tuple("abcde")))
+    three = landscape_sheet.draw(_landscape(losses[:4], classes=tuple("abc")))
     assert five.width == three.width and five.height > three.height + 3 * 34
 
 
@@ -287,7 +289,7 @@ def test_heatmap_of_many_classes_wraps():
     ],
 )
 def test_diverging_color(strength, color):
-    assert figures.diverging_color(strength) == color
+    assert landscape_sheet.diverging_color(strength) == color
 
 
 # Mistakes.

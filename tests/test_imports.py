@@ -1,3 +1,4 @@
+import ast
 import json
 import pathlib
 import re
@@ -65,6 +66,44 @@ for module in pkgutil.walk_packages(hapre_jax.__path__, 'hapre_jax.'):
     loaded = _modules_after(code, hidden=OPTIONAL)
     assert {"hapre_jax", "flax"} <= loaded
     assert not loaded & {"tensorflow", "torch", *OPTIONAL}
+
+
+def _rows():
+    """Row of the README's table of modules that each module or package stands in."""
+    table = (ROOT / "README.md").read_text().partition("## Inside")[2]
+    rows: dict[str, int] = {}
+    for number, line in enumerate(re.findall(r"^\|.*\|$", table, re.MULTILINE)):
+        for listed in re.findall(r"`([^`]*)`", line):
+            for name in listed.split():  # programs may be named again
+                rows.setdefault(name.rstrip("/"), number)
+    return rows
+
+
+def _imported(file):
+    """Modules and packages of this package that a module imports, also in functions."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "hapre_jax":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("hapre_jax."):
+            yield node.module.split(".")[1]
+
+
+def test_modules_import_what_stands_before_them_in_the_readme():
+    rows = _rows()
+    own = {path: path.relative_to(PACKAGE).parts[0] for path in PACKAGE.rglob("*.py")}
+    names = {name.removesuffix(".py") for name in own.values()} - {"__init__"}
+    assert names <= rows.keys()
+    wrong = [
+        f"{path.name} imports {name}"
+        for path, module in own.items()
+        for name in _imported(path)
+        if rows[name] > rows.get(module.removesuffix(".py"), 0)
+    ]
+    assert not wrong
 
 
 def test_only_the_networks_import_flax():
