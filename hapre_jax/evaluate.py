@@ -17,6 +17,7 @@ from hapre_jax import (
     html_report,
     json_file,
     log,
+    methods,
     other_films,
     predictions,
     report,
@@ -24,7 +25,6 @@ from hapre_jax import (
 )
 from hapre_jax import config as config_lib
 from hapre_jax.errors import UserError
-from hapre_jax.methods import METHODS
 
 # Of results whose file, or its page, would take the place of one that training leaves.
 _OF_A_RUN = (
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
     if known:
         said = "the run was trained on them, or on others of their patients"
         log.say(console, f"{known} films are left out: {said}")
-    method = METHODS[trained.method](trained, len(results["classes"]))
+    method = methods.make(trained, len(results["classes"]))
     evaluation.check_lungs(method, tested_on)
     best = checkpoint.restore_best(workdir, trained, method)
     tested = evaluation.evaluate(

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hapre_jax import boxes, evaluation, heatmap
+from hapre_jax import boxes, evaluation, heatmap, methods
 from hapre_jax.config import Config
 from hapre_jax.data import dataset as datasets
 from hapre_jax.method import network_variables
-from hapre_jax.methods import METHODS, plain
+from hapre_jax.methods import plain
 from hapre_jax.state import TrainState, to_float
 from hapre_jax.tasks import normalize, resize
 
@@ -46,7 +46,7 @@ def make(config: Config, num_classes: int) -> Callable | None:
     """
     if config.method not in EXPLAINED or not is_of_film(config):
         return None
-    method = METHODS[config.method](config, num_classes)
+    method = methods.make(config, num_classes)
     task = plain.classification(config, num_classes)
 
     def explain(params, model_state, batch):

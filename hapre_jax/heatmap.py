@@ -82,6 +82,10 @@ def grad_cam(
 def paste(heat: jax.Array, area: jax.Array, *, size: int) -> jax.Array:
     """The map of a key area as one of the whole image: 0 outside of the area.
 
+    The map is stretched over the area, as is usual. Cells of a ResNet lie a little
+    further up and left than that: convolutions of stride 2 begin at the first pixel, so
+    that a cell of s pixels is about a place (s - 1) / 2 pixels before its middle.
+
     Args:
       heat: `f32[h, w]`, of what the network saw of the image.
       area: `f32[4]` yxyx that it saw.

@@ -14,13 +14,13 @@ from hapre_jax import (
     checkpoint,
     explain,
     json_file,
+    methods,
     pretrained,
     run_folder,
 )
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
 from hapre_jax.method import Prediction
-from hapre_jax.methods import METHODS
 from hapre_jax.state import to_float
 
 BATCH = 32  # films in a forward pass, a shape that is compiled once
@@ -95,7 +95,7 @@ def load_functions(
     Raises:
       UserError: there is none, or the method needs to be told where the lungs are.
     """
-    method = METHODS[config.method](config, num_classes)
+    method = methods.make(config, num_classes)
     if method.needs_lungs:
         raise UserError(
             f"method {config.method} must be told where the lungs are, which of new "

@@ -23,6 +23,7 @@ from hapre_jax import (
     figures,
     json_file,
     landscape_sheet,
+    methods,
     other_films,
     run_folder,
 )
@@ -32,7 +33,6 @@ from hapre_jax.data import dataset as datasets
 from hapre_jax.data import feed, pipeline
 from hapre_jax.errors import UserError
 from hapre_jax.method import Method
-from hapre_jax.methods import METHODS
 
 # Neighbouring rows differ by one expansion of the key area (`policy.alpha`). From boxes
 # that cut the lungs to where lungs of half a frame have become the whole image.
@@ -333,7 +333,7 @@ def main(argv: list[str]) -> int:
             f"the run tells {', '.join(classes)} apart, and these films are "
             f"{', '.join(data.validation.classes)}: a landscape needs the same classes"
         )
-    method = METHODS[trained.method](trained, len(data.validation.classes))
+    method = methods.make(trained, len(data.validation.classes))
     best = checkpoint.restore_best(workdir, config, method)
     stem = "landscape" if config.data == trained.data else "landscape_elsewhere"
     landscape = measure_and_draw(

@@ -28,6 +28,7 @@ from hapre_jax import (
     json_file,
     landscape,
     log,
+    methods,
     predictions,
     probabilities,
     report,
@@ -41,7 +42,6 @@ from hapre_jax.data import dataset as datasets
 from hapre_jax.data import files, phantom
 from hapre_jax.errors import UserError
 from hapre_jax.method import Method
-from hapre_jax.methods import METHODS
 
 _SHEET_IMAGES = 12
 _HEATMAP_IMAGES = 6
@@ -97,7 +97,7 @@ def train_and_evaluate(
         if not typical.exists():
             json_file.write(typical, appearance.describe(data.train.images))
         plain = None
-        needs_plain = METHODS[config.method](config, len(data.train.classes)).prepare
+        needs_plain = methods.make(config, len(data.train.classes)).prepare
         if config.method != "plain" and (config.compare_plain or needs_plain):
             plain_config, folder = _plain(config), workdir / "plain"
             folder.mkdir(exist_ok=True)
@@ -116,7 +116,7 @@ def _plain(config: Config) -> Config:
 
 def _method(config: Config, data: datasets.Splits) -> Method:
     """The method of a config, which knows all that it needs of the data."""
-    method = METHODS[config.method](config, len(data.train.classes))
+    method = methods.make(config, len(data.train.classes))
     for split in data:
         evaluation.check_lungs(method, split)
     return method
@@ -210,7 +210,7 @@ def _draw_heatmaps(config, best, workdir, data, *, beside_plain):
 
 def _best_of_plain(config, workdir, data) -> state.TrainState:
     """The best checkpoint of the run that `_plain` is the config of."""
-    method = METHODS["plain"](_plain(config), len(data.train.classes))
+    method = methods.make(_plain(config), len(data.train.classes))
     return checkpoint.restore_best(workdir / "plain", _plain(config), method)
 
 

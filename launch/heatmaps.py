@@ -23,6 +23,7 @@ from hapre_jax import (
     figures,
     heatmap_sheet,
     log,
+    methods,
     other_films,
     run_folder,
 )
@@ -30,7 +31,6 @@ from hapre_jax import config as config_lib
 from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import pipeline
 from hapre_jax.errors import UserError
-from hapre_jax.methods import METHODS
 
 
 def main(argv: list[str]) -> int:
@@ -99,7 +99,7 @@ def _look_alike(first: DataConfig, second: DataConfig) -> bool:
 
 def _look(folder, config, source) -> explain.Looks:
     """Maps of the best checkpoint of a run."""
-    method = METHODS[config.method](config, len(source.classes))
+    method = methods.make(config, len(source.classes))
     best = checkpoint.restore_best(folder, config, method)
     return explain.look(config, best, source)
 

@@ -388,8 +388,8 @@ def test_a_run_stays_what_it_was_trained_as_on_other_films(monkeypatch, finished
         seen.append((settings.data.quality, num_classes))
         raise UserError("enough")
 
+    monkeypatch.setitem(METHODS, "hapre", spy)
     for program in (evaluate, landscape):
-        monkeypatch.setattr(program, "METHODS", {"hapre": spy})
         with pytest.raises(UserError, match="enough"):
             program.main([str(finished_run), "--data.quality", "high"])
     assert seen == [("low", 3), ("low", 3)]

@@ -1,5 +1,7 @@
 """Methods: each fills in `method.Method` from a config."""
 
+from hapre_jax.config import Config
+from hapre_jax.method import Method
 from hapre_jax.methods import (
     cutmix,
     cutout,
@@ -30,3 +32,12 @@ METHODS = {
     "cutmix": cutmix.make,
     "mixup": mixup.make,
 }
+
+
+def make(config: Config, num_classes: int) -> Method:
+    """The method that a config names.
+
+    Raises:
+      UserError: it cannot be built so; see the method's own `make`.
+    """
+    return METHODS[config.method](config, num_classes)

@@ -69,10 +69,10 @@ def of_task(
 
 
 def _prober(config, num_classes):
-    settings = config.policy
-    changed = {"image_size": settings.probe_size or config.task.image_size}
-    changed["dtype"] = settings.probe_dtype
-    if settings.probe_dtype == "same":
-        changed["dtype"] = config.task.dtype
-    task = dataclasses.replace(config.task, **changed)
+    settings, task = config.policy, config.task
+    task = dataclasses.replace(
+        task,
+        image_size=settings.probe_size or task.image_size,
+        dtype=task.dtype if settings.probe_dtype == "same" else settings.probe_dtype,
+    )
     return plain.classification(dataclasses.replace(config, task=task), num_classes)
