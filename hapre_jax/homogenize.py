@@ -154,6 +154,7 @@ def main(argv: list[str]) -> int:
     is_taken = out.is_dir() and any(out.iterdir())
     output_folder.check(out, asked, taken="is not empty" if is_taken else None)
     model = inference.load(folder)
+    answering.check_crops(model.config)  # before the folder is begun
     console = rich.console.Console()
     with (
         output_folder.unfinished(out, asked),

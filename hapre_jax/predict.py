@@ -129,6 +129,18 @@ def _whole_lines(file: pathlib.Path) -> Iterator[bytes]:
         yield from itertools.takewhile(lambda line: line.endswith(b"}\n"), lines)
 
 
+def check_pictures(model: Model, *, crops: bool, heatmaps: bool) -> None:
+    """Raises `UserError` where a model has no such pictures."""
+    if crops:
+        answering.check_crops(model.config)
+    if heatmaps and model.explain is None:
+        name = answering.method_name(model.config)
+        raise UserError(
+            f"where method {name} looks is not one map, or this is a bundle without "
+            f"its {inference.HEAT_GRAPH}: leave --heatmaps"
+        )
+
+
 def predict_films(
     model: Model,
     films: Iterable[inputs.Input],
@@ -157,14 +169,7 @@ def predict_films(
       UserError: of crops or heatmaps, if the method has none; or the folder cannot be
         made.
     """
-    if crop_size:
-        answering.check_crops(model.config)
-    if heatmaps and model.explain is None:
-        name = answering.method_name(model.config)
-        raise UserError(
-            f"where method {name} looks is not one map, or this is a bundle without "
-            f"its {inference.HEAT_GRAPH}: leave --heatmaps"
-        )
+    check_pictures(model, crops=bool(crop_size), heatmaps=heatmaps)
     output_folder.make(out)
     geometry = model.config.data.geometry
 
@@ -300,6 +305,8 @@ def main(argv: list[str]) -> int:
         raise UserError("no film was named")
     console = rich.console.Console()
     model = inference.load(arguments.run)
+    # Before the folder is begun, which would refuse other options then.
+    check_pictures(model, crops=arguments.crops, heatmaps=arguments.heatmaps)
     where = f"{arguments.out}/{_TABLE}"
     started = said = time.monotonic()
     answered = newly = 0

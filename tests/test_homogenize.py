@@ -100,7 +100,9 @@ def test_what_was_interrupted_goes_on_to_the_same_files(
     assert contents(out) == contents(whole)
 
 
-def test_what_cannot_work_is_refused_in_one_sentence(finished_run, hospital, tmp_path):
+def test_what_cannot_work_is_refused_in_one_sentence(
+    finished_run, hospital, tmp_path, monkeypatch
+):
     films = ["--data.name", "folder", "--data.root", str(hospital)]
     with pytest.raises(UserError, match="lies among the films of"):
         homogenize.main([str(finished_run), *films, "--out", str(hospital)])
@@ -116,6 +118,11 @@ def test_what_cannot_work_is_refused_in_one_sentence(finished_run, hospital, tmp
     source = folder.source(str(hospital))
     with pytest.raises(UserError, match=r"operation mask does more to a film"):
         homogenize.homogenize(turned, source, tmp_path / "new", size=32)
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "load", lambda _: turned)
+        new = ["--out", str(tmp_path / "new")]
+        with pytest.raises(UserError, match=r"operation mask does more to a film"):
+            homogenize.main([str(finished_run), *films, *new])
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="homogenize takes --data flags only"):
         homogenize.main([str(finished_run), *films, "--policy.alpha", "2"])

@@ -191,7 +191,9 @@ def test_the_plain_classifier_has_no_key_area(finished_run, films, tmp_path):
     assert row["flags"] == appearance.UNLIKE
 
 
-def test_a_crop_is_not_what_a_classifier_of_turned_films_sees(finished_run, tmp_path):
+def test_a_crop_is_not_what_a_classifier_of_turned_films_sees(
+    finished_run, tmp_path, monkeypatch
+):
     model = inference.load(finished_run)
     policy = dataclasses.replace(model.config.policy, operation="rotation+key_area")
     config = dataclasses.replace(model.config, policy=policy)
@@ -201,6 +203,12 @@ def test_a_crop_is_not_what_a_classifier_of_turned_films_sees(finished_run, tmp_
         predict.predict_films(
             model._replace(config=config), iter([film]), out, crop_size=32
         )
+    assert not out.exists()
+    # Nor does the program begin a folder that would refuse the corrected command.
+    monkeypatch.setattr(inference, "load", lambda _: model._replace(config=config))
+    flags = ["--out", str(out), "--crops"]
+    with pytest.raises(UserError, match=r"operation rotation\+key_area does more to a"):
+        predict.main([str(finished_run), str(tmp_path), *flags])
     assert not out.exists()
 
 

@@ -87,8 +87,7 @@ def _below(path: str) -> Iterator[Input]:
     if os.path.isdir(path):
         for name in tree.zips():
             for film in _below(os.path.join(path, name)):
-                inside = name.removesuffix(name[-4:])
-                yield film._replace(name=f"{inside}/{film.name}")
+                yield film._replace(name=f"{name[:-4]}/{film.name}")
 
 
 def _open_entry(tree: files.Tree, name: str) -> Image.Image:
