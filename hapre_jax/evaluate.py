@@ -62,8 +62,10 @@ def main(argv: list[str]) -> int:
     trained = run_folder.read_config(workdir)
     config = other_films.config_of(config, trained, program="evaluate")
     results = run_folder.read_results(workdir)
-    tested_with = {"films": "all" if arguments.all else "test split"}
-    tested_with["data"] = config_lib.to_dict(config)["data"]
+    tested_with = {
+        "films": "all" if arguments.all else "test split",
+        "data": config_lib.to_dict(config)["data"],
+    }
     output = _output(arguments.out, workdir, tested_with)
     with log.progress_bar(console, f"{config.data.name} images") as update:
         tested_on, mean_box, known = other_films.load(

@@ -81,7 +81,7 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
             image = image.convert("L")
             # Of 16 bits with color or transparency Pillow keeps the upper 8.
             if _bits(data, tags) == 16:
-                _check_range(np.asarray(image) * 257.0, name)
+                _check_range(np.asarray(image, np.uint16) * 257, name)
             return image
     except errors.UserError:
         raise
