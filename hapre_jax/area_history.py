@@ -40,8 +40,8 @@ def draw(source: Dataset, records: list[dict]) -> Image.Image:
     """
     validations = _chosen([r for r in records if r["kind"] == KIND])
     rows = figures.first_of_each_class(source.labels, _IMAGES)
-    lungs = None if source.lung_boxes is None else source.lung_boxes[rows]
-    has_lungs = lungs is not None and bool(np.isfinite(lungs).any())
+    lungs = source.lung_boxes[rows]
+    has_lungs = bool(source.are_lungs_known[rows].any())
 
     columns, row_height = len(validations), _FILM + _GAP + _CAPTION * has_lungs
     width = 2 * _MARGIN + _LABELS + columns * (_FILM + _GAP) - _GAP
@@ -61,8 +61,7 @@ def draw(source: Dataset, records: list[dict]) -> Image.Image:
         place = (_MARGIN, y + _FILM // 2)
         pen.text(place, name, figures.TEXT, figures.font(16), anchor="lm")
         areas = np.array([v["boxes"][line] for v in validations], np.float32)
-        truth = lungs[line] if lungs is not None else None
-        _film_row(sheet, left, y, source.images[int(row)], areas, truth)
+        _film_row(sheet, left, y, source.images[int(row)], areas, lungs[line])
     return sheet
 
 
@@ -91,18 +90,13 @@ def _header(pen, has_lungs):
 
 def _film_row(sheet, left, y, pixels, areas, lungs):
     """One film with its key area at each validation."""
-    known = lungs is not None and bool(np.isfinite(lungs).all())
-    overlaps = None
-    if known:
-        overlaps = figures.lung_overlaps(areas, np.tile(lungs, (len(areas), 1)))
+    overlaps = figures.lung_overlaps(areas, np.tile(lungs, (len(areas), 1)))
     pen = ImageDraw.Draw(sheet)
     for column, area in enumerate(areas):
         x = left + column * (_FILM + _GAP)
-        film = figures.film_with_boxes(
-            pixels, area, lungs if known else None, size=_FILM
-        )
+        film = figures.film_with_boxes(pixels, area, lungs, size=_FILM)
         sheet.paste(film, (x, y))
-        if overlaps is not None:
+        if np.isfinite(overlaps[column]):
             place = (x + _FILM // 2, y + _FILM + 16)
             text = f"IoU {overlaps[column]:.2f}"
             pen.text(place, text, figures.DIM, figures.font(15), anchor="ms")

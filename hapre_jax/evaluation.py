@@ -52,7 +52,7 @@ def make_predict(method: Method, mesh: Mesh | None = None) -> Callable:
 
 def check_lungs(method: Method, source: datasets.Dataset) -> None:
     """Raises `UserError` where a method needs lung boxes that a split does not have."""
-    if method.needs_lungs and source.lung_boxes is None:
+    if method.needs_lungs and not source.are_lungs_known.any():
         raise UserError(
             "method true_lungs needs lung boxes, and of a split of this data set none "
             "is known"
@@ -174,9 +174,7 @@ def evaluate(
         "scaled_calibration_error": scaled,
         "confusion_matrix": np.asarray(matrix).tolist(),
         "views": _score_groups(source.views, truth, table.answers, space),
-        "framings": _score_groups(
-            _framings(source.lung_boxes), truth, table.answers, space
-        ),
+        "framings": _score_groups(_framings(source), truth, table.answers, space),
         **score_actions(predicted, source, config=config, mean_box=mean_box),
     }
     return Evaluation(scores, predicted, table)
@@ -238,18 +236,21 @@ def _score_groups(names, truth, answers, space) -> dict[str, dict]:
     return scored
 
 
-def _framings(lung_boxes: np.ndarray | None) -> list[str]:
-    """How well each film is framed, by the longer side of its lungs; "" is unknown."""
-    if lung_boxes is None:
+def _framings(source: datasets.Dataset) -> list[str]:
+    """How well each film is framed, by the longer side of its lungs; "" is unknown.
+
+    Empty where the lungs of none are known.
+    """
+    if not source.are_lungs_known.any():
         return []
-    sides = np.max(lung_boxes[:, 2:] - lung_boxes[:, :2], axis=1)
+    sides = np.max(source.lung_boxes[:, 2:] - source.lung_boxes[:, :2], axis=1)
     names = (*_FRAMINGS, "")  # NaN is above all bounds
     return [names[at] for at in np.digitize(sides, list(_FRAMINGS.values()))]
 
 
 def score_key_areas(
     areas: np.ndarray,
-    lung_boxes: np.ndarray | None,
+    lung_boxes: np.ndarray,
     *,
     config: Config,
     lesion_boxes: Sequence[np.ndarray] | None = None,
@@ -259,7 +260,7 @@ def score_key_areas(
 
     Args:
       areas: `f32[N, 4]` yxyx, valid key areas.
-      lung_boxes: `f32[N, 4]`, NaN where unknown; or None: no lung scores.
+      lung_boxes: `f32[N, 4]`, NaN where unknown; if all are, there are no lung scores.
       config: gives the bounds of a key area.
       lesion_boxes: N arrays `f32[n, 4]`; or None: no lesion score.
       mean_box: `f32[4]`, mean lung box of the training split.
@@ -279,9 +280,9 @@ def score_key_areas(
             np.mean(np.std((areas[:, :2] + areas[:, 2:]) / 2, axis=0))
         ),
     }
-    if lung_boxes is None or np.isnan(lung_boxes).all():
+    known = datasets.is_known(lung_boxes)
+    if not known.any():
         return result
-    known = np.isfinite(lung_boxes[:, 0])
     truth = jnp.asarray(lung_boxes[known])
 
     def mean_iou(area):
@@ -350,6 +351,5 @@ def _lesion_coverage(areas, lesion_boxes) -> float | None:
 
 def mean_lung_box(source: datasets.Dataset) -> np.ndarray | None:
     """Mean lung box `f32[4]` of a split, or None where no lungs are known."""
-    if source.lung_boxes is None or np.isnan(source.lung_boxes).all():
-        return None
-    return np.nanmean(source.lung_boxes, axis=0)
+    known = source.are_lungs_known
+    return source.lung_boxes[known].mean(axis=0) if known.any() else None

@@ -105,11 +105,16 @@ def look(config: Config, state: TrainState, source: datasets.Dataset) -> Looks:
     return Looks(heat, found.probabilities.argmax(1).astype(np.int32), found.area)
 
 
-def score(looks: Looks, lung_boxes: np.ndarray | None) -> dict[str, float] | None:
-    """Means over films of known lungs; None where there are none."""
-    if lung_boxes is None or np.isnan(lung_boxes).all():
+def score(looks: Looks, lung_boxes: np.ndarray) -> dict[str, float] | None:
+    """Means over films of known lungs; None where there are none.
+
+    Args:
+      looks: of N films.
+      lung_boxes: `f32[N, 4]`, NaN where unknown.
+    """
+    known = datasets.is_known(lung_boxes)
+    if not known.any():
         return None
-    known = np.isfinite(lung_boxes[:, 0])
     heat, lungs = jnp.asarray(looks.heat[known]), jnp.asarray(lung_boxes[known])
     points = jax.vmap(heatmap.points_inside)(heat, lungs)
     energy = jax.vmap(heatmap.energy_inside)(heat, lungs)

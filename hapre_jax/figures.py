@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hapre_jax import atomic, boxes
 from hapre_jax.data import files
-from hapre_jax.data.dataset import Dataset
+from hapre_jax.data.dataset import NOWHERE, Dataset, is_known
 
 if TYPE_CHECKING:
     from hapre_jax.method import Prediction
@@ -91,10 +91,10 @@ def _sheet(source, predictions, shown, title, note) -> Image.Image:
 
     Of a method without key areas the crops are the whole films.
     """
-    areas, lung_boxes = predictions.area, source.lung_boxes
+    areas = predictions.area
     overlaps = np.full(len(source), np.nan, np.float32)
     if areas is not None:
-        overlaps = lung_overlaps(np.asarray(areas), lung_boxes)
+        overlaps = lung_overlaps(np.asarray(areas), source.lung_boxes)
 
     cell_width = _FILM + _INNER + _CROP
     top = 122
@@ -112,9 +112,7 @@ def _sheet(source, predictions, shown, title, note) -> Image.Image:
     for place, row in enumerate(shown):
         x = _MARGIN + place % _COLUMNS * (cell_width + _GAP)
         y = top + place // _COLUMNS * (_FILM + _GAP)
-        lungs = None
-        if lung_boxes is not None and np.isfinite(overlaps[row]):
-            lungs = lung_boxes[row]
+        lungs = source.lung_boxes[row]
         area = None if areas is None else areas[row]
         sheet.paste(film_with_boxes(source.images[row], area, lungs), (x, y))
         sheet.paste(_crop(source.images[row], area), (x + _FILM + _INNER, y))
@@ -125,7 +123,7 @@ def _sheet(source, predictions, shown, title, note) -> Image.Image:
         _caption(draw, x, y + 24, "true", source.classes[label], TEXT)
         _caption(draw, x, y + 47, "answer", source.classes[answer], color)
         numbers = f"p {probabilities[answer]:.2f}"
-        if lungs is not None:
+        if np.isfinite(overlaps[row]):
             numbers += f"    IoU {overlaps[row]:.2f}"
         draw.text((x, y + 70), numbers, TEXT, font(16), anchor="ls")
     return sheet
@@ -134,13 +132,13 @@ def _sheet(source, predictions, shown, title, note) -> Image.Image:
 def film_with_boxes(
     pixels: np.ndarray,
     area: np.ndarray | None,
-    lungs: np.ndarray | None = None,
+    lungs: np.ndarray = NOWHERE,
     *,
     size: int = _FILM,
 ) -> Image.Image:
     """An image `u8[H, W, C]` as a square with its key area and, dashed, its lungs.
 
-    Either may be None.
+    There may be no area, and lungs that are not known are not drawn.
     """
     film = _picture(pixels).resize((size, size), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(film)
@@ -151,20 +149,17 @@ def film_with_boxes(
         halo = (left - 1, top - 1, right + 1, bottom + 1)
         draw.rectangle(halo, outline=(0, 0, 0), width=5)
         draw.rectangle((left, top, right, bottom), outline=KEY_AREA_COLOR, width=3)
-    if lungs is not None:
+    if is_known(lungs):
         # On top: where the two boxes agree, the solid line shows between the dashes.
         _dashed(draw, _inclusive(lungs, size), LUNGS_COLOR)
     return film
 
 
-def lung_overlaps(areas: np.ndarray, lung_boxes: np.ndarray | None) -> np.ndarray:
+def lung_overlaps(areas: np.ndarray, lung_boxes: np.ndarray) -> np.ndarray:
     """IoU `f32[N]` of key areas with the true lungs, NaN where these are unknown."""
-    if lung_boxes is None:
-        return np.full(len(areas), np.nan, np.float32)
-    known = np.isfinite(lung_boxes).all(axis=1)
     lungs = jnp.asarray(np.nan_to_num(lung_boxes))
     ious = np.asarray(jax.vmap(boxes.iou)(jnp.asarray(areas), lungs))
-    return np.where(known, ious, np.float32(np.nan))
+    return np.where(is_known(lung_boxes), ious, np.float32(np.nan))
 
 
 def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:

@@ -32,7 +32,7 @@ def draw(source: Dataset, found: Mapping[str, Looks], *, count: int) -> Image.Im
     picture = Image.new("RGB", size, figures.SHEET)
     pen = ImageDraw.Draw(picture)
     pen.text((_GAP, 10), title, figures.DIM, figures.font(15))
-    has_lungs = source.lung_boxes is not None and np.isfinite(source.lung_boxes).any()
+    has_lungs = source.are_lungs_known.any()
     heads = ["film, lungs dashed" if has_lungs else "film", *found]
     for column, head in enumerate(heads):
         text = figures.shortened(head, figures.font(17), _FILM)
@@ -40,9 +40,7 @@ def draw(source: Dataset, found: Mapping[str, Looks], *, count: int) -> Image.Im
     for line, row in enumerate(rows):
         y = _TOP + line * (side + 22)
         pixels = np.asarray(source.images[row])
-        lungs = None if source.lung_boxes is None else source.lung_boxes[row]
-        if lungs is not None and np.isnan(lungs).any():
-            lungs = None
+        lungs = source.lung_boxes[row]
         film = figures.film_with_boxes(pixels, None, lungs, size=_FILM)
         picture.paste(film, (_GAP, y))
         name = source.classes[source.labels[row]]

@@ -107,7 +107,7 @@ def measure(
     Raises:
       UserError: neither lungs nor a policy to place boxes around.
     """
-    known = _known(source)
+    known = source.are_lungs_known
     reference = "lungs" if known.any() else "policy"
     rows = np.flatnonzero(known) if known.any() else np.arange(len(source))
     if len(rows) > max_images:
@@ -156,12 +156,6 @@ def measure(
         whole=means[:, 0],
         policy=None if area is None else means[:, 1],
     )
-
-
-def _known(source):
-    if source.lung_boxes is None:
-        return np.zeros(len(source), bool)
-    return np.isfinite(source.lung_boxes).all(axis=1)
 
 
 def _class_means(losses, labels, num_classes):
@@ -223,7 +217,7 @@ def overlap(areas: np.ndarray, lung_boxes: np.ndarray, zoom: float) -> float:
 
     Boxes `f32[N, 4]` of NaN, of unknown lungs, do not count.
     """
-    known = np.isfinite(lung_boxes).all(axis=1)
+    known = datasets.is_known(lung_boxes)
     scaled = jax.vmap(place, (0, None, None))(
         jnp.asarray(lung_boxes[known]), jnp.asarray(zoom), jnp.zeros(())
     )

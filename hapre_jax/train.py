@@ -217,7 +217,7 @@ def _best_of_plain(config, workdir, data) -> state.TrainState:
 def _best_scale(measured, areas, lung_boxes) -> dict | None:
     """Where the loss leads to, by validation images, and how near the areas are."""
     zoom = landscape.best_zoom(measured)
-    if zoom is None or lung_boxes is None or np.isnan(lung_boxes).all():
+    if zoom is None or not datasets.is_known(lung_boxes).any():
         return None
     return {"best_zoom": zoom, "iou": landscape.overlap(areas, lung_boxes, zoom)}
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import ImageDraw
 
 from hapre_jax import area_history, figures
-from hapre_jax.data.dataset import Dataset
+from hapre_jax.data.dataset import NO_BOXES, Dataset
 
 LABELS = [0, 0, 0, 1, 2, 2, 0, 1]
 SHOWN = [0, 3, 4, 1, 7, 5]  # the first of each class, then the second ones
@@ -21,7 +21,7 @@ class _Stream:
         return np.full((20, 20, 1), GRAYS[index])
 
 
-def _source(lung_boxes=None):
+def _source(lung_boxes=NO_BOXES):
     names = tuple(f"film-{n}" for n in range(len(LABELS)))
     return Dataset(
         images=_Stream(),

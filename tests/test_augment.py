@@ -328,7 +328,6 @@ def _numbered(count):
         names=tuple(map(str, range(count))),
         groups=tuple(map(str, range(count))),
         classes=tuple(map(str, range(count))),
-        lung_boxes=None,
     )
 
 

@@ -25,7 +25,7 @@ from hapre_jax import (
 )
 from hapre_jax.config import Config, DataConfig, PolicyConfig, TrainConfig
 from hapre_jax.data import pipeline, splits
-from hapre_jax.data.dataset import Dataset
+from hapre_jax.data.dataset import NO_BOXES, NOWHERE, Dataset
 from hapre_jax.errors import UserError
 from hapre_jax.method import Prediction
 from hapre_jax.methods import METHODS
@@ -33,13 +33,12 @@ from hapre_jax.state import TrainState
 
 ROOT = pathlib.Path(__file__).parents[1]
 CLASSES = ("normal", "bacterial", "viral")
-NAN = np.full(4, np.nan, np.float32)
 NO_LUNGS = (
     "method true_lungs needs lung boxes, and of a split of this data set none is known"
 )
 
 
-def _dataset(labels, lung_boxes=None):
+def _dataset(labels, lung_boxes=NO_BOXES):
     """Image k is of gray k."""
     count = len(labels)
     images = np.zeros((count, 2, 2, 1), np.uint8)
@@ -188,7 +187,7 @@ def test_framings_are_scored_apart():
     assert scores["framings"]["low"]["accuracy"] == 0.5  # film 3 is called 2
     assert scores["framings"]["high"]["accuracy"] == 0.0
     # Nothing is known of where the lungs are.
-    source = dataclasses.replace(source, lung_boxes=None)
+    source = dataclasses.replace(source, lung_boxes=NO_BOXES)
     scores = evaluation.evaluate(_lookup(table), STATE, source, config=Config()).scores
     assert scores["framings"] == {}
 
@@ -231,7 +230,7 @@ def test_a_method_is_not_told_the_answers():
     assert told == {"image": "image", "lung_box": "lung_box"}
 
 
-@pytest.mark.parametrize("lungs", [None, np.zeros((3, 4), np.float32)])
+@pytest.mark.parametrize("lungs", [NO_BOXES, np.zeros((3, 4), np.float32)])
 def test_evaluation_passes_no_label(lungs):
     seen = []
 
@@ -241,7 +240,7 @@ def test_evaluation_passes_no_label(lungs):
 
     source = _dataset([0, 1, 2], lungs)
     assert evaluation.evaluate(predict, STATE, source, config=Config()).scores["n"] == 3
-    assert seen == [{"image"} if lungs is None else {"image", "lung_box"}]
+    assert seen == [{"image"} if not len(lungs) else {"image", "lung_box"}]
 
 
 def test_true_lungs_needs_lung_boxes(tiny_config):
@@ -251,22 +250,24 @@ def test_true_lungs_needs_lung_boxes(tiny_config):
         evaluation.check_lungs(method, unknown)
     assert str(error.value) == NO_LUNGS
     # One film is enough, the others are shown whole; other methods need none.
-    some = np.array([NAN, (0.0, 0.0, 0.5, 0.5)])
+    some = np.array([NOWHERE, (0.0, 0.0, 0.5, 0.5)])
     evaluation.check_lungs(method, _dataset([0, 1], some))
     evaluation.check_lungs(METHODS["random_crop"](tiny_config, 3), unknown)
 
 
 def _score(areas, lungs, **kwargs):
     config = Config(policy=PolicyConfig(min_side=0.25, max_side=0.9))
-    lungs = None if lungs is None else np.array(lungs, np.float32)
     return evaluation.score_key_areas(
-        np.array(areas, np.float32), lungs, config=config, **kwargs
+        np.array(areas, np.float32),
+        np.array(lungs, np.float32),
+        config=config,
+        **kwargs,
     )
 
 
 def test_key_area_scores_by_hand():
     areas = [(0.0, 0.0, 0.5, 0.5), (0.25, 0.25, 0.75, 0.5), (0.1, 0.1, 0.9, 0.9)]
-    lungs = [(0.0, 0.0, 0.5, 0.5), (0.25, 0.25, 0.75, 0.75), NAN]
+    lungs = [(0.0, 0.0, 0.5, 0.5), (0.25, 0.25, 0.75, 0.75), NOWHERE]
     found = _score(areas, lungs, mean_box=np.array([0.0, 0.0, 0.5, 0.5], np.float32))
     # Of the two films with known lungs: equal, and half of them.
     assert found["lung_iou"] == pytest.approx((1 + 0.5) / 2)
@@ -293,16 +294,17 @@ def test_lesion_coverage_by_hand():
         np.zeros((0, 4), np.float32),  # no lesion: not counted
         np.array([(0.0, 0.5, 0.75, 0.75)], np.float32),
     ]
-    found = _score(areas, None, lesion_boxes=lesions)
+    unknown = [NOWHERE] * 3
+    found = _score(areas, unknown, lesion_boxes=lesions)
     # Film 0: all of one and a quarter of the other; film 2: a third.
     assert found["lesion_coverage"] == pytest.approx((0.625 + 1 / 3) / 2)
-    assert _score(areas, None)["lesion_coverage"] is None
-    assert _score(areas[:1], None, lesion_boxes=lesions[1:2])["lesion_coverage"] is None
+    assert _score(areas, unknown)["lesion_coverage"] is None
+    found = _score(areas[:1], unknown[:1], lesion_boxes=lesions[1:2])
+    assert found["lesion_coverage"] is None
 
 
-@pytest.mark.parametrize("lungs", [None, [NAN]])
-def test_unknown_lungs_have_no_scores(lungs):
-    found = _score([(0.0, 0.0, 0.9, 0.9)], lungs, mean_box=NAN)
+def test_unknown_lungs_have_no_scores():
+    found = _score([(0.0, 0.0, 0.9, 0.9)], [NOWHERE], mean_box=NOWHERE)
     assert found["lung_iou"] is found["lung_coverage"] is None
     expected = {"whole": None, "central80": None, "mean_box": None}
     assert found["trivial_iou"] == expected
@@ -317,7 +319,7 @@ def test_mean_box_is_left_out_where_training_knows_none():
 
 
 def test_mean_lung_box_ignores_films_without():
-    lungs = np.array([[0.0, 0.1, 0.5, 0.6], NAN, [0.2, 0.1, 0.7, 0.8]], np.float32)
+    lungs = np.array([[0.0, 0.1, 0.5, 0.6], NOWHERE, [0.2, 0.1, 0.7, 0.8]], np.float32)
     found = evaluation.mean_lung_box(_dataset([0, 1, 2], lungs))
     np.testing.assert_allclose(found, [0.1, 0.1, 0.6, 0.7], rtol=1e-6)
     assert evaluation.mean_lung_box(_dataset([0, 1, 2])) is None

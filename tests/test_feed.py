@@ -22,7 +22,7 @@ def numbered(count, boxes=True):
         names=tuple(f"{i}.png" for i in range(count)),
         groups=tuple(f"{i}.png" for i in range(count)),
         classes=("a", "b", "c"),
-        lung_boxes=np.full((count, 4), 0.5, np.float32) if boxes else None,
+        lung_boxes=np.full((count if boxes else 0, 4), 0.5, np.float32),
     )
 
 

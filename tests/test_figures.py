@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from hapre_jax import figures, landscape_sheet
-from hapre_jax.data.dataset import Dataset
+from hapre_jax.data.dataset import NO_BOXES, Dataset
 from hapre_jax.errors import UserError
 from hapre_jax.landscape import Landscape
 from hapre_jax.method import Prediction
@@ -28,7 +28,7 @@ def texts(monkeypatch):
     return written
 
 
-def _films(grays, labels, lung_boxes=None):
+def _films(grays, labels, lung_boxes=NO_BOXES):
     images = np.empty((len(grays), 22, 22, 1), np.uint8)
     images[:] = np.reshape(grays, (-1, 1, 1, 1))
     return Dataset(
@@ -166,7 +166,7 @@ def test_sheet_captions(texts):
 def test_sheet_without_known_lungs_does_not_speak_of_them(texts):
     boxes = [(0.1, 0.1, 0.7, 0.7)]
     unknown = np.full((1, 4), np.nan, np.float32)
-    for lung_boxes in (None, unknown):
+    for lung_boxes in (NO_BOXES, unknown):
         source = _films([GRAY], [0], lung_boxes)
         sheet = figures.key_area_sheet(source, _predictions(boxes, [0]))
         assert not _is(sheet, figures.LUNGS_COLOR).any()

@@ -31,7 +31,7 @@ def _dataset(lung_boxes, *, labels=(0, 1, 1), classes=("normal", "viral")):
     count = len(labels)
     images = np.zeros((count, 4, 4, 1), np.uint8)
     images[:] = 51 * (1 + np.arange(count).reshape(-1, 1, 1, 1) % 5)
-    boxes_of = None if lung_boxes is None else np.array(lung_boxes, np.float32)
+    boxes_of = np.array(lung_boxes, np.float32)
     names = tuple(f"film-{n}" for n in range(count))
     labels = np.array(labels, np.int32)
     return Dataset(images, labels, names, names, classes, boxes_of)
@@ -129,7 +129,7 @@ def test_a_class_without_images_is_nan():
     np.testing.assert_allclose(found.losses[3], 710.05, rtol=1e-6)
 
 
-@pytest.mark.parametrize("lungs", [None, [(np.nan,) * 4] * 3])
+@pytest.mark.parametrize("lungs", [[], [(np.nan,) * 4] * 3])
 def test_boxes_lie_around_the_key_area_where_no_lungs_are_known(lungs):
     found = landscape.measure(
         _method(_linear), STATE, _dataset(lungs), zooms=(1.0, 1.5), shifts=(0.0,)
@@ -142,7 +142,7 @@ def test_boxes_lie_around_the_key_area_where_no_lungs_are_known(lungs):
 
 def test_without_lungs_and_policy_there_is_nothing_to_place_boxes_around():
     with pytest.raises(UserError, match="needs known lungs or a policy"):
-        landscape.measure(_method(_linear, has_policy=False), STATE, _dataset(None))
+        landscape.measure(_method(_linear, has_policy=False), STATE, _dataset([]))
 
 
 def test_a_method_without_a_policy_has_no_key_area():

@@ -1,6 +1,7 @@
 """What data sources are made of: records and films on disk, then arrays of squares."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,11 @@ from PIL import Image
 NOWHERE = np.full(4, np.nan, np.float32)  # a box that is not known
 NO_BOXES = np.zeros((0, 4), np.float32)
 NOWHERE.flags.writeable = NO_BOXES.flags.writeable = False
+
+
+def is_known(boxes: np.ndarray) -> np.ndarray:
+    """Which of boxes `f32[..., 4]` are known, and not `NOWHERE`: `bool[...]`."""
+    return np.isfinite(boxes).all(axis=-1)
 
 
 class Record(NamedTuple):
@@ -76,8 +82,8 @@ class Dataset:
     names: tuple[str, ...]
     groups: tuple[str, ...]
     classes: tuple[str, ...]
-    # f32[N, 4], NaN where unknown; None if lungs are known in no image.
-    lung_boxes: np.ndarray | None = None
+    # f32[N, 4], NaN where unknown: by default in all images.
+    lung_boxes: np.ndarray = dataclasses.field(default_factory=lambda: NO_BOXES)
     # f32[n, 4] for each image; None if lesions are known in no image.
     lesion_boxes: tuple[np.ndarray, ...] | None = None
     views: tuple[str, ...] = ()  # N, or none where the source says none
@@ -88,8 +94,18 @@ class Dataset:
     # f32[N, M, 4], lesion boxes, and NaN where an image has fewer than M; if asked for.
     boxes: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        if not len(self.lung_boxes):
+            unknown = np.tile(NOWHERE, (len(self), 1))
+            object.__setattr__(self, "lung_boxes", unknown)
+
     def __len__(self) -> int:
         return len(self.labels)
+
+    @functools.cached_property
+    def are_lungs_known(self) -> np.ndarray:
+        """`bool[N]`: the images whose lungs are known."""
+        return is_known(self.lung_boxes)
 
     def take(self, rows: np.ndarray) -> "Dataset":
         """The images of some rows `i[n]`, in memory."""
@@ -100,7 +116,7 @@ class Dataset:
             names=tuple(self.names[row] for row in rows),
             groups=tuple(self.groups[row] for row in rows),
             classes=self.classes,
-            lung_boxes=None if self.lung_boxes is None else self.lung_boxes[rows],
+            lung_boxes=self.lung_boxes[rows],
             lesion_boxes=None if lesions is None else tuple(lesions[r] for r in rows),
             views=tuple(self.views[row] for row in rows) if self.views else (),
             hashes=tuple(self.hashes[row] for row in rows) if self.hashes else (),

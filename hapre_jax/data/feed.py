@@ -241,7 +241,7 @@ def _batch(source: dataset.Dataset, index: np.ndarray) -> dict[str, np.ndarray]:
         "label": source.labels[index],
         "index": index.astype(np.int32),
     }
-    if source.lung_boxes is not None:
+    if source.are_lungs_known.any():
         batch["lung_box"] = source.lung_boxes[index]
     if source.masks is not None:
         batch["lungs"] = source.masks[index]

@@ -324,7 +324,7 @@ def _dataset(classes, records, examples, indices, pixels, *, boxes) -> dataset.D
         names=tuple(records[index].name for index in indices),
         groups=tuple(records[index].group for index in indices),
         classes=classes,
-        lung_boxes=None if np.isnan(lung_boxes).all() else lung_boxes,
+        lung_boxes=lung_boxes,
         lesion_boxes=lesions if any(map(len, lesions)) else None,
         views=views if any(views) else (),
         hashes=tuple(examples[index].sha256 for index in indices),
