@@ -27,8 +27,9 @@ import torch_step
 from PIL import Image
 
 from hapre_jax import config as config_lib
-from hapre_jax import inference, predict, state
+from hapre_jax import inference, predict, train_state
 from hapre_jax.data import images, inputs
+from hapre_jax.method import to_float
 from hapre_jax.methods import hapre
 
 CLASSES = ("normal", "bacterial", "viral")
@@ -46,13 +47,13 @@ def ours(net, size, threads):
         ),
     )
     method = hapre.make(config, len(CLASSES))
-    like = state.blank(method, config)
+    like = train_state.blank(method, config)
     variables = step.as_ours(net, like.params, like.model_state)
     variables = jax.device_put(variables)
 
     @jax.jit
     def answer(variables, pixels):
-        return method.predict(*variables, state.to_float({"image": pixels}))
+        return method.predict(*variables, to_float({"image": pixels}))
 
     return inference.Model(
         config, CLASSES, lambda pixels: answer(variables, pixels), None, None, None

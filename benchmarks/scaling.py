@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hapre_jax import config as config_lib
-from hapre_jax import sharding, state
+from hapre_jax import optimization, sharding, train_state, train_step
 from hapre_jax.methods import hapre
 
 CLASSES = 3
@@ -39,11 +39,11 @@ def measure(*, net, dtype, batch, side, tried, grid, devices, repeat):
         ),
         train=config_lib.TrainConfig(batch_size=batch, devices=devices),
     )
-    method, optimizer = hapre.make(config, CLASSES), state.make_optimizer(config)
+    method, optimizer = hapre.make(config, CLASSES), optimization.make_optimizer(config)
     mesh = sharding.make_mesh(config.train)
     # Not zeros, which some processors multiply faster.
     now = jax.tree.map(
-        lambda x: jnp.full(x.shape, 0.01, x.dtype), state.blank(method, config)
+        lambda x: jnp.full(x.shape, 0.01, x.dtype), train_state.blank(method, config)
     )
     now = sharding.put_state(now, mesh)
     image = np.random.default_rng(0).integers(0, 256, (batch, side, side, 1), np.uint8)
@@ -51,7 +51,7 @@ def measure(*, net, dtype, batch, side, tried, grid, devices, repeat):
     inputs = {"image": image, "label": label, "index": index}
     inputs = {k: v if k == "image" else v.astype(np.int32) for k, v in inputs.items()}
     inputs = sharding.put_batch(inputs, mesh)
-    step = state.make_step(method, optimizer, config, mesh)
+    step = train_step.make_step(method, optimizer, config, mesh)
     (root,) = step.args
     step = step.func.lower(root, now, inputs).compile()
     memory = step.memory_analysis()

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hapre_jax import config as config_lib
-from hapre_jax import state
+from hapre_jax import optimization, train_state, train_step
 from hapre_jax.methods import hapre
 
 CLASSES = 3
@@ -51,10 +51,10 @@ def prepare(net, side, batch, dtype, changes):
         # At such a rate the policy stays where it starts.
         train=config_lib.TrainConfig(batch_size=batch, policy_learning_rate=1e-12),
     )
-    method, optimizer = hapre.make(config, CLASSES), state.make_optimizer(config)
+    method, optimizer = hapre.make(config, CLASSES), optimization.make_optimizer(config)
     # Not zeros, which some processors multiply faster; but a policy of zeros keeps the
     # whole image.
-    blank = state.blank(method, config)
+    blank = train_state.blank(method, config)
     now = jax.tree.map(lambda x: jnp.full(x.shape, 0.01, x.dtype), blank)
     zeros = jax.tree.map(jnp.zeros_like, blank.params["policy"])
     now = now._replace(params=now.params | {"policy": zeros})
@@ -63,7 +63,7 @@ def prepare(net, side, batch, dtype, changes):
     inputs = {"image": image, "label": label, "index": index}
     inputs = {k: v if k == "image" else v.astype(np.int32) for k, v in inputs.items()}
     inputs = jax.device_put(inputs)
-    step = state.make_step(method, optimizer, config)
+    step = train_step.make_step(method, optimizer, config)
 
     def run():
         nonlocal now

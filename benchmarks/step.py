@@ -109,7 +109,7 @@ def ours(case):
     import numpy as np
 
     from hapre_jax import config as config_lib
-    from hapre_jax import state
+    from hapre_jax import optimization, train_state, train_step
     from hapre_jax.methods import hapre
 
     norm = "batch" if case.trains_statistics else "frozen"
@@ -138,10 +138,10 @@ def ours(case):
             policy_adam_b2=0.999,
         ),
     )
-    method, optimizer = hapre.make(config, CLASSES), state.make_optimizer(config)
-    like = state.blank(method, config)
+    method, optimizer = hapre.make(config, CLASSES), optimization.make_optimizer(config)
+    like = train_state.blank(method, config)
     params, model_state = as_ours(case.net, like.params, like.model_state)
-    now = state.TrainState(
+    now = train_state.TrainState(
         np.zeros((), np.int32),
         params,
         model_state,
@@ -157,7 +157,7 @@ def ours(case):
             "index": np.arange(case.batch, dtype=np.int32),
         }
     )
-    step = state.make_step(method, optimizer, config)
+    step = train_step.make_step(method, optimizer, config)
     (root,) = step.args
     lowered = step.func.lower(root, now, batch)
     step = lowered.compile()

@@ -14,7 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hapre_jax import config, framework, image_ops, nets, operations, state, tasks
+from hapre_jax import (
+    config,
+    framework,
+    image_ops,
+    nets,
+    operations,
+    optimization,
+    tasks,
+    train_state,
+    train_step,
+)
+from hapre_jax.method import to_float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,16 +104,16 @@ def main(steps: int = 400) -> dict[str, float]:
             operation,
             settings,
         )
-        optimizer = state.make_optimizer(settings)
-        now = state.init(method, optimizer, settings)
-        step_fn = state.make_step(method, optimizer, settings)
+        optimizer = optimization.make_optimizer(settings)
+        now = train_state.init(method, optimizer, settings)
+        step_fn = train_step.make_step(method, optimizer, settings)
         films = draw(2000, seed=0)
         rng = np.random.default_rng(1)
         for _ in range(steps):
             rows = rng.integers(2000, size=32)
             now, _ = step_fn(now, {key: of[rows] for key, of in films.items()})
         test = draw(500, seed=2)
-        found = jax.jit(method.predict)(*now.average, state.to_float(test))
+        found = jax.jit(method.predict)(*now.average, to_float(test))
         answers = jnp.argmax(found.probabilities, axis=1)
         accuracies[name] = float(np.mean(answers == test["label"]))
         print(f"{name}: accuracy {accuracies[name]:.2f}")

@@ -13,8 +13,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hapre_jax import config, framework, nets, operations, state, tasks
+from hapre_jax import (
+    config,
+    framework,
+    nets,
+    operations,
+    optimization,
+    tasks,
+    train_state,
+    train_step,
+)
 from hapre_jax.data import phantom
+from hapre_jax.method import to_float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,14 +90,14 @@ def main(steps: int = 400, films: int = 800) -> dict[str, float]:
             operation,
             settings,
         )
-        optimizer = state.make_optimizer(settings)
-        now = state.init(method, optimizer, settings)
-        step_fn = state.make_step(method, optimizer, settings)
+        optimizer = optimization.make_optimizer(settings)
+        now = train_state.init(method, optimizer, settings)
+        step_fn = train_step.make_step(method, optimizer, settings)
         rng = np.random.default_rng(0)
         for _ in range(steps):
             rows = rng.integers(films, size=16)
             now, _ = step_fn(now, {key: of[rows] for key, of in train.items()})
-        found = jax.jit(method.predict)(*now.average, state.to_float(test))
+        found = jax.jit(method.predict)(*now.average, to_float(test))
         errors[name] = float(jnp.mean((found.probabilities - test["number"]) ** 2))
         print(f"{name}: mean squared error {errors[name]:.2f}")
     print(f"the mean of all: {np.var(test['number']):.2f}")

@@ -17,12 +17,11 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from hapre_jax import atomic, json_file
-from hapre_jax import state as state_lib
+from hapre_jax import atomic, json_file, train_state
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
 from hapre_jax.method import Method
-from hapre_jax.state import TrainState
+from hapre_jax.train_state import TrainState
 
 _log = logging.getLogger(__name__)
 
@@ -290,7 +289,7 @@ def _name(path):
 
 def restore_best(workdir: pathlib.Path, config: Config, method: Method) -> TrainState:
     """The state that a finished or interrupted run would be used with."""
-    like = state_lib.blank(method, config)
+    like = train_state.blank(method, config)
     try:
         reader = Checkpoints(workdir, read_only=True)
         with contextlib.closing(reader) as checkpoints:

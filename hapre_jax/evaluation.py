@@ -19,9 +19,9 @@ from hapre_jax.config import Config
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import feed, labels
 from hapre_jax.errors import UserError
-from hapre_jax.method import Method, Prediction
+from hapre_jax.method import Method, Prediction, to_float
 from hapre_jax.predictions import Predictions
-from hapre_jax.state import TrainState, to_float
+from hapre_jax.train_state import TrainState
 
 # Framing of a film -> below which share of its side the longer side of the lungs is:
 # between what phantoms of these qualities have.

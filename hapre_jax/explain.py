@@ -10,10 +10,10 @@ import numpy as np
 from hapre_jax import boxes, evaluation, heatmap, methods
 from hapre_jax.config import Config
 from hapre_jax.data import dataset as datasets
-from hapre_jax.method import network_variables
+from hapre_jax.method import network_variables, to_float
 from hapre_jax.methods import plain
-from hapre_jax.state import TrainState, to_float
 from hapre_jax.tasks import normalize, resize
+from hapre_jax.train_state import TrainState
 
 SIZE = 64  # cells of a side of a map of the whole film
 # Those whose task network classifies the whole film or its key area by itself.

@@ -20,8 +20,7 @@ from hapre_jax import (
 )
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
-from hapre_jax.method import Prediction
-from hapre_jax.state import to_float
+from hapre_jax.method import Prediction, to_float
 
 BATCH = 32  # films in a forward pass, a shape that is compiled once
 # Files of a bundle.

@@ -26,13 +26,13 @@ from hapre_jax import (
     methods,
     other_films,
     run_folder,
+    train_state,
 )
-from hapre_jax import state as states
 from hapre_jax.config import AREAS, Config
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import feed, pipeline
 from hapre_jax.errors import UserError
-from hapre_jax.method import Method
+from hapre_jax.method import Method, to_float
 
 # Neighbouring rows differ by one expansion of the key area (`policy.alpha`). From boxes
 # that cut the lungs to where lungs of half a frame have become the whole image.
@@ -84,7 +84,7 @@ def place(reference: jax.Array, zoom: jax.Array, shift: jax.Array) -> jax.Array:
 
 def measure(
     method: Method,
-    state: states.TrainState,
+    state: train_state.TrainState,
     source: datasets.Dataset,
     *,
     zooms: tuple[float, ...] = ZOOMS,
@@ -120,7 +120,7 @@ def measure(
 
     @jax.jit
     def task_losses(params, model_state, batch, actions):
-        return method.task_losses(params, model_state, states.to_float(batch), actions)
+        return method.task_losses(params, model_state, to_float(batch), actions)
 
     parts = []
     for batch in feed.eval_batches(source, min(batch_size, len(source))):
@@ -172,7 +172,7 @@ def _class_means(losses, labels, num_classes):
 def measure_and_draw(
     config: Config,
     method: Method,
-    state: states.TrainState,
+    state: train_state.TrainState,
     source: datasets.Dataset,
     workdir: pathlib.Path,
     *,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class Aux(NamedTuple):
@@ -63,3 +64,9 @@ def split_variables(variables: dict) -> tuple[dict, dict]:
         for name, tree in variables.items()
     }
     return params, state
+
+
+def to_float(batch: dict) -> dict:
+    """Stored pixels `u8` 0..255 as `f32` in [0, 1]; the rest of the batch as it is."""
+    stored = {name: batch[name] for name in ("image", "lungs") if name in batch}
+    return batch | {n: x.astype(jnp.float32) / 255 for n, x in stored.items()}

@@ -34,7 +34,7 @@ from hapre_jax import (
     report,
     run_folder,
     sharding,
-    state,
+    train_state,
     training,
 )
 from hapre_jax.config import Config, DataConfig
@@ -208,7 +208,7 @@ def _draw_heatmaps(config, best, workdir, data, *, beside_plain):
     figures.save(sheet, workdir / "heatmaps.png")
 
 
-def _best_of_plain(config, workdir, data) -> state.TrainState:
+def _best_of_plain(config, workdir, data) -> train_state.TrainState:
     """The best checkpoint of the run that `_plain` is the config of."""
     method = methods.make(_plain(config), len(data.train.classes))
     return checkpoint.restore_best(workdir / "plain", _plain(config), method)
@@ -222,7 +222,9 @@ def _best_scale(measured, areas, lung_boxes) -> dict | None:
     return {"best_zoom": zoom, "iou": landscape.overlap(areas, lung_boxes, zoom)}
 
 
-def _learn_before(config, method, workdir, data, console, now) -> state.TrainState:
+def _learn_before(
+    config, method, workdir, data, console, now
+) -> train_state.TrainState:
     """The state with what the method learns from the plain classifier's best one.
 
     Interrupted, it starts anew: until it is done, and then is saved, it is as good as
@@ -235,7 +237,7 @@ def _learn_before(config, method, workdir, data, console, now) -> state.TrainSta
         log.progress_bar(console, f"{config.method}, before training") as update,
     ):
         learned = method.prepare(*best.average, batches, data.validation, update)
-    return state.start_from(now, now.params, now.model_state | learned)
+    return train_state.start_from(now, now.params, now.model_state | learned)
 
 
 def _validate(evaluate, data, now) -> tuple[dict, np.ndarray | None]:

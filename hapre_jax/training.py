@@ -23,10 +23,12 @@ from hapre_jax import (
     interrupts,
     learning_curves,
     log,
+    optimization,
     provenance,
     run_folder,
     sharding,
-    state,
+    train_state,
+    train_step,
 )
 from hapre_jax import config as config_lib
 from hapre_jax.config import Config
@@ -34,7 +36,7 @@ from hapre_jax.data import dataset as datasets
 from hapre_jax.data import feed, pipeline, splits
 from hapre_jax.errors import UserError, listing
 from hapre_jax.method import Method
-from hapre_jax.state import TrainState
+from hapre_jax.train_state import TrainState
 
 
 class Fitted(NamedTuple):
@@ -95,7 +97,7 @@ def open_run(
         shards = sharding.share(mesh)[1]
         feed.check_batch_size(config.train.batch_size, len(data.train), shards)
         if is_new:
-            state.start_from_files(state.blank(make(data), config), config)
+            train_state.start_from_files(train_state.blank(make(data), config), config)
             workdir.mkdir(parents=True, exist_ok=True)
             claims.enter_context(run_folder.claim(workdir))
         run_folder.write_config(workdir, config)
@@ -202,9 +204,9 @@ class _Loop:
         self.config, self.method, self.workdir = config, method, workdir
         self.data, self.mesh, self.console = data, mesh, console
         self.started = time.perf_counter()
-        optimizer = state.make_optimizer(config)
-        self.state = state.init(method, optimizer, config)
-        self.step_fn = state.make_step(method, optimizer, config, mesh)
+        optimizer = optimization.make_optimizer(config)
+        self.state = train_state.init(method, optimizer, config)
+        self.step_fn = train_step.make_step(method, optimizer, config, mesh)
         self.checkpoints = checkpoint.Checkpoints(workdir)
         stack.callback(self.checkpoints.close)
         saved = self.take_up()
@@ -255,7 +257,7 @@ class _Loop:
 
     def prepare(self, before):
         """Makes the state that of before the first step."""
-        self.state, notes = state.start_from_files(self.state, self.config)
+        self.state, notes = train_state.start_from_files(self.state, self.config)
         for note in notes:
             self.say(f"{self.config.method}: {note}")
         if before:

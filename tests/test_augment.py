@@ -14,7 +14,7 @@ import rich.console
 import scipy.stats
 from PIL import Image, ImageEnhance, ImageOps
 
-from hapre_jax import config, state, tasks, train
+from hapre_jax import config, optimization, tasks, train, train_state, train_step
 from hapre_jax.data import dataset, feed
 from hapre_jax.errors import UserError
 from hapre_jax.method import Aux, Method
@@ -386,9 +386,9 @@ def test_a_step_prepares_the_partner_as_the_image():
     data = config.DataConfig(flip="vertical", flip_probability=0.5)
     settings = config.Config(data=data)
     method = Method(init, loss, None, None, needs_partner=True)
-    optimizer = state.make_optimizer(settings)
-    now = state.init(method, optimizer, settings)
-    step = state.make_step(method, optimizer, settings)
+    optimizer = optimization.make_optimizer(settings)
+    now = train_state.init(method, optimizer, settings)
+    step = train_step.make_step(method, optimizer, settings)
     image = np.array([0, 0, 51, 51], np.uint8).reshape(1, 2, 2, 1)
     batch = {"image": image, "label": np.array([1])}
     partner = {"image": image + 102, "label": np.array([2])}

@@ -13,7 +13,7 @@ import pytest
 from hapre_jax import checkpoint
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS
-from hapre_jax.state import TrainState
+from hapre_jax.train_state import TrainState
 
 
 def _state(step, *, width=2, value=0.1, **more):

@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hapre_jax import boxes, config, nets, pretrained, state, tasks
+from hapre_jax import (
+    boxes,
+    config,
+    nets,
+    optimization,
+    pretrained,
+    tasks,
+    train_state,
+    train_step,
+)
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS, dre_net
 
@@ -348,12 +357,12 @@ def test_training_lowers_the_loss(started, tiny_config):
     name, method, *_ = started
     train = dataclasses.replace(tiny_config.train, lr_warmup_steps=0, steps=50)
     settings = dataclasses.replace(tiny_config, train=train)
-    optimizer = state.make_optimizer(settings)
-    now = state.init(method, optimizer, settings)
+    optimizer = optimization.make_optimizer(settings)
+    now = train_state.init(method, optimizer, settings)
     assert set(now.params) == {"task"}
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), np.uint8)
     batch = {"image": pixels, "label": np.array([0, 2, 1, 1], np.int32)}
-    step = state.make_step(method, optimizer, settings)
+    step = train_step.make_step(method, optimizer, settings)
     found = []
     for _ in range(5):
         now, metrics = step(now, batch)
@@ -479,8 +488,8 @@ def test_weights_from_a_file_go_to_the_trunk(monkeypatch, tiny_config, name):
         return pretrained.Loaded(sevens, model_state, ("a note",))
 
     monkeypatch.setattr(pretrained, "load", load)
-    fresh = state.init(method, state.make_optimizer(settings), settings)
-    started, notes = state.start_from_files(fresh, settings)
+    fresh = train_state.init(method, optimization.make_optimizer(settings), settings)
+    started, notes = train_state.start_from_files(fresh, settings)
     assert notes == ("a note",)
     assert jax.tree.structure(started) == jax.tree.structure(fresh)
     trunk = started.params["task"]["trunk"]

@@ -14,7 +14,16 @@ import pytest
 import rich.console
 import scipy.ndimage
 
-from hapre_jax import config, framework, image_ops, nets, sharding, state, tasks, train
+from hapre_jax import (
+    config,
+    framework,
+    image_ops,
+    nets,
+    sharding,
+    tasks,
+    train,
+    train_state,
+)
 from hapre_jax.data import dataset
 from hapre_jax.methods import METHODS, drl_da, plain
 from hapre_jax.nets import resnet
@@ -931,7 +940,7 @@ def test_each_of_several_processes_learns_from_whole_batches(monkeypatch, tiny_c
 
     method = framework.Method(*[None] * 4, prepare=prepare)
     zero = jnp.zeros(())
-    before = state.TrainState(zero, {"task": zero}, {"task": zero}, (), ())
+    before = train_state.TrainState(zero, {"task": zero}, {"task": zero}, (), ())
     console = rich.console.Console(quiet=True)
     splits = dataset.Splits(films, films, films)
     for share in ((0, 1), (0, 2), (1, 2)):

@@ -29,7 +29,7 @@ from hapre_jax.data.dataset import NO_BOXES, NOWHERE, Dataset
 from hapre_jax.errors import UserError
 from hapre_jax.method import Prediction
 from hapre_jax.methods import METHODS
-from hapre_jax.state import TrainState
+from hapre_jax.train_state import TrainState
 
 ROOT = pathlib.Path(__file__).parents[1]
 CLASSES = ("normal", "bacterial", "viral")

@@ -19,7 +19,7 @@ from hapre_jax import (
     predict,
     run_folder,
     standalone,
-    state,
+    train_state,
 )
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS
@@ -272,7 +272,7 @@ def test_every_operation_can_be_exported(tiny_config, operation):
     method, side = METHODS["hapre"](config, 3), config.data.image_size
     (batch,) = jax.export.symbolic_shape("batch")
     image = jax.ShapeDtypeStruct((batch, side, side, 1), np.float32)
-    average = state.blank(method, config).average
+    average = train_state.blank(method, config).average
 
     def predict(average, image):
         return method.predict(*average, {"image": image})

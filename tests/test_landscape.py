@@ -7,7 +7,15 @@ import pytest
 from PIL import Image
 from tiny import shrink
 
-from hapre_jax import boxes, checkpoint, json_file, landscape, run_folder, state
+from hapre_jax import (
+    boxes,
+    checkpoint,
+    json_file,
+    landscape,
+    optimization,
+    run_folder,
+    train_state,
+)
 from hapre_jax import config as config_lib
 from hapre_jax.data import pipeline, splits
 from hapre_jax.data.dataset import Dataset
@@ -16,7 +24,7 @@ from hapre_jax.method import Method, Prediction
 from hapre_jax.methods import plain
 
 # The averaged weights are used: the others would spoil every number.
-STATE = state.TrainState(
+STATE = train_state.TrainState(
     step=jnp.array(40),
     params={"bias": jnp.array(1e6)},
     model_state={},
@@ -286,7 +294,7 @@ def test_measure_and_draw_writes_a_picture_and_its_numbers(tmp_path):
 def test_plain_classifier_on_the_whole_box_is_what_it_predicts():
     config = shrink(dataclasses.replace(config_lib.Config(), method="plain"))
     method = plain.make(config, 3)
-    trained = state.init(method, state.make_optimizer(config), config)
+    trained = train_state.init(method, optimization.make_optimizer(config), config)
     image = np.random.default_rng(0).uniform(size=(3, 32, 32, 1)).astype(np.float32)
     batch = {"image": image, "label": np.array([0, 2, 1])}
     whole = jnp.tile(jnp.array(boxes.WHOLE), (3, 1))
@@ -320,7 +328,7 @@ def test_program_measures_a_run_on_its_own_split(tmp_path, capsys):
     data = pipeline.load(config.data, seed=config.seed)
     splits.write(tmp_path / "splits.csv", pipeline.division(data))
     method = plain.make(config, 3)
-    trained = state.init(method, state.make_optimizer(config), config)
+    trained = train_state.init(method, optimization.make_optimizer(config), config)
     checkpoints = checkpoint.Checkpoints(run)
     checkpoints.save("best", trained, {"macro_f1": 0.0})
     checkpoints.close()

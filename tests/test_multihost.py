@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from hapre_jax import checkpoint, config, json_file, state, train
+from hapre_jax import checkpoint, config, json_file, train, train_state
 from hapre_jax.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -121,7 +121,7 @@ def test_two_processes_do_what_one_does(tmp_path, tiny_config, name, begun):
     found = json_file.read(shared / "results.json")
     assert found["test"]["confusion_matrix"] == expected["test"]["confusion_matrix"]
     method = METHODS[name](settings, 3)
-    like = state.blank(method, settings)
+    like = train_state.blank(method, settings)
     states = []
     for workdir in (alone, shared):
         checkpoints = checkpoint.Checkpoints(workdir)
@@ -224,7 +224,7 @@ cli.run(main)
 def _last_params(workdir, settings):
     """All weights of a run's last checkpoint, one after the other."""
     checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
-    like = state.blank(METHODS[settings.method](settings, 3), settings)
+    like = train_state.blank(METHODS[settings.method](settings, 3), settings)
     with contextlib.closing(checkpoints):
         params = checkpoints.restore("last", like)[0].params
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)])

@@ -9,8 +9,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from hapre_jax import nets, onnx_graph, state
+from hapre_jax import nets, onnx_graph
 from hapre_jax.errors import UserError
+from hapre_jax.method import to_float
 from hapre_jax.methods import METHODS
 
 
@@ -93,7 +94,7 @@ def test_methods_give_the_same_answers(tiny_config, name, readout):
     variables = _shaken(method.init(jax.random.key(0), jnp.zeros((1, side, side, 1))))
 
     def predict(image):
-        found = method.predict(*variables, state.to_float({"image": image}))
+        found = method.predict(*variables, to_float({"image": image}))
         outputs = {"probabilities": found.probabilities}
         return outputs if found.area is None else outputs | {"area": found.area}
 

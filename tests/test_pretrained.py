@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from hapre_jax import config, convert, nets, pretrained, state, train
+from hapre_jax import config, convert, nets, pretrained, train, train_state
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS
 
@@ -238,8 +238,8 @@ def paper_config(weights_file, **task):
 
 def test_frozen_statistics_of_no_network_are_said_to_be_none(weights_file):
     settings = paper_config(weights_file, **{"policy.pretrained": ""})
-    blank = state.blank(METHODS["hapre"](settings, 3), settings)
-    _, notes = state.start_from_files(blank, settings)
+    blank = train_state.blank(METHODS["hapre"](settings, 3), settings)
+    _, notes = train_state.start_from_files(blank, settings)
     assert notes[1:] == (
         "the norms of network policy are frozen, but there is no policy.pretrained "
         "whose statistics they would keep: nothing is normalized",
@@ -249,16 +249,16 @@ def test_frozen_statistics_of_no_network_are_said_to_be_none(weights_file):
         weights_file, **{"task.pretrained": "", "task.net": "vgg16"}
     )
     settings = config.override(settings, "task.norm", "frozen")
-    blank = state.blank(METHODS["plain"](settings, 3), settings)
-    assert state.start_from_files(blank, settings)[1] == ()
+    blank = train_state.blank(METHODS["plain"](settings, 3), settings)
+    assert train_state.start_from_files(blank, settings)[1] == ()
 
 
 def test_both_networks_and_their_average_start_from_the_file(tensors, weights_file):
     settings = paper_config(weights_file)
     method = METHODS["hapre"](settings, 3)
-    blank = state.blank(method, settings)
+    blank = train_state.blank(method, settings)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank)
-    started, notes = state.start_from_files(zeros, settings)
+    started, notes = train_state.start_from_files(zeros, settings)
     assert notes == (f"{weights_file}: its head of 1000 classes is left out",)
     assert jax.tree.structure(started) == jax.tree.structure(blank)
     expected = tensors["conv1.weight"].sum(1).transpose(1, 2, 0)[:, :, None]

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from hapre_jax import heatmap, nets, state
+from hapre_jax import heatmap, nets, optimization, train_state, train_step
 from hapre_jax.methods import METHODS
 from hapre_jax.nets import densenet, resnet, vgg
 
@@ -165,8 +165,8 @@ def _lower(config):
         "label": jax.ShapeDtypeStruct((count,), jnp.int32),
         "index": jax.ShapeDtypeStruct((count,), jnp.int32),
     }
-    step = state.make_step(method, state.make_optimizer(config), config)
-    return step.func.lower(*step.args, state.blank(method, config), batch)
+    step = train_step.make_step(method, optimization.make_optimizer(config), config)
+    return step.func.lower(*step.args, train_state.blank(method, config), batch)
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from hapre_jax import (
     log,
     predictions,
     sharding,
-    state,
     train,
+    train_state,
 )
 from hapre_jax import config as config_lib
 from hapre_jax.errors import UserError
@@ -31,12 +31,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 STEPS = """
 import dataclasses, json, sys
 import jax, numpy as np
-from hapre_jax import config_file, evaluation, sharding, state
+from hapre_jax import config_file, evaluation, sharding
 from hapre_jax.data import feed, pipeline
 from hapre_jax.methods import METHODS
 
 config = config_file.load("tests/tiny.py")
-method, optimizer = METHODS["hapre"](config, 3), state.make_optimizer(config)
+method, optimizer = METHODS["hapre"](config, 3), optimization.make_optimizer(config)
 data = pipeline.load(config.data, seed=0)
 found = []
 
@@ -51,8 +51,8 @@ for devices, model in json.loads(sys.argv[1]):
         model_devices=model,
     )
     mesh = sharding.make_mesh(train)
-    now = sharding.put_state(state.init(method, optimizer, config), mesh)
-    step = state.make_step(method, optimizer, config, mesh)
+    now = sharding.put_state(train_state.init(method, optimizer, config), mesh)
+    step = train_step.make_step(method, optimizer, config, mesh)
     batches = feed.TrainIterator(data.train, batch_size=8, seed=0)
     losses = []
     for _ in range(20):
@@ -162,7 +162,7 @@ def test_a_run_goes_on_with_more_devices_or_fewer(tmp_path, tiny_config):
 def _end(workdir, settings):
     """Last weights of a run, its records and its answers."""
     checkpoints = checkpoint.Checkpoints(workdir, read_only=True)
-    like = state.blank(METHODS[settings.method](settings, 3), settings)
+    like = train_state.blank(METHODS[settings.method](settings, 3), settings)
     with contextlib.closing(checkpoints):
         last = checkpoints.restore("last", like)[0]
     weights = np.concatenate([np.ravel(x) for x in jax.tree.leaves(last.params)])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from hapre_jax import config as config_lib
-from hapre_jax import nets, state
+from hapre_jax import nets, optimization, train_state, train_step
 from hapre_jax.methods import METHODS
 
 CLASSES = 3
@@ -23,8 +23,8 @@ def _lower(config):
         "label": jax.ShapeDtypeStruct((count,), jnp.int32),
         "index": jax.ShapeDtypeStruct((count,), jnp.int32),
     }
-    step = state.make_step(method, state.make_optimizer(config), config)
-    return step.func.lower(*step.args, state.blank(method, config), batch)
+    step = train_step.make_step(method, optimization.make_optimizer(config), config)
+    return step.func.lower(*step.args, train_state.blank(method, config), batch)
 
 
 def _forward(net, side):

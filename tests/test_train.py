@@ -28,8 +28,9 @@ from hapre_jax import (
     log,
     run_folder,
     sharding,
-    state,
     train,
+    train_state,
+    train_step,
     training,
 )
 from hapre_jax.data import pipeline, splits
@@ -209,7 +210,7 @@ def test_best_checkpoint_has_the_highest_validation_f1(
         found = {"macro_f1": scores[steps[int(now.step)]], "key_area": None}
         return evaluation.Evaluation(found, Prediction(None), table)
 
-    monkeypatch.setattr(state, "make_step", make_step)
+    monkeypatch.setattr(train_step, "make_step", make_step)
     monkeypatch.setattr(evaluation, "evaluate", score)
     # What is made of answers that nobody gave.
     monkeypatch.setattr(train.probabilities, "fit_temperature", lambda *arguments: 1.0)
@@ -244,7 +245,7 @@ def test_what_a_method_learned_before_the_first_step_is_saved(tmp_path, plain_co
     def learn(now):
         calls.append(now)
         ones = jax.tree.map(jnp.ones_like, now.params)
-        return state.start_from(now, ones, now.model_state)
+        return train_state.start_from(now, ones, now.model_state)
 
     for _ in range(2):
         fitted = training.fit(
@@ -288,7 +289,7 @@ def test_checkpoints_are_not_trained_on_by_another_division(
 def _assert_finite(workdir, settings):
     method = METHODS[settings.method](settings, 3)
     checkpoints = checkpoint.Checkpoints(workdir)
-    restored, _ = checkpoints.restore("last", state.blank(method, settings))
+    restored, _ = checkpoints.restore("last", train_state.blank(method, settings))
     checkpoints.close()
     for array in jax.tree.leaves(restored):
         assert np.isfinite(array).all()
@@ -339,7 +340,7 @@ def test_the_step_is_named_though_metrics_are_read_rarely(
 
         return step
 
-    monkeypatch.setattr(state, "make_step", make_step)
+    monkeypatch.setattr(train_step, "make_step", make_step)
     rare = {"log_every": 5, "checkpoint_every": 5, "eval_every": 10}
     rarely = dataclasses.replace(plain_config.train, **rare)
     settings = dataclasses.replace(plain_config, train=rarely)
@@ -406,7 +407,7 @@ def test_a_run_that_only_skips_ends(tmp_path, monkeypatch, plain_config):
 
         return step
 
-    monkeypatch.setattr(state, "make_step", make_step)
+    monkeypatch.setattr(train_step, "make_step", make_step)
     changes = {"on_nonfinite": "skip", "log_every": 2}
     settings = dataclasses.replace(
         plain_config, train=dataclasses.replace(plain_config.train, **changes)
@@ -427,8 +428,8 @@ def test_a_run_that_only_skips_ends(tmp_path, monkeypatch, plain_config):
 # Runs the training program, and tells it to stop while its third step is computed.
 SIGNALLED = """
 import os, signal, sys
-from hapre_jax import cli, state, train
-make_step = state.make_step
+from hapre_jax import cli, train, train_step
+make_step = train_step.make_step
 
 def signalled(*arguments):
     step = make_step(*arguments)
@@ -442,7 +443,7 @@ def signalled(*arguments):
 
 # Ignored where the tests run in the background of a shell.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-state.make_step = signalled
+train_step.make_step = signalled
 cli.run(train.main)
 """
 
@@ -546,7 +547,7 @@ def test_steps_of_one_call_are_logged_one_by_one(tmp_path, monkeypatch, plain_co
 
         return steps
 
-    monkeypatch.setattr(state, "make_step", make_step)
+    monkeypatch.setattr(train_step, "make_step", make_step)
     every = dict.fromkeys(("log_every", "checkpoint_every", "eval_every"), 3)
     several = dataclasses.replace(
         plain_config.train, steps_per_call=3, steps=9, **every

@@ -16,9 +16,11 @@ from hapre_jax import (
     evaluation,
     heatmap,
     landscape,
+    optimization,
     pretrained,
-    state,
     tasks,
+    train_state,
+    train_step,
 )
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import nih_chest_xray, ped_pneumonia, phantom, rsna_pneumonia
@@ -293,11 +295,11 @@ def test_training_lowers_both_losses(tiny_config, reading):
     settings = dataclasses.replace(tiny_config, train=train)
     settings = with_baseline(settings, two_stage=reading)
     method = METHODS["two_stage"](settings, 2)
-    optimizer = state.make_optimizer(settings)
-    now = state.init(method, optimizer, settings)
+    optimizer = optimization.make_optimizer(settings)
+    now = train_state.init(method, optimizer, settings)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 1), np.uint8)
     batch = {"image": pixels, "label": np.array([0, 1, 1, 0], np.int32)}
-    step = state.make_step(method, optimizer, settings)
+    step = train_step.make_step(method, optimizer, settings)
     found = []
     for _ in range(5):
         now, metrics = step(now, batch)
@@ -316,7 +318,9 @@ def test_stage_one_has_the_rate_of_the_task_and_a_clipping_of_its_own(tiny_confi
         task_learning_rate=0.1,
         clip_norm=1.0,
     )
-    optimizer = state.make_optimizer(dataclasses.replace(tiny_config, train=train))
+    optimizer = optimization.make_optimizer(
+        dataclasses.replace(tiny_config, train=train)
+    )
     params = {"task": jnp.zeros(4), "gate": jnp.zeros(9)}
     gradients = {"task": jnp.full(4, 1.0), "gate": jnp.full(9, 100.0)}
     updates, after = optimizer.update(gradients, optimizer.init(params), params)
@@ -347,10 +351,10 @@ def test_each_stage_starts_from_its_own_file(monkeypatch, tiny_config):
         return pretrained.Loaded(values, model_state, (path,))
 
     monkeypatch.setattr(pretrained, "load", load)
-    blank = state.blank(method, settings)
-    assert state.start_from_files(blank, settings)[1] == ("of task", "of gate")
-    fresh = state.init(method, state.make_optimizer(settings), settings)
-    params = state.start_from_files(fresh, settings)[0].params
+    blank = train_state.blank(method, settings)
+    assert train_state.start_from_files(blank, settings)[1] == ("of task", "of gate")
+    fresh = train_state.init(method, optimization.make_optimizer(settings), settings)
+    params = train_state.start_from_files(fresh, settings)[0].params
     for name, value in (("task", 5), ("gate", 7)):
         assert all((leaf == value).all() for leaf in jax.tree.leaves(params[name]))
 

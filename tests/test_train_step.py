@@ -7,10 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from hapre_jax import checkpoint, state
+from hapre_jax import checkpoint, optimization, train_state, train_step
 from hapre_jax.config import Config, TrainConfig
 from hapre_jax.data import feed, pipeline
-from hapre_jax.method import Aux, Method
+from hapre_jax.method import Aux, Method, to_float
 from hapre_jax.methods import METHODS
 
 # 60 steps: 10 to rise, 50 to fall.
@@ -30,7 +30,7 @@ TRAIN = TrainConfig(steps=60, lr_warmup_steps=10, schedule="cosine")
     ],
 )
 def test_cosine_schedule_by_hand(count, expected):
-    found = state.schedule(2.0, TRAIN)(jnp.array(count))
+    found = optimization.schedule(2.0, TRAIN)(jnp.array(count))
     assert found == pytest.approx(expected, abs=1e-5)
 
 
@@ -40,21 +40,21 @@ def test_cosine_schedule_by_hand(count, expected):
     [(0, 0.0), (19, 0.0), (20, 0.0), (25, 1.0), (30, 2.0), (45, 1.0), (60, 0.0)],
 )
 def test_schedule_of_the_policy_starts_after_the_warmup(count, expected):
-    found = state.schedule(2.0, TRAIN, start=20)(jnp.array(count))
+    found = optimization.schedule(2.0, TRAIN, start=20)(jnp.array(count))
     assert found == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(0, 0.0), (5, 1.0), (10, 2), (59, 2)])
 def test_constant_schedule_rises_and_stays(count, expected):
     train = dataclasses.replace(TRAIN, schedule="constant")
-    found = state.schedule(2.0, train)(jnp.array(count))
+    found = optimization.schedule(2.0, train)(jnp.array(count))
     assert found == pytest.approx(expected, abs=1e-6)
 
 
 def test_schedule_without_rise_starts_at_the_peak():
     train = dataclasses.replace(TRAIN, schedule="constant", lr_warmup_steps=0)
-    assert state.schedule(2.0, train)(jnp.array(0)) == 2.0
-    rate = state.schedule(2.0, train, start=3)
+    assert optimization.schedule(2.0, train)(jnp.array(0)) == 2.0
+    rate = optimization.schedule(2.0, train, start=3)
     assert [float(rate(jnp.array(n))) for n in (0, 2, 3, 4)] == [0, 0, 2, 2]
 
 
@@ -62,7 +62,7 @@ def test_schedule_without_rise_starts_at_the_peak():
 @pytest.mark.parametrize("start", [0, 300])
 def test_schedule_of_a_run_shorter_than_its_rise_stays_finite(schedule, start):
     train = dataclasses.replace(TRAIN, steps=4, schedule=schedule)
-    rate = state.schedule(2.0, train, start=start)
+    rate = optimization.schedule(2.0, train, start=start)
     found = [float(rate(jnp.array(n))) for n in range(4)]
     expected = [0.0] * 4 if start else [0.0, 0.2, 0.4, 0.6]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -80,7 +80,7 @@ def test_schedule_of_a_run_shorter_than_its_rise_stays_finite(schedule, start):
 def test_move_average_by_hand(step, decay, expected):
     average = {"a": jnp.array(10.0)}, {"b": jnp.array([10.0])}
     new = {"a": jnp.array(20.0)}, {"b": jnp.array([20.0])}
-    moved = state.move_average(average, new, jnp.array(step), decay=decay)
+    moved = train_step.move_average(average, new, jnp.array(step), decay=decay)
     assert moved[0]["a"] == pytest.approx(expected)
     np.testing.assert_allclose(moved[1]["b"], [expected])
 
@@ -88,14 +88,14 @@ def test_move_average_by_hand(step, decay, expected):
 def test_average_without_decay_is_the_new_value_exactly():
     new = jnp.array([0.1, 1e-8, 3.0])
     average = jnp.array([1e4, 1e4, -7.0])
-    moved = state.move_average(average, new, jnp.array(5), decay=0.0)
+    moved = train_step.move_average(average, new, jnp.array(5), decay=0.0)
     np.testing.assert_array_equal(moved, new)
 
 
 def test_to_float_maps_bytes_to_one():
     label = np.array([1])
     image = np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1)
-    batch = state.to_float({"image": image, "label": label})
+    batch = to_float({"image": image, "label": label})
     assert batch["image"].dtype == jnp.float32
     np.testing.assert_allclose(batch["image"].ravel(), [0, 0.2, 1], rtol=1e-6)
     assert batch["label"] is label
@@ -135,9 +135,9 @@ def test_each_network_has_its_own_learning_rate_and_start():
     config = dataclasses.replace(
         config, policy=dataclasses.replace(config.policy, warmup_steps=2)
     )
-    method, optimizer = _quadratic(), state.make_optimizer(config)
-    now = state.init(method, optimizer, config)
-    step = state.make_step(method, optimizer, config)
+    method, optimizer = _quadratic(), optimization.make_optimizer(config)
+    now = train_state.init(method, optimizer, config)
+    step = train_step.make_step(method, optimizer, config)
     tasks, policies = [], []
     for _ in range(3):
         now, _ = step(now, _batch())
@@ -161,9 +161,12 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(bad):
         return value, Aux({"task": {"n": count}, "policy": {}}, {"loss": said})
 
     config = _config(on_nonfinite="skip", average_decay=0.5, clip_norm=0.0)
-    method, optimizer = _quadratic()._replace(loss=loss), state.make_optimizer(config)
-    step = state.make_step(method, optimizer, config)
-    states = [state.init(method, optimizer, config)]
+    method, optimizer = (
+        _quadratic()._replace(loss=loss),
+        optimization.make_optimizer(config),
+    )
+    step = train_step.make_step(method, optimizer, config)
+    states = [train_state.init(method, optimizer, config)]
     for _ in range(3):
         new, metrics = step(jax.tree.map(jnp.copy, states[-1]), _batch())
         states.append(new)
@@ -179,7 +182,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(bad):
 def test_gradients_are_clipped_before_adam():
     # Adam forgets the scale of a constant gradient, but not its first moment's size.
     for clip_norm, expected in ((0.0, 0.1 * 100), (1.0, 0.1 / 3)):
-        optimizer = state.make_optimizer(_config(clip_norm=clip_norm))
+        optimizer = optimization.make_optimizer(_config(clip_norm=clip_norm))
         params = {"task": jnp.zeros(4), "policy": jnp.zeros(9)}
         gradients = {"task": jnp.ones(4), "policy": jnp.full(9, 100.0)}
         _, after = optimizer.update(gradients, optimizer.init(params), params)
@@ -192,9 +195,9 @@ def test_gradients_are_clipped_before_adam():
 
 def test_step_says_its_norms_and_counts():
     config = _config()
-    method, optimizer = _quadratic(), state.make_optimizer(config)
-    now = state.init(method, optimizer, config)
-    step = state.make_step(method, optimizer, config)
+    method, optimizer = _quadratic(), optimization.make_optimizer(config)
+    now = train_state.init(method, optimizer, config)
+    step = train_step.make_step(method, optimizer, config)
     now, metrics = step(now, _batch())
     assert metrics["loss"] == 4 * 5 + 100 * 45
     assert metrics["grad_norm/task"] == pytest.approx(2.0)
@@ -208,16 +211,16 @@ def test_step_says_its_norms_and_counts():
 
 def test_three_steps_of_one_call_are_three_steps():
     config = _config()
-    method, optimizer = _quadratic(), state.make_optimizer(config)
-    step = state.make_step(method, optimizer, config)
-    one = state.init(method, optimizer, config)
+    method, optimizer = _quadratic(), optimization.make_optimizer(config)
+    step = train_step.make_step(method, optimizer, config)
+    one = train_state.init(method, optimizer, config)
     seen = []
     for _ in range(3):
         one, metrics = step(one, _batch())
         seen.append(metrics)
     config = _config(steps=9, steps_per_call=3, **EVERY_THREE)
-    steps = state.make_step(method, optimizer, config)
-    many, metrics = steps(state.init(method, optimizer, config), (_batch(),) * 3)
+    steps = train_step.make_step(method, optimizer, config)
+    many, metrics = steps(train_state.init(method, optimizer, config), (_batch(),) * 3)
     chex.assert_trees_all_close(many, one, rtol=1e-6)
     assert many.step == 3
     expected = {name: [values[name] for values in seen] for name in metrics}
@@ -235,9 +238,9 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole():
     batch["image"] = np.repeat(np.uint8([0, 51, 102, 255]), 16).reshape(4, 4, 4, 1)
     config = _config(batch_size=4, parts=2, clip_norm=0.0)
     method = _quadratic()._replace(loss=loss)
-    optimizer = state.make_optimizer(config)
-    now = state.init(method, optimizer, config)
-    now, metrics = state.make_step(method, optimizer, config)(now, batch)
+    optimizer = optimization.make_optimizer(config)
+    now = train_state.init(method, optimizer, config)
+    now, metrics = train_step.make_step(method, optimizer, config)(now, batch)
     # Images 0, 2 and 1, 3: 0 * 1 + 0.4 * 2 and 0.2 * 1 + 1 * 2; four weights.
     assert metrics["grad_norm/task"] == pytest.approx((0.8 + 2.2) / 2 * 2)
     assert metrics["loss"] == pytest.approx(20 * (0.8 + 2.2) / 2)
@@ -247,9 +250,9 @@ def test_parts_of_a_batch_have_the_gradient_of_the_whole():
 def test_noise_of_a_step_depends_on_seed_and_step_alone():
     def noises(seed):
         config = dataclasses.replace(_config(), seed=seed)
-        method, optimizer = _quadratic(), state.make_optimizer(config)
-        now = state.init(method, optimizer, config)
-        step = state.make_step(method, optimizer, config)
+        method, optimizer = _quadratic(), optimization.make_optimizer(config)
+        now = train_state.init(method, optimizer, config)
+        step = train_step.make_step(method, optimizer, config)
         found = []
         for _ in range(3):
             now, metrics = step(now, _batch())
@@ -265,15 +268,18 @@ def test_what_one_seed_compiled_serves_another(name, tiny_config):
     texts = []
     for seed in (0, 1):
         config = dataclasses.replace(tiny_config, method=name, seed=seed)
-        method, optimizer = METHODS[name](config, 3), state.make_optimizer(config)
+        method, optimizer = (
+            METHODS[name](config, 3),
+            optimization.make_optimizer(config),
+        )
         side = config.data.image_size
         batch = {
             "image": jax.ShapeDtypeStruct((2, side, side, 1), jnp.uint8),
             "label": jax.ShapeDtypeStruct((2,), jnp.int32),
             "index": jax.ShapeDtypeStruct((2,), jnp.int32),
         }
-        step = state.make_step(method, optimizer, config)
-        lowered = step.func.lower(*step.args, state.blank(method, config), batch)
+        step = train_step.make_step(method, optimizer, config)
+        lowered = step.func.lower(*step.args, train_state.blank(method, config), batch)
         texts.append(lowered.as_text())
     assert texts[0] == texts[1]
 
@@ -281,10 +287,10 @@ def test_what_one_seed_compiled_serves_another(name, tiny_config):
 def test_init_depends_on_the_seed_and_shares_no_buffer(tiny_config):
     config = dataclasses.replace(tiny_config, method="plain")
     method = METHODS["plain"](config, 3)
-    optimizer = state.make_optimizer(config)
-    first, again = (state.init(method, optimizer, config) for _ in range(2))
+    optimizer = optimization.make_optimizer(config)
+    first, again = (train_state.init(method, optimizer, config) for _ in range(2))
     other = dataclasses.replace(config, seed=1)
-    other = state.init(method, optimizer, other)
+    other = train_state.init(method, optimizer, other)
     kernel = ("task", "stem_conv", "kernel")
     values = [
         np.asarray(s.params[kernel[0]][kernel[1]][kernel[2]])
@@ -295,7 +301,7 @@ def test_init_depends_on_the_seed_and_shares_no_buffer(tiny_config):
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(first)]
     assert len(set(pointers)) == len(pointers)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), first)
-    blank = state.blank(method, config)
+    blank = train_state.blank(method, config)
     assert shapes == jax.tree.map(lambda x: (x.shape, x.dtype), blank)
 
 
@@ -310,9 +316,9 @@ def test_one_compilation_serves_a_whole_run(tmp_path, tiny_config):
     batches = feed.TrainIterator(
         data.train, batch_size=config.train.batch_size, seed=config.seed
     )
-    method, optimizer = METHODS["hapre"](config, 3), state.make_optimizer(config)
-    step = state.make_step(method, optimizer, config)
-    now = state.init(method, optimizer, config)
+    method, optimizer = METHODS["hapre"](config, 3), optimization.make_optimizer(config)
+    step = train_step.make_step(method, optimizer, config)
+    now = train_state.init(method, optimizer, config)
     checkpoints = checkpoint.Checkpoints(tmp_path)
     for _ in range(3):
         before, batch = now, jax.device_put(next(batches))
