@@ -31,7 +31,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 STEPS = """
 import dataclasses, json, sys
 import jax, numpy as np
-from hapre_jax import config_file, evaluation, sharding
+from hapre_jax import config_file, evaluation, optimization, sharding
+from hapre_jax import train_state, train_step
 from hapre_jax.data import feed, pipeline
 from hapre_jax.methods import METHODS
 
