@@ -20,7 +20,7 @@ made of what is finished: WORKDIR/tableN.html, .md, .tex, .csv and .json.
 import argparse
 import pathlib
 import runpy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,13 +72,6 @@ _BESIDE = ("random_crop", "true_lungs")
 # What these must know, films of one's own do not come with.
 _NEEDS_LUNGS, _NEEDS_NORMAL = "true_lungs", "two_stage"
 
-ROWS = {
-    "2": tuple(TITLES),
-    "3": ("resnet", "hapre_krs"),
-    "4": ("resnet", "cbam", "danet", "hapre_krs"),
-    "5": ("resnet",),
-}
-
 
 class Source(NamedTuple):
     """Films to train and test on."""
@@ -108,17 +101,6 @@ SOURCES = {
 }
 # What films of one's own are trained by.
 _RECIPE_OF_FOLDERS = "ped_pneumonia"
-# Of each table, if none are named: without and with films.
-_SOURCES_OF = {
-    "1": (("phantom_low",), ("ped_pneumonia",)),
-    "2": (("phantom_low",), ("ped_pneumonia",)),
-    "3": (
-        ("phantom_high", "phantom_medium", "phantom_low"),
-        ("ped_pneumonia", "ped_pneumonia_low"),
-    ),
-    "4": (("phantom_low",), ("ped_pneumonia",)),
-    "5": (("phantom_low",), ("ped_pneumonia",)),
-}
 
 
 class Preset(NamedTuple):
@@ -132,6 +114,51 @@ class Preset(NamedTuple):
 _SMALL = ("resnet8", "resnet14", "resnet20")
 _DEEP = ("resnet18", "resnet34", "resnet50")
 _BACKBONES = (*_DEEP, "densenet121", "densenet169", "vgg16", "vgg19")
+
+
+class Layout(NamedTuple):
+    """What a table of trained networks is made of, and how it reads."""
+
+    rows: tuple[str, ...]
+    title: str  # of the part of one source; fields are those of a record, and `films`
+    line: str  # the name of a line, likewise
+    reference: str  # what gains are measured against
+    networks: Callable[[Preset], tuple[str, ...]] = lambda preset: preset.nets
+    # If no sources are named: without films, and those that films add.
+    sources: tuple[str, ...] = ("phantom_low",)
+    of_films: tuple[str, ...] = ("ped_pneumonia",)
+
+
+LAYOUTS = {
+    "2": Layout(
+        rows=tuple(TITLES),
+        title="{source}, {net}, {films} test films",
+        line="{row}",
+        reference=TITLES[_REFERENCE],
+        networks=lambda preset: preset.nets[:1],
+    ),
+    "3": Layout(
+        rows=("resnet", "hapre_krs"),
+        title="trained on {source}",
+        line="{tested}: {net}, {row}",
+        reference=TITLES[_REFERENCE],
+        sources=("phantom_high", "phantom_medium", "phantom_low"),
+        of_films=("ped_pneumonia", "ped_pneumonia_low"),
+    ),
+    "4": Layout(
+        rows=("resnet", "cbam", "danet", "hapre_krs"),
+        title="{source}, {films} test films",
+        line="{net}, {row}",
+        reference="the plain one of its depth",
+    ),
+    "5": Layout(
+        rows=("resnet",),
+        title="{source}, {films} test films",
+        line="{net}",
+        reference="{net}",  # the first
+        networks=lambda preset: preset.backbones,
+    ),
+}
 
 
 def presets(name: str) -> Preset:
@@ -176,9 +203,9 @@ class Group(NamedTuple):
 
 
 def plan(
-    table: str,
     *,
     chosen: dict[str, Source],
+    networks: Sequence[str],
     rows: Sequence[str],
     preset: Preset,
     seeds: int,
@@ -187,10 +214,9 @@ def plan(
 ) -> list[Group]:
     """All runs of a table."""
     changes = runpy.run_path(str(_CONFIGS / "baselines.py"))["ROWS"]
-    nets = {"2": preset.nets[:1], "5": preset.backbones}.get(table, preset.nets)
     groups = []
     for name, source in chosen.items():
-        for net in nets:
+        for net in networks:
             for row in rows:
                 values = preset.values | source.values
                 if source.is_folder and _lacks(row, values):
@@ -304,26 +330,18 @@ def records_by_source(table: str, groups: Sequence[Group]) -> list[dict]:
 
 def tables_of(table: str, records: Sequence[dict]) -> list[result_table.Table]:
     """Tables 2 to 5, one for each source, of their records."""
-    tables = []
+    layout, tables = LAYOUTS[table], []
     for source in dict.fromkeys(one["source"] for one in records):
         found = [one for one in records if one["source"] == source]
-        net, films = found[0]["net"], f"{scores.count_films(found[0])} test films"
-        title, reference, name = {
-            "2": (f"{source}, {net}, {films}", TITLES[_REFERENCE], "{row}"),
-            "3": (
-                f"trained on {source}",
-                TITLES[_REFERENCE],
-                "{tested}: {net}, {row}",
-            ),
-            "4": (f"{source}, {films}", "the plain one of its depth", "{net}, {row}"),
-            "5": (f"{source}, {films}", net, "{net}"),
-        }[table]
+        lines = [
+            layout.line.format(**one | {"row": TITLES[one["row"]]}) for one in found
+        ]
         tables.append(
             scores.table(
-                title,
+                layout.title.format(films=scores.count_films(found[0]), **found[0]),
                 found,
-                [name.format(**one | {"row": TITLES[one["row"]]}) for one in found],
-                reference=reference,
+                lines,
+                reference=layout.reference.format(**found[0]),
                 beside=[TITLES[row] for row in _BESIDE],
                 extra={"parameters": count_parameters} if table == "5" else None,
             )
@@ -504,6 +522,7 @@ def command(arguments: argparse.Namespace) -> str:
             if word
         ),
         "rows": arguments.rows,
+        "nets": arguments.nets,
     }
     words = [f"--{name} {value}" for name, value in flags.items() if value]
     words += [f"--test-on {pathlib.Path(path).name}" for path in arguments.test_on]
@@ -540,6 +559,11 @@ def _parser() -> cli.Parser:
         "your own (default: phantoms, and with --data-root films)",
     )
     parser.add_argument("--rows", metavar="A,B", help=f"of {', '.join(TITLES)}")
+    parser.add_argument(
+        "--nets",
+        metavar="A,B",
+        help="of the preset's networks: with cpu resnet8, resnet14 and resnet20",
+    )
     parser.add_argument(
         "--test-on",
         action="append",
@@ -607,11 +631,13 @@ def main(argv: list[str]) -> int:
         notes = f"Counted by `{command(arguments)}`."
         _write(workdir, table, tables, records, notes, console)
         return 0
-    rows = _rows(arguments.rows, table)
     preset = _changed(presets(arguments.preset), arguments.set)
+    rows = _words(arguments.rows, LAYOUTS[table].rows, f"table {table} has no row")
+    networks = LAYOUTS[table].networks(preset)
+    networks = _words(arguments.nets, networks, f"table {table} has no network")
     groups = plan(
-        table,
         chosen=chosen,
+        networks=networks,
         rows=rows,
         preset=preset,
         seeds=arguments.seeds,
@@ -651,8 +677,8 @@ def main(argv: list[str]) -> int:
 
 def _chosen(arguments) -> dict[str, Source]:
     """The sources that are asked for, whose files have a place."""
-    always, with_films = _SOURCES_OF[arguments.table]
-    by_default = always + (with_films if arguments.data_root else ())
+    layout = LAYOUTS.get(arguments.table, LAYOUTS["2"])  # Table 1 is of those of 2
+    by_default = layout.sources + (layout.of_films if arguments.data_root else ())
     chosen = _sources(arguments.sources, by_default)
     for name, source in chosen.items():
         if source.needs_root and not arguments.data_root:
@@ -732,14 +758,13 @@ def _changed(preset: Preset, changes: Sequence[str]) -> Preset:
     return preset._replace(values=values)
 
 
-def _rows(text: str | None, table: str) -> tuple[str, ...]:
-    rows = tuple(dict.fromkeys(text.split(","))) if text else ROWS[table]
-    for row in rows:
-        if row not in ROWS[table]:
-            raise UserError(
-                f"table {table} has no row {row}; it has {', '.join(ROWS[table])}"
-            )
-    return rows
+def _words(text: str | None, known: Sequence[str], unknown: str) -> tuple[str, ...]:
+    """Those that are named, once each; all that are known where none are."""
+    words = tuple(dict.fromkeys(text.split(","))) if text else tuple(known)
+    for word in words:
+        if word not in known:
+            raise UserError(f"{unknown} {word}; it has {', '.join(known)}")
+    return words
 
 
 if __name__ == "__main__":

@@ -30,11 +30,12 @@ PAPER = json.loads(_FILE.with_name("paper_results.json").read_text())
 
 
 def plan(table, preset="cpu", *, names=tuple(tables.SOURCES), rows=None, seeds=1):
+    layout, preset = tables.LAYOUTS[table], tables.presets(preset)
     return tables.plan(
-        table,
         chosen={name: tables.SOURCES[name] for name in names},
-        rows=rows or tables.ROWS[table],
-        preset=tables.presets(preset),
+        networks=layout.networks(preset),
+        rows=rows or layout.rows,
+        preset=preset,
         seeds=seeds,
         root="DIR",
         workdir=pathlib.Path("work"),
@@ -178,6 +179,21 @@ def test_dry_run_prints_what_would_be_run():
     ]
 
 
+@pytest.mark.parametrize(
+    ("table", "preset", "nets"),
+    [
+        ("4", "cpu", "resnet20,resnet8"),
+        ("5", "gpu", "vgg16,resnet34"),
+        ("2", "gpu", ""),
+    ],
+)
+def test_some_networks_of_the_preset(table, preset, nets):
+    arguments = ["--table", table, "--preset", preset, "--seeds", "1"]
+    lines = dry_run("w", *arguments, "--nets", nets, "--rows", "resnet")
+    found = [line.partition("--task.net ")[2].split()[0] for line in lines]
+    assert found == (nets or "resnet18").split(",")
+
+
 @pytest.mark.parametrize(("preset", "workdir"), [("paper", "w"), ("cpu", "my runs")])
 def test_printed_commands_are_those_of_the_shell(preset, workdir):
     arguments = ["--table", "2", "--seeds", "1", "--rows", "resnet"]
@@ -238,6 +254,10 @@ def test_jobs_of_slurm_share_the_runs(tmp_path, monkeypatch, write_run):
         (
             ["--rows", "resnet,cutmix"],
             "table 4 has no row cutmix; it has resnet, cbam, danet, hapre_krs",
+        ),
+        (
+            ["--nets", "resnet20,resnet18"],
+            "table 4 has no network resnet18; it has resnet8, resnet14, resnet20",
         ),
         (
             ["--sources", "phantom_low,"],
@@ -716,10 +736,10 @@ def elsewhere(tmp_path, monkeypatch):
 
         monkeypatch.setattr(experiments, "run_program", run_program)
         groups = tables.plan(
-            "3",
             chosen={name: tables.SOURCES[name] for name in names},
+            networks=["resnet8"],
             rows=["resnet"],
-            preset=tables.presets("cpu")._replace(nets=("resnet8",)),
+            preset=tables.presets("cpu"),
             seeds=1,
             root="DIR",
             workdir=tmp_path,
@@ -840,14 +860,14 @@ def test_published_tables_agree_where_they_overlap():
 
 def test_published_tables_have_all_rows_of_ours_and_whole_scores():
     ours = {"dre_net_official", "random_crop", "true_lungs"}
-    assert set(PAPER["2"]) == set(tables.ROWS["2"]) - ours
+    assert set(PAPER["2"]) == set(tables.LAYOUTS["2"].rows) - ours
     assert set(PAPER["4"]) == set(tables.presets("paper").nets)
     assert set(PAPER["5"]) == set(tables.presets("paper").backbones)
     for rows in PAPER["4"].values():
-        assert set(rows) == set(tables.ROWS["4"])
+        assert set(rows) == set(tables.LAYOUTS["4"].rows)
     for nets in PAPER["3"].values():
         for rows in nets.values():
-            assert set(rows) == set(tables.ROWS["3"])
+            assert set(rows) == set(tables.LAYOUTS["3"].rows)
     count = 0
 
     def check(value):
