@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from hapre_jax import errors
-from hapre_jax.data import files
+from hapre_jax.data import csv_tables, files
 
 MEMBERS = {
     "b/2.JPEG": b"two",
@@ -163,18 +163,18 @@ def test_tables_lie_beside_the_zip_or_in_the_tree(tmp_path):
         tree = files.open_tree(str(root))
         assert files.read_beside(tree, "t.csv") == b"inside"
         assert files.read_beside(tree, "missing.csv") is None
-        assert files.read_csv(tree, "missing.csv", ("a",)) is None
+        assert csv_tables.read(tree, "missing.csv", ("a",)) is None
     write_folder(tmp_path, {"t.csv": b"beside"})
     assert files.read_beside(tree, "t.csv") == b"beside"
     write_folder(tmp_path / "f", {"root/a.png": b"", "t.csv": b"a,b\n1,2\n"})
     tree = files.open_tree(str(tmp_path / "f" / "root"))
     assert files.read_beside(tree, "t.csv") is None  # not above a folder
     tree = files.open_tree(str(tmp_path / "f"))
-    assert files.read_csv(tree, "t.csv", ("b",)) == [{"b": "2"}]
+    assert csv_tables.read(tree, "t.csv", ("b",)) == [{"b": "2"}]
     write_folder(tmp_path / "f", {"root/t.csv": b"a,b\n"})
     tree = files.open_tree(str(tmp_path / "f"))
     with pytest.raises(errors.UserError, match=r"t.csv 2 times \(root/t.csv, t.csv\)"):
-        files.read_csv(tree, "t.csv", ("a",))
+        csv_tables.read(tree, "t.csv", ("a",))
 
 
 @pytest.mark.parametrize(
@@ -188,10 +188,11 @@ def test_tables_lie_beside_the_zip_or_in_the_tree(tmp_path):
         (b"a,b\n", []),
         (b"\xef\xbb\xbfa;b\r\n1;2,5\r\n", [("1", "2,5", "")]),
         (b"a\tb\n1\t2\n", [("1", "2", "")]),
+        ("a\tb\n1\tö\n".encode("utf-16"), [("1", "ö", "")]),
     ],
 )
 def test_rows_of_a_table(text, rows):
-    found = files.parse_csv(text, ("a", "b"), optional=("c",), name="t.csv")
+    found = csv_tables.parse(text, ("a", "b"), optional=("c",), name="t.csv")
     assert found == [dict(zip("abc", row, strict=True)) for row in rows]
 
 
@@ -205,7 +206,7 @@ def test_rows_of_a_table(text, rows):
 )
 def test_other_tables_are_named(text, said):
     with pytest.raises(errors.UserError, match=said):
-        files.parse_csv(text, ("a", "b"), name="t.csv")
+        csv_tables.parse(text, ("a", "b"), name="t.csv")
 
 
 def test_films_are_found_by_stem(tmp_path, caplog):

@@ -26,6 +26,7 @@ from test_damaged_files import ENCODERS
 
 from hapre_jax import cli, config, config_file, figures, log, predictions, pretrained
 from hapre_jax.data import (
+    csv_tables,
     dicom,
     files,
     folder,
@@ -183,7 +184,7 @@ TABLES = {
 def test_tables(fuzz, tmp_path, kind):
     path = tmp_path / "table"
     read = {
-        "groups": lambda: files.parse_csv(
+        "groups": lambda: csv_tables.parse(
             path.read_bytes(), ("path", "group"), name="groups.csv"
         ),
         "splits": lambda: splits.read(path),

@@ -1,9 +1,7 @@
 """Read-only access to the image files below a folder or inside a zip."""
 
-import csv
 import errno
 import functools
-import io
 import logging
 import os
 import pathlib
@@ -28,7 +26,6 @@ _OF_DEVICES = ("", "ima", "img", "dic", "dc", "dcm_", "dicm")
 _OF_SYSTEMS = ("__MACOSX", "$RECYCLE.BIN", "@eaDir", "#recycle")
 # Too many open files, no memory: the next moment the file may be read.
 _OF_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_DELIMITERS = ",;\t"  # the second where a comma is the decimal point
 
 
 class Tree:
@@ -260,61 +257,6 @@ def read_beside(tree: Tree, base_name: str) -> bytes | None:
             "keep one"
         )
     return tree.read(found[0]) if found else None
-
-
-def read_csv(
-    tree: Tree, base_name: str, columns: Sequence[str]
-) -> list[dict[str, str]] | None:
-    """The rows of a CSV file that comes with the images: `read_beside`, `parse_csv`.
-
-    Returns:
-      The rows; None if there is no such file.
-
-    Raises:
-      UserError: see `read_beside` and `parse_csv`.
-    """
-    data = read_beside(tree, base_name)
-    if data is None:
-        return None
-    return parse_csv(data, columns, name=f"{base_name} of {tree.root}")
-
-
-def parse_csv(
-    data: bytes, columns: Sequence[str], *, optional: Sequence[str] = (), name: str
-) -> list[dict[str, str]]:
-    """The rows of a CSV file, with the columns asked for and no others.
-
-    Args:
-      data: the file; its first line names the columns. Commas, semicolons or tabs are
-        between them.
-      columns: that it must have.
-      optional: columns that it may have; without them, and in short rows, fields are
-        empty.
-      name: of the file, for messages.
-
-    Raises:
-      UserError: a column is missing, or a quotation has no end.
-    """
-    # Names of files need not be UTF-8.
-    text = data.decode("utf-8-sig", "surrogateescape")
-    wanted = (*columns, *optional)
-
-    def read(delimiter):
-        lines = io.StringIO(text, newline="")
-        return csv.DictReader(lines, restval="", delimiter=delimiter)
-
-    try:
-        for reader in map(read, _DELIMITERS):
-            if set(columns) <= set(reader.fieldnames or ()):
-                break
-        else:
-            found, wanted_text = read(",").fieldnames, ",".join(columns)
-            if not found:
-                raise errors.UserError(f"{name} is empty: it needs {wanted_text}")
-            raise errors.UserError(f"{name} has the columns {found}, not {wanted_text}")
-        return [{column: row.get(column, "") for column in wanted} for row in reader]
-    except csv.Error as error:
-        raise errors.UserError(f"{name} is not a CSV file: {error}") from error
 
 
 def find_films(

@@ -22,7 +22,7 @@ import unicodedata
 from collections.abc import Iterable
 
 from hapre_jax import errors
-from hapre_jax.data import dataset, files, reader
+from hapre_jax.data import csv_tables, dataset, files, reader
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def scan_table(
     table = files.expand(path)
     if not os.path.isfile(table):
         raise errors.UserError(f"{table} does not exist: give a folder, a zip or a CSV")
-    rows = files.parse_csv(
+    rows = csv_tables.parse(
         files.read_file(table),
         ("path", "label"),
         optional=("group", "view", "split"),
@@ -231,7 +231,7 @@ def _refuse_alike(classes: Iterable[str], where: str) -> None:
 
 def _read_groups(tree: files.Tree, prefix: str) -> dict[str, str] | None:
     """Path to group; None without a `groups.csv` beside the zip or in the tree."""
-    rows = files.read_csv(tree, _GROUPS, ("path", "group"))
+    rows = csv_tables.read(tree, _GROUPS, ("path", "group"))
     if rows is None:
         return None
     groups: dict[str, str] = {}

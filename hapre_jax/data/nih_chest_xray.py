@@ -37,7 +37,7 @@ from collections.abc import Set
 import numpy as np
 
 from hapre_jax import errors
-from hapre_jax.data import dataset, files, reader
+from hapre_jax.data import csv_tables, dataset, files, reader
 
 CLASSES = ("normal", "pneumonia")
 # How many of each class the two lists hold has not been published.
@@ -124,7 +124,7 @@ def parse_box(x: str, y: str, width: str, height: str) -> np.ndarray | None:
 def _read_entries(tree: files.Tree) -> dict[str, dict[str, str]]:
     """From the stem of a film to its row."""
     for table in _ENTRIES:
-        rows = files.read_csv(tree, table, _ENTRY)
+        rows = csv_tables.read(tree, table, _ENTRY)
         if rows is not None:
             break
     else:
@@ -180,7 +180,7 @@ def _read_lists(tree: files.Tree, stems: Set[str]) -> dict[str, str]:
 def _read_boxes(tree: files.Tree) -> dict[str, list[np.ndarray]]:
     """From the stem of a film to its boxes of pneumonia."""
     boxes: dict[str, list[np.ndarray]] = {}
-    rows = files.read_csv(tree, _BOXES, ("Image Index", "Finding Label", *_CORNER))
+    rows = csv_tables.read(tree, _BOXES, ("Image Index", "Finding Label", *_CORNER))
     for row in rows or ():
         if row["Finding Label"] != "Pneumonia":
             continue

@@ -39,7 +39,15 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from hapre_jax import errors
-from hapre_jax.data import dataset, dicom, files, images, nih_chest_xray, reader
+from hapre_jax.data import (
+    csv_tables,
+    dataset,
+    dicom,
+    files,
+    images,
+    nih_chest_xray,
+    reader,
+)
 
 CLASSES = ("normal", "pneumonia")
 OFFICIAL_COUNTS = {
@@ -157,7 +165,7 @@ def _read_classes(
 def _read_table(
     tree: files.Tree, name: str, columns: Sequence[str]
 ) -> list[dict[str, str]]:
-    rows = files.read_csv(tree, name, columns)
+    rows = csv_tables.read(tree, name, columns)
     if rows is None:
         raise errors.UserError(
             f"{tree.root} holds no {name}: it comes with the films, in Kaggle's {_ZIP}"

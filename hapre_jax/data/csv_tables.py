@@ -1,0 +1,68 @@
+"""Tables of labels and patients that come with films, as CSV."""
+
+import codecs
+import csv
+import io
+from collections.abc import Sequence
+
+from hapre_jax.data import files
+from hapre_jax.errors import UserError
+
+_DELIMITERS = ",;\t"  # the second where a comma is the decimal point
+
+
+def read(
+    tree: files.Tree, base_name: str, columns: Sequence[str]
+) -> list[dict[str, str]] | None:
+    """The rows of a CSV file that comes with the images.
+
+    Returns:
+      The rows; None if there is no such file.
+
+    Raises:
+      UserError: see `files.read_beside` and `parse`.
+    """
+    data = files.read_beside(tree, base_name)
+    if data is None:
+        return None
+    return parse(data, columns, name=f"{base_name} of {tree.root}")
+
+
+def parse(
+    data: bytes, columns: Sequence[str], *, optional: Sequence[str] = (), name: str
+) -> list[dict[str, str]]:
+    """The rows of a CSV file, with the columns asked for and no others.
+
+    Args:
+      data: the file; its first line names the columns. Commas, semicolons or tabs are
+        between them.
+      columns: that it must have.
+      optional: columns that it may have; without them, and in short rows, fields are
+        empty.
+      name: of the file, for messages.
+
+    Raises:
+      UserError: a column is missing, or a quotation has no end.
+    """
+    # Names of files need not be UTF-8; "Unicode text" of spreadsheets is UTF-16.
+    is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding = "utf-16" if is_utf_16 else "utf-8-sig"
+    text = data.decode(encoding, "replace" if is_utf_16 else "surrogateescape")
+    wanted = (*columns, *optional)
+
+    def lines_of(delimiter):
+        lines = io.StringIO(text, newline="")
+        return csv.DictReader(lines, restval="", delimiter=delimiter)
+
+    try:
+        for reader in map(lines_of, _DELIMITERS):
+            if set(columns) <= set(reader.fieldnames or ()):
+                break
+        else:
+            found, wanted_text = lines_of(",").fieldnames, ",".join(columns)
+            if not found:
+                raise UserError(f"{name} is empty: it needs {wanted_text}")
+            raise UserError(f"{name} has the columns {found}, not {wanted_text}")
+        return [{column: row.get(column, "") for column in wanted} for row in reader]
+    except csv.Error as error:
+        raise UserError(f"{name} is not a CSV file: {error}") from error
