@@ -69,7 +69,12 @@ def main(argv: list[str]) -> int:
     output = _output(arguments.out, workdir, tested_with)
     with log.progress_bar(console, f"{config.data.name} images") as update:
         tested_on, mean_box, known = other_films.load(
-            config, trained, workdir, whole=arguments.all, progress=update
+            config,
+            trained,
+            workdir,
+            classes=results["classes"],
+            whole=arguments.all,
+            progress=update,
         )
     if known:
         said = "the run was trained on them, or on others of their patients"

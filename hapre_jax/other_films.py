@@ -2,8 +2,8 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from hapre_jax import config as config_lib
 from hapre_jax import evaluation
 from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
-from hapre_jax.data import files, pipeline, splits
+from hapre_jax.data import files, labels, pipeline, splits
 from hapre_jax.errors import UserError
 
 # What a film looks like and how it is read; not which films there are, nor their split.
@@ -81,6 +81,7 @@ def load(
     trained: Config,
     workdir: pathlib.Path,
     *,
+    classes: Sequence[str],
     whole: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Test:
@@ -92,12 +93,13 @@ def load(
       config: see `config_of`.
       trained: of the run.
       workdir: of the run.
+      classes: that the run tells apart.
       whole: whether all films of another source are taken.
       progress: called with the number of images read and their total.
 
     Raises:
-      UserError: the films cannot be loaded, are the run's own but asked for whole, or
-        the run was trained on all of them.
+      UserError: the films cannot be loaded, have no label space in common with the
+        run, are its own but asked for whole, or it was trained on all of them.
     """
     saved = splits_file(workdir)
     if same_films(config.data, trained.data):
@@ -109,11 +111,17 @@ def load(
             config.data, seed=config.seed, splits_file=saved, progress=progress
         )
         return Test(data.test, evaluation.mean_lung_box(data.train), 0)
+
+    def check_classes(found):
+        labels.common(classes, found)
+
+    given: dict[str, Any] = {"seed": config.seed, "progress": progress}
+    given["check_classes"] = check_classes
     mean_box = None
     if whole:
-        films = pipeline.load_whole(config.data, seed=config.seed, progress=progress)
+        films = pipeline.load_whole(config.data, **given)
     else:
-        data = pipeline.load(config.data, seed=config.seed, progress=progress)
+        data = pipeline.load(config.data, **given)
         films, mean_box = data.test, evaluation.mean_lung_box(data.train)
     patients = same_patients(config.data, trained.data)
     kept = never_seen(films, splits.read(saved), patients=patients)

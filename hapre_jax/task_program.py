@@ -32,7 +32,7 @@ class Program(NamedTuple):
     """What is specific to a task."""
 
     task: str  # as results.json says it
-    make: Callable[[Config, dataset.Splits], Method]
+    make: Callable[[Config], Method]
     # Scores of a split from rows and the answers to them, see `evaluation.answers`.
     score: Callable[
         [Iterable[tuple[slice, Prediction]], dataset.Dataset], dict[str, float]
@@ -40,6 +40,8 @@ class Program(NamedTuple):
     best_by: str  # the score that decides which checkpoint is the best
     draw: Callable[[Prediction, dataset.Dataset], Image.Image]  # films and answers
     targets: str  # what it is trained on: "masks" or "boxes" of `pipeline.load`
+    # Raises `UserError` for what it needs to be told of films, and is not.
+    check: Callable[[Config, dataset.Splits], None] = lambda config, data: None
 
 
 def run(
@@ -101,7 +103,8 @@ def train_and_test(
         data = training.open_run(
             config,
             workdir,
-            functools.partial(program.make, config),
+            lambda classes: program.make(config),
+            functools.partial(program.check, config),
             console=console,
             claims=claims,
             **{program.targets: True},
@@ -110,7 +113,7 @@ def train_and_test(
 
 
 def _run(config, workdir, program, data, console, stop_after) -> dict | None:
-    method, mesh = program.make(config, data), sharding.make_mesh(config.train)
+    method, mesh = program.make(config), sharding.make_mesh(config.train)
     answer = functools.partial(
         evaluation.answers,
         evaluation.make_predict(method, mesh),

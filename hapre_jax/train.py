@@ -41,7 +41,6 @@ from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import files, phantom
 from hapre_jax.errors import UserError
-from hapre_jax.method import Method
 
 _SHEET_IMAGES = 12
 _HEATMAP_IMAGES = 6
@@ -89,7 +88,8 @@ def train_and_evaluate(
         data = training.open_run(
             config,
             workdir,
-            functools.partial(_method, config),
+            lambda classes: methods.make(config, len(classes)),
+            functools.partial(_check_lungs, config),
             console=console,
             claims=claims,
         )
@@ -114,19 +114,18 @@ def _plain(config: Config) -> Config:
     return dataclasses.replace(config, method="plain", compare_plain=False)
 
 
-def _method(config: Config, data: datasets.Splits) -> Method:
-    """The method of a config, which knows all that it needs of the data."""
+def _check_lungs(config: Config, data: datasets.Splits) -> None:
+    """Raises `UserError` where the method needs lungs, and a split knows none."""
     method = methods.make(config, len(data.train.classes))
     for split in data:
         evaluation.check_lungs(method, split)
-    return method
 
 
 def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
     """Fits one method, scores its best checkpoint on the test split and reports."""
     if results := training.finished(workdir, "classification"):
         return results
-    method = _method(config, data)
+    method = methods.make(config, len(data.train.classes))
     mesh = sharding.make_mesh(config.train)
     evaluate = functools.partial(
         evaluation.evaluate,

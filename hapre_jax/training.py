@@ -49,7 +49,8 @@ class Fitted(NamedTuple):
 def open_run(
     config: Config,
     workdir: pathlib.Path,
-    make: Callable[[datasets.Splits], Method],
+    make: Callable[[Sequence[str]], Method],
+    check: Callable[[datasets.Splits], None],
     *,
     console: rich.console.Console,
     claims: contextlib.ExitStack,
@@ -62,8 +63,8 @@ def open_run(
     Args:
       config: of the run.
       workdir: its folder, which `run_folder.check_workdir` passed.
-      make: the method that is to be trained on the data; raises `UserError` for what
-        it lacks.
+      make: the method that is to be trained to tell some classes apart.
+      check: raises `UserError` for what the method needs and the films lack.
       console: where progress goes.
       claims: keeps the folder for this process until it is closed.
       targets: `masks` or `boxes` of `pipeline.load`.
@@ -73,6 +74,12 @@ def open_run(
     """
     if config.train.tensorboard:
         log.import_tensorboard()
+
+    def check_weights(classes):
+        if is_new:
+            blank = train_state.blank(make(classes), config)
+            train_state.start_from_files(blank, config)
+
     mesh = sharding.make_mesh(config.train)  # or says why there is none
     provenance.commit()  # of what is at work from now on
     is_new = not (workdir / "config.json").exists()
@@ -92,12 +99,13 @@ def open_run(
             splits_file=saved if saved.exists() else None,
             progress=update,
             on_unreadable=unreadable.extend,
+            check_classes=check_weights,
             **targets,
         )
+        check(data)
         shards = sharding.share(mesh)[1]
         feed.check_batch_size(config.train.batch_size, len(data.train), shards)
         if is_new:
-            train_state.start_from_files(train_state.blank(make(data), config), config)
             workdir.mkdir(parents=True, exist_ok=True)
             claims.enter_context(run_folder.claim(workdir))
         run_folder.write_config(workdir, config)

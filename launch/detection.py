@@ -28,13 +28,16 @@ _GRID = 8
 _FILMS, _SIDE = 8, 160  # in the picture, and pixels of a side
 
 
-def make(config: Config, data: dataset.Splits) -> Method:
-    """The framework's method with a detector as task network."""
-    # Without a lesion there is no average precision to choose by, nor to report.
+def check(config: Config, data: dataset.Splits) -> None:
+    """Raises `UserError` for a split without lesions: it has no average precision."""
     if not all(any(map(len, split.lesion_boxes or ())) for split in data):
         raise UserError(
             f"no lesion boxes are known of {config.data.name}, or of one of its splits"
         )
+
+
+def make(config: Config) -> Method:
+    """The framework's method with a detector as task network."""
     settings = config.task
     trunk = plain.backbone(config, settings)
     task = Detection(
@@ -72,7 +75,9 @@ def draw(found: Prediction, films: dataset.Dataset) -> Image.Image:
     return picture
 
 
-PROGRAM = task_program.Program("detection", make, score, "ap_50", draw, "boxes")
+PROGRAM = task_program.Program(
+    "detection", make, score, "ap_50", draw, "boxes", check=check
+)
 
 
 def main(argv: list[str]) -> int:

@@ -28,9 +28,8 @@ from hapre_jax.tasks import Segmentation
 _FILMS = 8  # in the picture
 
 
-def make(config: Config, data: dataset.Splits) -> Method:
+def make(config: Config) -> Method:
     """The framework's method with a U-Net as task network."""
-    del data
     if config.task.image_size % 4:
         raise UserError(
             f"task.image_size is {config.task.image_size}, but the U-Net halves it "

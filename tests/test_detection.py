@@ -242,11 +242,10 @@ def test_a_split_is_scored_by_the_boxes_of_all_its_films():
 
 def test_program_computes_in_the_type_that_is_asked_for(monkeypatch):
     monkeypatch.setattr(detection.hapre, "of_task", lambda config, task: task)
-    films = dataclasses.make_dataclass("Films", ["lesion_boxes"])(BOXES_OF[0])
     found = {}
     for dtype in ("float32", "bfloat16"):
         settings = config.override(config.Config(), "task.dtype", dtype)
-        net = detection.make(settings, (films,) * 3).network
+        net = detection.make(settings).network
         output, variables = jax.eval_shape(
             lambda key, net=net: net.init_with_output(
                 key, jnp.zeros((1, 16, 16, 1)), train=False
@@ -262,11 +261,11 @@ def test_program_computes_in_the_type_that_is_asked_for(monkeypatch):
 def test_films_without_known_boxes_are_refused(tmp_path):
     films = dataclasses.make_dataclass("Films", ["lesion_boxes"])(None)
     with pytest.raises(UserError, match="no lesion boxes are known of phantom"):
-        detection.make(config_file.load("configs/detection.py"), (films,) * 3)
+        detection.check(config_file.load("configs/detection.py"), (films,) * 3)
     # Of validation films without a lesion no checkpoint would be the best.
     sick, sound = (dataclasses.replace(films, lesion_boxes=of) for of in BOXES_OF)
     with pytest.raises(UserError, match="of phantom, or of one of its splits"):
-        detection.make(config_file.load("configs/detection.py"), (sick, sound, sick))
+        detection.check(config_file.load("configs/detection.py"), (sick, sound, sick))
 
 
 def test_boxes_of_a_batch_are_padded():

@@ -455,9 +455,13 @@ def test_true_lungs_is_not_tested_on_films_of_unknown_lungs(
     assert not (run / "evaluation.json").exists()
 
 
-def test_other_classes_are_refused(tmp_path, finished_run, monkeypatch, capsys):
+@pytest.mark.parametrize("more", [(), ("--all",)])
+def test_other_classes_are_refused_before_films_are_read(
+    more, tmp_path, finished_run, monkeypatch, capsys
+):
     flags = _folder_flags(tmp_path / "films", "covid", "normal")
-    said = _fails(monkeypatch, capsys, finished_run, *flags)
+    (tmp_path / "films/covid/0.png").write_bytes(b"damaged")
+    said = _fails(monkeypatch, capsys, finished_run, *flags, *more)
     assert said.startswith(
         "the classes normal, bacterial, viral and covid, normal have no common label"
     )

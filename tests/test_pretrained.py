@@ -279,10 +279,17 @@ def test_both_networks_and_their_average_start_from_the_file(tensors, weights_fi
         assert not params["policy"]["logits"]["kernel"].any()
 
 
-def test_bad_weights_claim_no_folder(tmp_path, tiny_config):
+def test_bad_weights_are_named_before_films_are_read_and_claim_no_folder(
+    tmp_path, tiny_config
+):
+    for name in ("a/1.png", "b/1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"no film either")
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"nonsense")
-    settings = config.override_all(tiny_config, {"task.pretrained": str(path)})
+    values = {"data.name": "folder", "data.root": str(tmp_path)}
+    values["task.pretrained"] = str(path)
+    settings = config.override_all(tiny_config, values)
     with pytest.raises(UserError, match="is no readable safetensors file"):
         train.train_and_evaluate(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -336,7 +336,7 @@ def test_program_computes_in_the_type_that_is_asked_for(monkeypatch):
     found = {}
     for dtype in ("float32", "bfloat16"):
         settings = config.override(Config(), "task.dtype", dtype)
-        net = segmentation.make(settings, None).network
+        net = segmentation.make(settings).network
         image = jax.ShapeDtypeStruct((1, 16, 16, 1), jnp.float32)
         output, variables = jax.eval_shape(
             functools.partial(net.init_with_output, train=False),

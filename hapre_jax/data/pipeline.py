@@ -36,6 +36,7 @@ def load(
     splits_file: pathlib.Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     on_unreadable: Callable[[Sequence[Unreadable]], None] | None = None,
+    check_classes: Callable[[Sequence[str]], None] | None = None,
     masks: bool = False,
     boxes: bool = False,
 ) -> dataset.Splits:
@@ -47,6 +48,8 @@ def load(
       splits_file: the division to reuse, as `splits.write` wrote it.
       progress: called with the number of images read and their total.
       on_unreadable: called with the films that were left out, if any.
+      check_classes: called with the classes before films are read, which may take
+        hours: what it raises is said at once.
       masks: keeps the lung masks in memory too, and only films that have one.
       boxes: gives the lesion boxes also as one array, for batches.
 
@@ -56,7 +59,7 @@ def load(
         tears a patient or a film apart, or images that are not those of `splits_file`.
     """
     source, kept, records, examples, failures, pixels = _read(
-        data, seed=seed, progress=progress, masks=masks
+        data, seed=seed, progress=progress, check_classes=check_classes, masks=masks
     )
     if failures and on_unreadable:
         on_unreadable(failures)
@@ -96,6 +99,7 @@ def load_whole(
     *,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    check_classes: Callable[[Sequence[str]], None] | None = None,
 ) -> dataset.Dataset:
     """Opens a source without dividing it, to test on all of its films.
 
@@ -103,13 +107,14 @@ def load_whole(
       data: which source, and how its images are stored.
       seed: of what is drawn or degraded.
       progress: called with the number of images read and their total.
+      check_classes: see `load`.
 
     Raises:
       UserError: nothing to read, an unreadable image (`on_error="stop"`), or a class
         without a readable image.
     """
     source, kept, records, examples, _, pixels = _read(
-        data, seed=seed, progress=progress
+        data, seed=seed, progress=progress, check_classes=check_classes
     )
     rows = np.array(kept)
     images: Any = frames.Stream(source, data, seed, rows)
@@ -149,8 +154,10 @@ class _Films(NamedTuple):
     pixels: np.ndarray | None  # u8[all records, S, S, 1], if they are kept in memory
 
 
-def _read(data, *, seed, progress, masks=False) -> _Films:
+def _read(data, *, seed, progress, check_classes, masks=False) -> _Films:
     source, side = sources.open_source(data, seed=seed), data.image_size
+    if check_classes:
+        check_classes(source.classes)
     pixels = None
     if len(source.records) * side**2 <= data.memory_gib * 2**30:
         pixels = np.empty((len(source.records), side, side, 1), np.uint8)
