@@ -39,6 +39,8 @@ MACHINE = (
     "train.distributed",
     "train.rematerialize",
 )
+# A slip of the keyboard may not fill a machine with processes; few have more cores.
+_MOST_READERS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +132,16 @@ class DataConfig:
         at_least=0,
     )
     threads: int = option(
-        2, "Threads that read images; 0 reads them between steps.", at_least=0
+        2,
+        "Threads that read images; 0 reads them between steps.",
+        at_least=0,
+        at_most=_MOST_READERS,
     )
     processes: int = option(
         0,
         "Processes that read images which are not kept in memory; 0 uses threads.",
         at_least=0,
+        at_most=_MOST_READERS,
     )
     flip: str = option(
         "none",
