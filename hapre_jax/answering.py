@@ -204,13 +204,17 @@ def answer(
 
 
 def answer_all(
-    model: Model, films: Iterable[inputs.Input], *, keep: bool, with_heat: bool = False
+    model: Model,
+    films: Iterable[inputs.Input],
+    *,
+    keep: bool = False,
+    with_heat: bool = False,
 ) -> Iterator[Answered | Refused]:
     """Answers films batch by batch, and says which could not be read.
 
     Args:
       model: see `inference.load`.
-      films: see `inputs.find`.
+      films: see `inputs.find`, and `inputs.from_arrays`.
       keep: see `read`.
       with_heat: see `answer`.
     """

@@ -38,7 +38,13 @@ def macro_f1(matrices: np.ndarray) -> np.ndarray:
 
 
 def mean_f1(runs: Sequence[Predictions], *, seed: int = 0) -> Score:
-    """Macro-F1, mean over runs, each with a test split of its own or the same one."""
+    """Macro-F1, mean over runs, each with a test split of its own or the same one.
+
+    Its p is of no use: no F1 is below 0.
+
+    Raises:
+      ValueError: there are no runs, or fewer than two patients.
+    """
     return _resample([[run] for run in runs], lambda f1: f1[0], seed)
 
 
@@ -64,7 +70,7 @@ def mean_gain(
     Both of a pair are tested on the same images, and resampled together.
 
     Raises:
-      ValueError: they are not.
+      ValueError: they are not, there are none, or fewer than two patients.
     """
     if not all(is_pair(*pair) for pair in pairs):
         raise ValueError("the predictions of a pair are of other images")
@@ -75,6 +81,9 @@ def _resample(sets, statistic, seed) -> Score:
     """Mean over sets of `statistic` of the F1 `[n, ...]` of a set's n predictions."""
     # A patient who is in several test splits is drawn, or not, for all of them.
     patients = sorted({group for of in sets for group in of[0].groups})
+    if len(patients) < 2:
+        count = f"{len(patients)} patients in {len(sets)} test splits"
+        raise ValueError(f"an interval needs two patients, and there are {count}")
     counted = []  # of each set: where its patients are among all, and their matrices
     for predictions in sets:
         own = np.searchsorted(patients, np.unique(predictions[0].groups))

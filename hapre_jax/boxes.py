@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from hapre_jax.errors import check_choice
 
+# Numbers, not arrays: `jnp.array` them.
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 # The trivial key area of a film whose subject is roughly centered.
 CENTRAL_80 = (0.1, 0.1, 0.9, 0.9)
@@ -37,11 +38,24 @@ def clip(box: jax.Array, *, min_side: float, max_side: float = 1.0) -> jax.Array
     Args:
       box: `f32[4]` yxyx, may stick out of the image.
       min_side, max_side: bounds of both sides, 0 < min_side <= max_side <= 1.
+
+    Raises:
+      ValueError: the bounds are not in this order.
     """
+    check_sides(min_side, max_side)
     y, x, height, width = yxyx_to_center(box)
     size = jnp.clip(jnp.stack([height, width]), min_side, max_side)
     middle = jnp.clip(jnp.stack([y, x]), size / 2, 1 - size / 2)
     return center_to_yxyx(jnp.concatenate([middle, size]))
+
+
+def check_sides(min_side: float, max_side: float) -> None:
+    """Raises `ValueError` unless 0 < min_side <= max_side <= 1."""
+    if not 0 < min_side <= max_side <= 1:
+        raise ValueError(
+            f"min_side and max_side are {min_side} and {max_side}, but must be above 0 "
+            "and up to 1, min_side no larger"
+        )
 
 
 def scale(
@@ -114,7 +128,10 @@ def intersection(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def iou(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Intersection over union `f32[]` in [0, 1]; 0 where both boxes are empty."""
+    """Intersection over union `f32[]` in [0, 1]; 0 where both boxes are empty.
+
+    And 0 with a box of NaN, which is not known: leave these out of a mean.
+    """
     shared = intersection(a, b)
     union = area(a) + area(b) - shared
     return jnp.where(union > 0, shared / jnp.where(union > 0, union, 1.0), 0.0)

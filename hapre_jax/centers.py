@@ -15,6 +15,8 @@ from hapre_jax import boxes as box_functions
 # Weight of place and size beside the middles; 1 and 0.1 in the reference, whose sizes
 # are in pixels. Logarithms are of order one, as places are.
 _PLACE_WEIGHT = 1.0
+# Of a side in fractions of the image: a box without extent has no logarithm.
+_SMALLEST = 1e-3
 
 
 def loss(found: jax.Array, boxes: jax.Array, *, gamma: float = 2.0) -> jax.Array:
@@ -22,7 +24,8 @@ def loss(found: jax.Array, boxes: jax.Array, *, gamma: float = 2.0) -> jax.Array
 
     Args:
       found: `f32[g, g, 5]`.
-      boxes: `f32[M, 4]` yxyx, NaN where there is none.
+      boxes: `f32[M, 4]` yxyx, NaN where there is none; a side of less than 1e-3 counts
+        as one of 1e-3.
       gamma: of the focal loss.
 
     Returns:
@@ -33,7 +36,7 @@ def loss(found: jax.Array, boxes: jax.Array, *, gamma: float = 2.0) -> jax.Array
     is_there = jnp.isfinite(boxes[:, 0])
     known = jnp.where(is_there[:, None], boxes, jnp.array([[0.0, 0.0, 1.0, 1.0]]))
     center = jax.vmap(box_functions.yxyx_to_center)(known)
-    at = center[:, :2] * grid
+    at, sizes = center[:, :2] * grid, jnp.maximum(center[:, 2:], _SMALLEST)
     cell = jnp.clip(at.astype(jnp.int32), 0, grid - 1)
     # A soft peak, so that a cell beside the middle is less wrong: a cell wide.
     line = jnp.arange(grid) + 0.5
@@ -43,10 +46,10 @@ def loss(found: jax.Array, boxes: jax.Array, *, gamma: float = 2.0) -> jax.Array
     peaks = peaks.at[jnp.arange(len(boxes)), cell[:, 0], cell[:, 1]].set(
         is_there.astype(peaks.dtype)
     )
-    target = jnp.max(peaks, axis=0)
+    target = jnp.max(peaks, axis=0, initial=0.0)
     middles = optax.sigmoid_focal_loss(found[..., 0], target, alpha=None, gamma=gamma)
     there = found[cell[:, 0], cell[:, 1], 1:]
-    expected = jnp.concatenate([at - cell, jnp.log(center[:, 2:])], axis=1)
+    expected = jnp.concatenate([at - cell, jnp.log(sizes)], axis=1)
     errors = jnp.sum(jnp.abs(there - expected), axis=1)
     return jnp.sum(middles) + _PLACE_WEIGHT * jnp.sum(jnp.where(is_there, errors, 0.0))
 
@@ -56,11 +59,19 @@ def decode(found: jax.Array, *, count: int) -> tuple[jax.Array, jax.Array]:
 
     Args:
       found: `f32[g, g, 5]`.
-      count: n, boxes to give.
+      count: n, boxes to give, at most as many as there are cells.
 
     Returns:
       Boxes `f32[n, 4]` yxyx and their probabilities `f32[n]`, falling.
+
+    Raises:
+      ValueError: there are fewer cells.
     """
+    chex.assert_shape(found, (None, None, 5))
+    if count > found.shape[0] * found.shape[1]:
+        raise ValueError(
+            f"count is {count}, but a map of {found.shape} has fewer cells"
+        )
     grid = found.shape[0]
     scores = jax.nn.sigmoid(found[..., 0])
     padded = jnp.pad(scores, 1)

@@ -204,7 +204,8 @@ class TaskConfig:
     )
     normalize: str = option(
         "image",
-        "Gray levels: each crop to mean 0 and deviation 1, or ImageNet's fixed values.",
+        "Gray levels: each crop less its mean, over its deviation, or ImageNet's fixed "
+        "values.",
         choices=("image", "fixed"),
     )
     dtype: str = option(

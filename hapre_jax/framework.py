@@ -36,15 +36,31 @@ def make(
 
     Args:
       task: see `tasks.Task`.
-      policy_network: Linen module whose `Output.logits` the operation reads.
+      policy_network: Linen module called with `f32[B, S, S, C]` and `train`, without a
+        key for dropout. The operation reads its `Output.logits`, see
+        `Operation.logits_shape`; of its variables, "batch_stats" may change.
       operation: see `operations.Operation`.
       config: how the policy learns and what it sees of an image. The networks and the
         operation are those above, whatever it says of them.
       prober: the task as it is when actions are only tried: the same parameters, on
         smaller images or in another type. By default it is the task itself.
+
+    Raises:
+      ValueError: the config's estimator cannot teach the operation.
     """
+    _check_estimator(config.policy.estimator, operation)
     made = _Framework(task, prober or task, policy_network, operation, config)
     return Method(made.init, made.loss, made.predict, made.task_losses)
+
+
+def _check_estimator(name: str, operation: Operation) -> None:
+    near = jax.eval_shape(lambda: operation.neighbors(operation.identity()))
+    if name == "paper" and not near.shape[0]:
+        raise ValueError(f"estimator paper tries neighbors, and {operation} has none")
+    parts = getattr(operation, "parts", (operation,))
+    has_no_gradient = any(getattr(of, "readout", "") == "max_sum" for of in parts)
+    if has_no_gradient and name not in ("paper", "elite"):
+        raise ValueError(f"estimator {name} needs the gradient that {operation} lacks")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -50,7 +50,7 @@ def grad_cam(
       mean over places of the logit's gradient. Selvaraju et al., "Grad-CAM", 2017.
 
     Raises:
-      ValueError: the network has no such feature.
+      ValueError: the network has no such feature, or no such logit.
     """
     chex.assert_rank(image, 3)
     batch = image[None]
@@ -60,6 +60,10 @@ def grad_cam(
     if feature not in output.features:
         known = ", ".join(sorted(output.features))
         raise ValueError(f"the network has no feature {feature!r}, but {known}")
+    if not isinstance(label, jax.core.Tracer):
+        index, sizes = np.atleast_1d(label), output.logits.shape[1:]
+        if len(index) != len(sizes) or not all((index >= 0) & (index < sizes)):
+            raise ValueError(f"label is {label}, but there are {sizes} logits")
     shape = output.features[feature]
 
     def logit(perturbation):
@@ -104,11 +108,14 @@ def paste(heat: jax.Array, area: jax.Array, *, size: int) -> jax.Array:
 
 
 def energy_inside(heat: jax.Array, box: jax.Array) -> jax.Array:
-    """Share `f32[]` of a map `f32[S, S]` >= 0 that lies in a box `f32[4]`; 0 of none.
+    """Share `f32[]` of a map `f32[S, S]` that lies in a box `f32[4]`; 0 of none.
+
+    Values below 0 count as 0.
 
     Wang et al., "Score-CAM", 2020: the energy-based pointing game.
     """
     chex.assert_rank([heat, box], [2, 1])
+    heat = jnp.maximum(heat, 0)
     total = jnp.sum(heat)
     inside = jnp.sum(heat * boxes.mask(box, len(heat)))
     return jnp.where(total > 0, inside / jnp.where(total > 0, total, 1.0), 0.0)

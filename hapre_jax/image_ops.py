@@ -2,10 +2,12 @@
 
 An image is `f32[H, W, 1]` in [0, 1]. Of an image of 8 bits the results are within one
 of 255 gray levels of Pillow's, which is what Pillow loses by rounding: here, grays
-between the levels stay. `posterize` and `equalize`, which are about levels, round to
-them first.
+between the levels stay. `contrast` and `sharpness` multiply that by their factor, and
+"nearest" may take the other one of two pixels that are equally near. `posterize` and
+`equalize`, which are about levels, round to them first.
 
-Positions are in pixels, y before x; the centers of pixels are at halves.
+Positions are in pixels, y before x; the centers of pixels are at halves. They are
+computed in float32 of an image of any type: in bfloat16 there are none beyond 256.
 """
 
 import chex
@@ -37,8 +39,10 @@ def transform(
     chex.assert_shape(matrix, (2, 3))
     check_choice("interpolation", interpolation, ("bilinear", "nearest"))
     height, width = image.shape[:2]
-    y = jnp.arange(height, dtype=image.dtype)[:, None] + 0.5
-    x = jnp.arange(width, dtype=image.dtype)[None] + 0.5
+    dtype = _of_positions(image)
+    y = jnp.arange(height, dtype=dtype)[:, None] + 0.5
+    x = jnp.arange(width, dtype=dtype)[None] + 0.5
+    matrix = matrix.astype(dtype)
     source_y, source_x = (row[0] * y + row[1] * x + row[2] for row in matrix)
     is_inside = (source_y >= 0) & (source_y < height)
     is_inside &= (source_x >= 0) & (source_x < width)
@@ -56,7 +60,7 @@ def transform(
         upper = _blend(pixels(top, left), pixels(top, left + 1), right)
         lower = _blend(pixels(top + 1, left), pixels(top + 1, left + 1), right)
         found = _blend(upper, lower, down)
-    return jnp.where(is_inside, found, 0)[:, :, None]
+    return jnp.where(is_inside, found, 0).astype(image.dtype)[:, :, None]
 
 
 def rotate(
@@ -141,6 +145,7 @@ def filter3(image: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     _check(image)
     chex.assert_shape(kernel, (3, 3))
+    image = jnp.asarray(image)
     height, width = image.shape[:2]
     inner = sum(
         kernel[row, column] * image[row : height - 2 + row, column : width - 2 + column]
@@ -168,14 +173,20 @@ def warp(image: jax.Array, shifts: jax.Array) -> jax.Array:
         jax.scipy.ndimage.map_coordinates(shifts[:, :, axis], at, order=1)
         for axis in range(2)
     )
-    y = jnp.arange(height, dtype=image.dtype)[:, None] + moved_y
-    x = jnp.arange(width, dtype=image.dtype)[None] + moved_x
+    y = jnp.arange(height, dtype=_of_positions(image))[:, None] + moved_y
+    x = jnp.arange(width, dtype=_of_positions(image))[None] + moved_x
     found = jax.scipy.ndimage.map_coordinates(image[:, :, 0], [y, x], order=1)
-    return found[:, :, None]
+    return found.astype(image.dtype)[:, :, None]
 
 
 def posterize(image: jax.Array, *, bits: int) -> jax.Array:
-    """`ImageOps.posterize`: the highest 1 to 8 bits of each gray level."""
+    """`ImageOps.posterize`: the highest 1 to 8 bits of each gray level.
+
+    Raises:
+      ValueError: `bits` is another number.
+    """
+    if not 1 <= bits <= 8:
+        raise ValueError(f"bits is {bits}, but must be 1 to 8")
     step = 2 ** (8 - bits)
     return _from_levels(_to_levels(image) // step * step)
 
@@ -214,10 +225,15 @@ def _check(image):
     chex.assert_type(image, float)
 
 
+def _of_positions(image):
+    """Type that pixels are counted in."""
+    return jnp.promote_types(image.dtype, jnp.float32)
+
+
 def _about_center(image, linear, interpolation):
     """`transform` by a linear map, rows of numbers `f32[]`, that keeps the center."""
     _check(image)
-    middle = jnp.array(image.shape[:2], image.dtype) / 2
+    middle = jnp.array(image.shape[:2], _of_positions(image)) / 2
     rows = [
         jnp.stack([a, b, center - a * middle[0] - b * middle[1]])
         for (a, b), center in zip(linear, middle, strict=True)

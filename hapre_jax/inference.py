@@ -50,13 +50,16 @@ class Functions(NamedTuple):
     explain: Callable | None  # (variables, u8[B, S, S, 1]) -> (heat, Prediction)
 
 
-def load(folder: pathlib.Path) -> Model:
+def load(folder: str | pathlib.Path) -> Model:
     """The model of a finished run, or of a bundle.
+
+    `answering.answer_all` asks it, of films in files or in memory.
 
     Raises:
       UserError: it is neither, it is damaged, or it needs to be told where the lungs
         are.
     """
+    folder = pathlib.Path(folder)
     if (folder / ABOUT).exists():
         return _load_bundle(folder)
     results = run_folder.read_results(folder)

@@ -11,7 +11,8 @@ def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
 
     Args:
       logits: `f32[K]`.
-      label: `i32[]` in 0..K-1.
+      label: `i32[]` in 0..K-1, which is not checked: of another number the loss is
+        NaN, or that of a class counted from the end.
 
     Returns:
       `f32[]` in nats, >= 0; log(K) for equal logits.
@@ -60,6 +61,9 @@ def dice_loss(probabilities: jax.Array, target: jax.Array) -> jax.Array:
     """
     chex.assert_rank([probabilities, target], 3)
     chex.assert_equal_shape([probabilities, target])
+    chex.assert_type([probabilities, target], float)
+    # Sums over pixels are beyond the numbers of half precision.
+    probabilities, target = (x.astype(jnp.float32) for x in (probabilities, target))
     shared = jnp.sum(probabilities * target, axis=(0, 1))
     both = jnp.sum(probabilities**2, axis=(0, 1)) + jnp.sum(target**2, axis=(0, 1))
     return jnp.mean(1 - (2 * shared + 1) / (both + 1))

@@ -67,6 +67,15 @@ def split_variables(variables: dict) -> tuple[dict, dict]:
 
 
 def to_float(batch: dict) -> dict:
-    """Stored pixels `u8` 0..255 as `f32` in [0, 1]; the rest of the batch as it is."""
+    """Stored pixels `u8` 0..255 as `f32` in [0, 1]; the rest of the batch as it is.
+
+    Raises:
+      ValueError: pixels are of another type, whose range nobody knows.
+    """
     stored = {name: batch[name] for name in ("image", "lungs") if name in batch}
+    for name, pixels in stored.items():
+        if pixels.dtype != jnp.uint8:
+            raise ValueError(
+                f"{name} is of {pixels.dtype}, but stored pixels are uint8, 0 to 255"
+            )
     return batch | {n: x.astype(jnp.float32) / 255 for n, x in stored.items()}

@@ -25,15 +25,21 @@ def confusion_matrix(
     Sums over batches and devices are exact, so accumulate matrices, never ratios.
 
     Args:
-      labels, predictions: `i32[N]` in 0..K-1.
+      labels, predictions: `i32[N]` in 0..K-1; where one of them is another number,
+        such as -1 for unknown, the example is not counted.
       num_classes: K.
       mask: `bool[N]`; False for padding, which is not counted.
     """
     chex.assert_rank([labels, predictions], 1)
     chex.assert_equal_shape([labels, predictions])
-    weight = 1 if mask is None else mask.astype(jnp.int32)
+    # A scatter drops what is beyond the end, but counts negative ones from there.
+    counts = (labels >= 0) & (predictions >= 0)
+    if mask is not None:
+        chex.assert_equal_shape([labels, mask])
+        chex.assert_type(mask, bool)
+        counts &= mask
     zeros = jnp.zeros((num_classes, num_classes), jnp.int32)
-    return zeros.at[labels, predictions].add(weight)
+    return zeros.at[labels, predictions].add(counts.astype(jnp.int32), mode="drop")
 
 
 def accuracy(matrix: jax.Array) -> jax.Array:
@@ -86,7 +92,8 @@ def interval(values: Sequence[float]) -> float | None:
 
 
 def _ratio(numerator, denominator):
-    return jnp.where(denominator > 0, numerator / jnp.maximum(denominator, 1), 0.0)
+    is_there = denominator > 0
+    return jnp.where(is_there, numerator / jnp.where(is_there, denominator, 1), 0.0)
 
 
 def dice(found: jax.Array, truth: jax.Array) -> jax.Array:
@@ -104,6 +111,8 @@ def _overlap(found, truth):
     chex.assert_type([found, truth], bool)
     shared, union = jnp.sum(found & truth), jnp.sum(found | truth)
     is_empty = union == 0
+    # Counted exactly, but twice as many may be too many for an integer.
+    shared, union = (jnp.asarray(x, jnp.float32) for x in (shared, union))
     dice = 2 * shared / jnp.maximum(shared + union, 1)
     iou = shared / jnp.maximum(union, 1)
     return jnp.where(is_empty, 1.0, dice), jnp.where(is_empty, 1.0, iou)
@@ -125,12 +134,14 @@ def average_precision(
     Args:
       scores: of each image, `f[n]`.
       found: of each image, `f[n, 4]` yxyx.
-      truth: of each image, `f[m, 4]`.
+      truth: of each image, `f[m, 4]`; NaN where there is none.
       min_iou: 0.5 is Pascal VOC's.
 
     Returns:
       In [0, 1]; NaN where there is nothing to be found.
     """
+    truth = [np.asarray(of).reshape(-1, 4) for of in truth]
+    truth = [of[np.isfinite(of).all(1)] for of in truth]
     total = sum(map(len, truth))
     if not total:
         return math.nan
@@ -145,7 +156,7 @@ def average_precision(
     for row, (_, image, box) in enumerate(entries):
         if not len(truth[image]):
             continue
-        ious = _ious(np.asarray(box), np.asarray(truth[image]))
+        ious = _ious(np.asarray(box), truth[image])
         best = int(np.argmax(ious))
         if ious[best] >= min_iou and not taken[image][best]:
             taken[image][best], hits[row] = True, 1
@@ -157,4 +168,5 @@ def _ious(box, others):
     low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
     shared = np.prod(np.maximum(high - low, 0), axis=1)
     areas = np.prod(others[:, 2:] - others[:, :2], axis=1)
-    return shared / (np.prod(box[2:] - box[:2]) + areas - shared)
+    union = np.prod(box[2:] - box[:2]) + areas - shared
+    return np.divide(shared, union, out=np.zeros(len(others)), where=union > 0)

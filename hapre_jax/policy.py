@@ -61,8 +61,8 @@ def max_sum_box(logits: jax.Array) -> jax.Array:
     Returns:
       `f32[4]` yxyx.
     """
-    chex.assert_rank(logits, 2)
     grid = logits.shape[0]
+    chex.assert_shape(logits, (grid, grid))
     integral = jnp.pad(jnp.cumsum(jnp.cumsum(logits, 0), 1), ((1, 0), (1, 0)))
     low, high = jnp.triu_indices(grid + 1, 1)  # edges of an interval of cells
     rows = integral[high] - integral[low]

@@ -139,6 +139,7 @@ def summary(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
       probabilities: `f[N, K]`.
       labels: `i[N]`.
     """
+    probabilities, labels = np.asarray(probabilities), np.asarray(labels)
     kinds = range(probabilities.shape[1])
     known = [kind for kind in kinds if 0 < np.sum(labels == kind) < len(labels)]
 
@@ -161,7 +162,8 @@ def summary(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 def _counts(score, is_positive) -> tuple[np.ndarray, np.ndarray]:
     """Positives and negatives at or above each distinct score, from the highest."""
-    score, is_positive = np.asarray(score), np.asarray(is_positive, bool)
+    # In float64, since unsigned numbers have no negative to sort by.
+    score, is_positive = np.asarray(score, np.float64), np.asarray(is_positive, bool)
     order = np.argsort(-score, kind="stable")
     last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
     hits = np.cumsum(is_positive[order], dtype=np.float64)[last]

@@ -36,7 +36,12 @@ def paper_reward(
         alpha and times 1 / alpha (L_exp, L_shr).
       balance: lambda of Eq. 7, in [0, 1]. Not stated in the paper; 0.5 weighs the gain
         of the neighbor and the loss of the detected box alike.
+
+    Raises:
+      ValueError: there is no neighbor.
     """
+    if not loss_neighbors:
+        raise ValueError("the reward needs the loss of at least one neighbor")
     losses = (loss_original, loss_detected, *loss_neighbors)
     chex.assert_rank(losses, 0)
     stacked = jax.lax.stop_gradient(jnp.stack(losses))

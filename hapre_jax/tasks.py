@@ -67,8 +67,9 @@ def normalize(image: jax.Array, how: str) -> jax.Array:
 
     Args:
       image: `f32[..., H, W, C]` in [0, 1].
-      how: "image": each image to mean 0 and deviation 1, so that exposure does not
-        matter; "fixed": ImageNet's mean and deviation.
+      how: "image": each image to mean 0 and nearly to deviation 1, so that exposure
+        matters little: it is divided by its deviation + 0.05, lest the noise of an even
+        image become contrast; "fixed": ImageNet's mean and deviation.
 
     Raises:
       ValueError: `how` is another word.
@@ -83,6 +84,7 @@ def gray_scale(image: jax.Array, how: str) -> tuple[jax.Array, jax.Array]:
     Both have the rank of the image, and broadcast to it.
     """
     chex.assert_rank(image, {3, 4, 5})
+    chex.assert_type(image, float)
     check_choice("how", how, ("image", "fixed"))
     if how == "image":
         axes = (-3, -2, -1)

@@ -22,11 +22,24 @@ class TrainState(NamedTuple):
 
 
 def init(
-    method: Method, optimizer: optax.GradientTransformation, config: Config
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    config: Config,
+    *,
+    image: jax.Array | None = None,
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step.
+
+    Args:
+      method: see `Method`.
+      optimizer: see `optimization.make_optimizer`.
+      config: of the run.
+      image: `f32[1, H, W, C]` of the shape of the films; by default a gray square of
+        `data.image_size`.
+    """
     side = config.data.image_size
-    image = jnp.zeros((1, side, side, 1))
+    if image is None:
+        image = jnp.zeros((1, side, side, 1))
 
     @jax.jit
     def make(key):

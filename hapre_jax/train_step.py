@@ -22,6 +22,9 @@ def make_step(
 ) -> Callable:
     """The step `(state, batch) -> (state, metrics)`; the state is donated.
 
+    The batch is as a `Method`'s, but with stored pixels: "image" `u8[B, H, W, C]`. That
+    labels are in 0..K-1 is not checked.
+
     A `functools.partial` of the jitted `(root, state, batch)`: the key data that the
     seed gives is an argument, so that what is compiled for one seed serves them all.
     With `train.steps_per_call` > 1 it takes a tuple of so many batches, and each of its

@@ -174,9 +174,13 @@ def png(image: Image.Image) -> bytes:
 def fit(image: Image.Image, *, size: int, geometry: str) -> np.ndarray:
     """A mode L image as a square `u8[S, S, 1]`, bilinear and antialiased.
 
+    `open_gray` makes such an image of a file. Another mode is a `ValueError`.
+
     Not decoded at reduced scale (`Image.draft`) first: that shifts a 1024-pixel film
     at 224 pixels by 0.6 gray levels in the mean, and each file is read only once.
     """
+    if image.mode != "L":
+        raise ValueError(f"the image is of mode {image.mode}, but must be L, gray")
     resized = _square(image, geometry).resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(resized)[:, :, None]
 

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from hapre_jax import errors
@@ -37,6 +38,15 @@ def find(paths: Iterable[str]) -> Iterator[Input]:
             )
         for match in matches:
             yield from _below(match)
+
+
+def from_arrays(arrays: Iterable[np.ndarray]) -> Iterator[Input]:
+    """Films in memory, upright, `u8[H, W]` or `u8[H, W, 1]` with 0 black.
+
+    They are called 0, 1, 2, ...; `open` of an array of another kind raises `UserError`.
+    """
+    for index, array in enumerate(arrays):
+        yield Input(str(index), str(index), functools.partial(_from_array, array))
 
 
 def lines(stream: Iterable[str]) -> Iterator[str]:
@@ -97,6 +107,17 @@ def _open_entry(tree: files.Tree, name: str) -> Image.Image:
 def _open_file(path: str) -> Image.Image:
     file = pathlib.Path(path)
     return images.open_gray(files.read_file(file), name=file.name)
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    array = np.asarray(array)
+    pixels = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if array.dtype != np.uint8 or pixels.ndim != 2 or not pixels.size:
+        raise errors.UserError(
+            f"the array is {array.dtype}[{', '.join(map(str, array.shape))}], but must "
+            "be uint8[H, W]: gray levels, 0 is black and 255 is white"
+        )
+    return Image.fromarray(pixels)
 
 
 def _refuse(path: str, reason: str) -> Callable[[], Image.Image]:

@@ -21,9 +21,20 @@ class Hybrid:
 
     Attributes:
       parts: the operations; at most one may have an area.
+
+    Raises:
+      ValueError: several have one, or there are no parts.
     """
 
     parts: tuple[Operation, ...]
+
+    def __post_init__(self):
+        areas = [
+            jax.eval_shape(lambda part=part: part.area(part.identity()))
+            for part in self.parts
+        ]
+        if not areas or sum(area is not None for area in areas) > 1:
+            raise ValueError(f"{self.parts} is empty, or has several areas")
 
     def identity(self):
         return jnp.concatenate([part.identity() for part in self.parts])

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from hapre_jax.operations.numbers import Numbers
 
-# Gray levels of [0, 1] below which the gradient of a power is not followed: that of
+# Gray level of [0, 1] below which a power is a straight line to black: the gradient of
 # black to a power below 1 is infinite. Half a level of 8 bits.
 _DARKEST = 0.5 / 255
 # Not stated in the paper, which has no such operations. More than the gamma of 0.4 to
@@ -37,7 +37,10 @@ class Gamma(Numbers):
 
     def change(self, image, numbers):
         power = _factor(numbers[0], self.max_gamma)
-        return jnp.clip(image, _DARKEST, 1.0) ** power
+        line = jnp.maximum(image, 0.0) * _DARKEST ** (power - 1)
+        return jnp.where(
+            image < _DARKEST, line, jnp.clip(image, _DARKEST, 1.0) ** power
+        )
 
 
 @dataclasses.dataclass(frozen=True)

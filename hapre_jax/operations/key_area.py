@@ -20,6 +20,9 @@ class KeyArea:
       moves: which neighbors are tried, see `boxes.neighbors`.
       readout: how a box is read off the logits: "moments" of a map; "max_sum" of one,
         which has no gradient; or "anchors", see `policy.anchor_box`.
+
+    Raises:
+      ValueError: alpha or the bounds are not in their ranges.
     """
 
     alpha: float = 1.25
@@ -27,6 +30,11 @@ class KeyArea:
     max_side: float = 1.0
     moves: str = "rescale"
     readout: str = "moments"
+
+    def __post_init__(self):
+        if not self.alpha > 1:
+            raise ValueError(f"alpha is {self.alpha}, but must be above 1")
+        boxes.check_sides(self.min_side, self.max_side)
 
     def identity(self):
         return jnp.array(boxes.WHOLE)
