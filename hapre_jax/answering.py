@@ -71,6 +71,7 @@ def read(one: inputs.Input, config: Config, *, keep: bool) -> Film | Refused:
     """
     try:
         image = one.open()
+        images.check_size(image, name=one.name)
         data = config.data
         pixels = images.fit(image, size=data.image_size, geometry=data.geometry)
     except UserError as error:

@@ -141,6 +141,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
     # Warnings as Python shows them at first. TFDS logs through absl, which would give
     # them a form of its own, and a stream that breaks into the progress bar.
     handlers = filter(None, [logging.lastResort])
+    for handler in list(logging.root.handlers):
+        if type(handler) is logging.StreamHandler:  # of absl, as Orbax is imported
+            logging.root.removeHandler(handler)
     logging.basicConfig(format="%(message)s", handlers=handlers)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Not every terminal has the letters of all names of classes and files.

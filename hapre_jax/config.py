@@ -540,7 +540,7 @@ class BaselineConfig:
 class TrainConfig:
     """Optimization and what is written when."""
 
-    steps: int = option(700, "Updates of the task network.", at_least=1)
+    steps: int = option(700, "Updates of the task network.", at_least=1, at_most=10**9)
     batch_size: int = option(32, "Images in a step.", at_least=1)
     task_learning_rate: float = option(
         2e-3, "Largest learning rate of the task network.", above=0

@@ -60,10 +60,12 @@ class Failure(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """The last line that it said."""
-        lines = self.output.read_text(errors="replace").strip().splitlines()
-        last = lines[-1] if lines else _PROMPT
-        return "it said nothing" if last.startswith(_PROMPT) else last
+        """The last error that it named, or else the last line that it said."""
+        said = f"\n{self.output.read_text(errors='replace').strip()}"
+        lines = said.rpartition(f"\n{_PROMPT}")[2].splitlines()[1:]
+        # What went before may still be at work, and say how far it is.
+        named = [line for line in lines if line.startswith("error: ")]
+        return (named or lines or ["it said nothing"])[-1]
 
 
 def shard(experiments: Sequence, text: str) -> list:

@@ -24,6 +24,7 @@ class MetricsLog:
         self._path = workdir / "metrics.jsonl"
         self._writer = _tensorboard(workdir, step) if tensorboard else None
         kept = [r for r in read(self._path) if r["step"] <= step] if step else []
+        self.steps = {record["step"] for record in kept}  # that earlier ones recorded
         lines = [json.dumps(record) + "\n" for record in kept]
         atomic.write_text(self._path, "".join(lines))
         self._file = self._path.open("a")

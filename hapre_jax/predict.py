@@ -286,7 +286,9 @@ def main(argv: list[str]) -> int:
         "overlays": arguments.overlays,
         "heatmaps": arguments.heatmaps,
     }
-    is_taken = (arguments.out / _TABLE).exists()
+    lines = arguments.out / _LINES
+    is_empty = lines.exists() and not lines.stat().st_size  # no film was answered
+    is_taken = (arguments.out / _TABLE).exists() and not is_empty
     output_folder.check(
         arguments.out, asked, taken="holds predictions already" if is_taken else None
     )

@@ -132,6 +132,11 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
     """Raises `UserError` for a folder that cannot hold this run; writes nothing."""
     check_place(workdir, "--workdir")
     known = _known_config(workdir)
+    if known is None and any((workdir / "checkpoints").glob("*/*")):
+        raise UserError(
+            f"{workdir} has lost its config.json, which says how the checkpoints there "
+            "were trained: restore it, or choose another --workdir"
+        )
     if known is not None:
         before, now = (config_lib.options(c) for c in (known, config))
         changed = [

@@ -19,6 +19,7 @@ import numpy as np
 from jax import export
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "JPEG2000")
+MIN_SIDE = 16  # pixels: icons and stripes are no films
 
 
 def load(folder):
@@ -57,6 +58,8 @@ def square(path, size, geometry):
 
     data = io.BytesIO(pathlib.Path(path).read_bytes())
     film = ImageOps.exif_transpose(Image.open(data, formats=FORMATS))
+    if min(film.size) < MIN_SIDE:
+        raise ValueError(f"has {film.width} x {film.height} pixels")
     if film.mode.startswith(("I", "F")):
         levels = np.asarray(film)
         if film.mode == "F" or 0 < levels.max() < 16384 or levels.max() > 65535:

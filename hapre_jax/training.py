@@ -178,7 +178,10 @@ def fit(
             return None
         best = loop.checkpoints.restore("best", loop.state)
         if best is None:
-            raise UserError(f"{workdir}/checkpoints/best is lost; delete {workdir}")
+            raise UserError(
+                f"{workdir}/checkpoints/best is lost, and no validation is left that "
+                f"would write it anew: restore it, or delete {workdir} to train anew"
+            )
         return Fitted(best[0], loop.seconds)
 
 
@@ -220,6 +223,13 @@ class _Loop:
         saved = self.take_up()
         progress = _Progress.of(saved) if saved else _Progress()
         self.best_score, self.seconds_before = progress.best_score, progress.seconds
+        none = _Progress().best_score
+        if self.best_score > none and not self.checkpoints.find("best"):
+            self.say(
+                f"{workdir}/checkpoints/best is lost: the best of the validations from "
+                "here on takes its place"
+            )
+            self.best_score = none
         # Metrics of each step since the last record, on the device at first, and a
         # record that is due.
         self.pending: list[tuple[int, dict]] = list(progress.pending)
@@ -239,6 +249,12 @@ class _Loop:
         self.log = log.MetricsLog(
             workdir, step=step, tensorboard=config.train.tensorboard
         )
+        due = step - step % config.train.log_every
+        if due and due not in self.log.steps:
+            self.say(
+                f"{workdir}/metrics.jsonl has lost records up to step {due}: curves "
+                "will begin later"
+            )
         stack.callback(self.log.close)
         self.update = stack.enter_context(
             log.progress_bar(console, config.method, start=step)

@@ -30,15 +30,21 @@ def grid(
     config: str, settings: list[str], seeds: int, workdir: pathlib.Path
 ) -> list[Experiment]:
     """All combinations of `PATH=VALUE,VALUE` settings, each with all seeds."""
-    axes = []
+    axes: dict[str, list] = {}
     for setting in settings:
         path, equals, values = setting.partition("=")
         if not equals or not path or not values:
             raise UserError(f"--set {setting!r} is not PATH=VALUE,VALUE,...")
+        if path in axes:
+            raise UserError(f"--set {path} is given twice: give it all its values once")
+        if path == "seed":
+            raise UserError("--set seed: seeds are 0 to N - 1 of --seeds N")
+        separator = ";" if ";" in values else ","
         # A value given twice would count its seeds twice.
-        axes.append([(path, value) for value in dict.fromkeys(values.split(","))])
+        tried = dict.fromkeys(values.split(separator))
+        axes[path] = [(path, value) for value in tried if value]
     runs = []
-    for combination in itertools.product(*axes):
+    for combination in itertools.product(*axes.values()):
         name = ",".join(f"{path}={value}" for path, value in combination) or "default"
         name = name.replace("/", "_")  # a path as a value is one folder too
         for seed in range(seeds):
@@ -122,7 +128,8 @@ def main(argv: list[str]) -> int:
         action="append",
         default=[],
         metavar="PATH=V,V",
-        help="values of a config field to try; again for another field",
+        help="values of a config field to try; again for another field. Between values "
+        "that have commas themselves, and after a single one, is a semicolon",
     )
     parser.add_argument("--shard", default="1/1", help="i/n: every n-th run (clusters)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands")

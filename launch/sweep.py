@@ -471,6 +471,8 @@ def main(argv: list[str]) -> int:
             print(f"{field}: {distribution}")
         return 0
     load_space(arguments.config)  # a mistake must not wait for a queue
+    base = config_file.load(arguments.config)
+    config_lib.override(base, "seed", str(arguments.seed))
     if arguments.slurm:
         workers = [arguments] * arguments.slurm
         experiments.submit(

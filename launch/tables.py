@@ -646,10 +646,12 @@ def main(argv: list[str]) -> int:
     )
     check_films(groups, chosen)
     mine = experiments.choose(by_seed(groups), arguments.shard)
+    # What is printed may go to a shell.
+    beside = rich.console.Console(stderr=True) if arguments.dry_run else console
+    say_what_is_left_out(chosen, rows, preset, beside)
     if arguments.dry_run:
         experiments.print_commands(mine)
         return 0
-    say_what_is_left_out(chosen, rows, preset, console)
     tests = {name: films_of(source, root) for name, source in chosen.items()}
     tests |= {name: films_below(path) for name, path in folders.items()}
     has_failed = False
@@ -749,11 +751,16 @@ def _name_of(path: str) -> str:
 
 def _changed(preset: Preset, changes: Sequence[str]) -> Preset:
     """A preset with more config fields, `FIELD=VALUE` each."""
-    values = dict(preset.values)
+    values, given = dict(preset.values), set()
     for text in changes:
         path, sign, value = text.partition("=")
         if not sign:
             raise UserError(f"--set {text!r} is not FIELD=VALUE")
+        if path in given:
+            raise UserError(f"--set {path} is given twice")
+        if path == "seed":
+            raise UserError("--set seed: seeds are 0 to N - 1 of --seeds N")
+        given.add(path)
         values[path] = value
     return preset._replace(values=values)
 

@@ -311,3 +311,12 @@ def test_same_seed_gives_the_same_numbers():
     assert bootstrap.mean_gain(pairs) == bootstrap.mean_gain(pairs, seed=0)
     first, second = (bootstrap.mean_gain(pairs, seed=seed) for seed in (0, 1))
     assert first.value == second.value and first != second
+
+
+def test_one_patient_has_no_interval():
+    of_one = predictions([0, 1, 2], [0, 1, 1], ["same"] * 3)
+    said = "needs two patients, and there are 1 patients in 1 test splits"
+    with pytest.raises(ValueError, match=said):
+        bootstrap.mean_f1([of_one])
+    with pytest.raises(ValueError, match="there are 0 patients in 0 test splits"):
+        bootstrap.mean_f1([])

@@ -362,3 +362,10 @@ def test_crop_gradient_is_finite_and_nonzero_at_the_border():
     gradients = jax.jit(jax.vmap(jax.grad(score)))(given)
     assert jnp.all(jnp.isfinite(gradients))
     assert jnp.all(jnp.abs(gradients).sum(1) > 1e-3)
+
+
+@pytest.mark.parametrize("sides", [(0.9, 0.3), (0.0, 1.0), (0.3, 1.5)])
+def test_bounds_of_sides_are_checked(sides):
+    low, high = sides
+    with pytest.raises(ValueError, match=f"min_side and max_side are {low} and {high}"):
+        boxes.clip(jnp.array(boxes.WHOLE), min_side=low, max_side=high)

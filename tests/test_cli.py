@@ -99,7 +99,10 @@ def test_programs_add_their_own_arguments():
         ("--work x", "unknown option --work; "),  # no abbreviations
         ("--zzz", "unknown option --zzz; --help lists all"),
         ("runs", "unexpected argument 'runs'; every option starts with --"),
-        ("--train.steps x", "train.steps is 'x', but must be an integer >= 1"),
+        (
+            "--train.steps x",
+            "train.steps is 'x', but must be an integer >= 1 and <= 1000000000",
+        ),
         ("--train.steps", "argument --train.steps: expected one argument"),
         ("--config", "argument --config: expected one argument"),
         ("--workdir=", "--workdir is empty: name a folder"),
@@ -145,9 +148,8 @@ def test_help_explains_every_field_with_its_value(capsys):
         assert field.help.removesuffix(".") in text
         assert all(choice in text for choice in field.choices)
     steps = config_file.load("configs/phantom.py").train.steps
-    assert (
-        f"--train.steps N Updates of the task network (>= 1; default {steps})" in text
-    )
+    limits = f"(>= 1 and <= 1000000000; default {steps})"
+    assert f"--train.steps N Updates of the task network {limits}" in text
     assert "--data.split_fractions X,X,... " in text
     assert "The task network, which classifies the key area." in text
     assert "examples: python -m hapre_jax.train python -m" in text

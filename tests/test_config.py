@@ -46,7 +46,7 @@ def test_options_follow_the_order_of_declaration():
 @pytest.mark.parametrize(
     ("path", "accepted"),
     [
-        ("train.steps", "an integer >= 1"),
+        ("train.steps", "an integer >= 1 and <= 1000000000"),
         ("policy.balance", "a number >= 0 and <= 1"),
         ("policy.alpha", "a number > 1"),
         ("policy.held_out", "a number >= 0 and <= 0.9"),
@@ -115,7 +115,7 @@ def test_config_is_frozen_and_hashable():
     [
         (
             lambda: config.TrainConfig(steps="9"),
-            "train.steps is '9', but must be an integer >= 1",
+            "train.steps is '9', but must be an integer >= 1 and <= 1000000000",
         ),
         (
             lambda: config.PolicyConfig(image_size=100, grid=16),
@@ -248,9 +248,21 @@ def test_text_of_a_value_is_read_back():
 @pytest.mark.parametrize(
     ("path", "text", "message"),
     [
-        ("train.steps", "many", "train.steps is 'many', but must be an integer >= 1"),
-        ("train.steps", "1.5", "train.steps is '1.5', but must be an integer >= 1"),
-        ("train.steps", "0", "train.steps is 0, but must be an integer >= 1"),
+        (
+            "train.steps",
+            "many",
+            "train.steps is 'many', but must be an integer >= 1 and <= 1000000000",
+        ),
+        (
+            "train.steps",
+            "1.5",
+            "train.steps is '1.5', but must be an integer >= 1 and <= 1000000000",
+        ),
+        (
+            "train.steps",
+            "0",
+            "train.steps is 0, but must be an integer >= 1 and <= 1000000000",
+        ),
         ("policy.explore", "1", "policy.explore is '1', but must be true or false"),
         ("policy.sigma", "inf", "policy.sigma is inf, but must be a number > 0"),
         (
@@ -318,7 +330,10 @@ def test_from_dict_keeps_defaults_for_what_is_missing():
             "config has no field train.stepz; did you mean train.steps?",
         ),
         ({"train": 3}, "train is 3, but must be a section"),
-        ({"train": {"steps": 1.5}}, "train.steps is 1.5, but must be an integer >= 1"),
+        (
+            {"train": {"steps": 1.5}},
+            "train.steps is 1.5, but must be an integer >= 1 and <= 1000000000",
+        ),
         ({"data": {"root": None}}, "data.root is None, but must be a text"),
     ],
 )

@@ -116,6 +116,36 @@ def test_voi_lut_wins_over_the_window():
     np.testing.assert_array_equal(shown(film), [[0, 0, 10], [200, 255, 255]])
 
 
+@pytest.mark.parametrize("declared", [10, 12, 16])
+def test_a_voi_lut_of_other_bits_than_it_says_is_neither_dark_nor_bright(declared):
+    lut = pydicom.Dataset()
+    lut.LUTDescriptor = [4, 0, declared]
+    lut["LUTDescriptor"].VR = "US"
+    lut.LUTData = [0, 1024, 2048, 4095]  # of 12 bits
+    lut["LUTData"].VR = "US"
+    film = header(np.array([[0, 1, 2, 3]], np.uint16), RescaleSlope=1)
+    film.VOILUTSequence = [lut]
+    np.testing.assert_array_equal(shown(film), [[0, 64, 128, 255]])
+
+
+def test_a_voi_lut_that_stops_below_white_stays_below():
+    lut = pydicom.Dataset()
+    lut.LUTDescriptor = [2, 0, 8]
+    lut["LUTDescriptor"].VR = "US"
+    lut.LUTData = [0, 100]
+    lut["LUTData"].VR = "US"
+    film = header(np.array([[0, 1]], np.uint16))
+    film.VOILUTSequence = [lut]
+    np.testing.assert_array_equal(shown(film), [[0, 100]])
+
+
+def test_a_window_beside_all_values_is_none():
+    film = header(STORED)
+    beside = header(STORED, WindowCenter=100_000, WindowWidth=100)
+    np.testing.assert_array_equal(shown(beside), shown(film))
+    assert shown(beside).max() == 255
+
+
 def test_the_first_of_several_windows():
     film = header(STORED, WindowCenter=[1500, 40], WindowWidth=[1001, 80])
     np.testing.assert_array_equal(shown(film), SHOWN)

@@ -113,13 +113,16 @@ def test_the_program_reads_films_as_the_training_did(tmp_path, geometry):
 
 
 def test_the_program_reads_16_bits_or_refuses(tmp_path):
-    film = np.array([[0, 65_535], [257, 25_700]], np.uint16)
+    film = np.array([[0, 65_535], [257, 25_700]], np.uint16).repeat(8, 0).repeat(8, 1)
     Image.fromarray(film).save(tmp_path / "film.png")
-    read = standalone.square(tmp_path / "film.png", 2, "squash")
-    np.testing.assert_array_equal(read[:, :, 0], [[0, 255], [1, 100]])
+    read = standalone.square(tmp_path / "film.png", 16, "squash")
+    np.testing.assert_array_equal(read[::8, ::8, 0], [[0, 255], [1, 100]])
     Image.fromarray(film // 100).save(tmp_path / "film.png")
     with pytest.raises(ValueError, match=r"^has gray levels up to 655"):
-        standalone.square(tmp_path / "film.png", 2, "squash")
+        standalone.square(tmp_path / "film.png", 16, "squash")
+    Image.fromarray(film[:8]).save(tmp_path / "film.png")
+    with pytest.raises(ValueError, match=r"^has 16 x 8 pixels"):
+        standalone.square(tmp_path / "film.png", 16, "squash")
 
 
 def test_the_program_answers_a_film(bundle, tmp_path):

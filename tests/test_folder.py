@@ -108,6 +108,9 @@ def test_table(tmp_path):
         ("b/2.png", "x"),
         ("b/3.png", "y"),
     ]
+    text = " Path ,LABEL,View\nb/3.png,1,pa\na/1.png,0,Lateral\n"
+    spaced = folder.source(table(tmp_path, text))
+    assert [record.view for record in spaced.records] == ["LATERAL", "PA"]
     bare = folder.source(table(tmp_path, "path,label\nb/3.png,1\na/1.png,0\n"))
     assert [record.group for record in bare.records] == ["a/1.png", "b/3.png"]
 
@@ -123,6 +126,11 @@ def test_table(tmp_path):
         ("path,label\na/1.png,Ill\nb/2.png,ill\nb/3.png,y\n", "'Ill' and 'ill'"),
         ("path,label,split\na/1.png,x,dev\nb/2.png,y,\n", "the split 'dev'"),
         ("path,label,group\na/1.png,x,p\nb/2.png,y,\n", "no group for b/2.png"),
+        ('path,label\na/1.png,"x\nb/2.png,y\n', "is not a CSV file: unexpected end"),
+        (
+            'path,label\na/1.png,"x\nb/2.png,y"\nb/3.png,y\n',
+            "a line break in the label or group of a/1.png: is a quotation mark left",
+        ),
     ],
 )
 def test_wrong_tables(tmp_path, text, said):
@@ -178,6 +186,7 @@ def test_groups_of_any_case_and_beside_a_table(tmp_path):
     [
         (["a/1.png", "a/2.png"], "1 class folder"),
         (["1.png", "2.png"], "0 class folder"),
+        (["train/1.png", "test/2.png"], "at least two; test, train are taken for spl"),
         (["train/a/1.png", "test/a/2.png"], "1 class folder"),
         (["a/1.png", "b/2.png", "stray.png"], "stray.png .* outside the class folders"),
         (["a/1.png", "b/2.txt"], "class folder 'b' .* holds no image"),

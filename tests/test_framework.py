@@ -489,6 +489,26 @@ class _Task:
         return jax.nn.softmax(outputs.logits)
 
 
+@pytest.mark.parametrize(
+    ("estimator", "operation", "said"),
+    [
+        ("paper", operations.Numbers(), "estimator paper tries neighbors"),
+        ("reinforce", operations.KeyArea(readout="max_sum"), "needs the gradient"),
+        (
+            "pathwise",
+            operations.Hybrid(
+                (operations.KeyArea(readout="max_sum"), operations.Gamma())
+            ),
+            "needs the gradient",
+        ),
+    ],
+)
+def test_what_cannot_teach_an_operation_is_refused(estimator, operation, said):
+    settings = Config(policy=PolicyConfig(estimator=estimator))
+    with pytest.raises(ValueError, match=said):
+        framework.make(_Task(), None, operation, settings)
+
+
 def _make(*, steps=STEPS, **changes):
     """Method, task and all that its loss takes but the step."""
     settings = _settings(**{"warmup_steps": 0} | changes)

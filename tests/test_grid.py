@@ -65,6 +65,11 @@ def test_a_path_as_a_value_is_one_folder_and_a_line_of_its_own(tmp_path):
         (["--seeds", "0"], "--seeds is 0, but must be at least 1"),
         # Not an abbreviation of --seeds, which would train three of them.
         (["--seed", "3"], "unrecognized arguments: --seed 3"),
+        (["--set", "seed=3,4"], "--set seed: seeds are 0 to N - 1 of --seeds N"),
+        (
+            ["--set", "train.steps=10", "--set", "train.steps=20"],
+            "--set train.steps is given twice: give it all its values once",
+        ),
     ],
 )
 def test_wrong_flags_are_refused_in_one_sentence(flags, sentence, tmp_path):
@@ -72,6 +77,15 @@ def test_wrong_flags_are_refused_in_one_sentence(flags, sentence, tmp_path):
         grid.main(["--workdir", str(tmp_path / "new"), *flags])
     assert str(error.value) == sentence
     assert not (tmp_path / "new").exists()
+
+
+def test_values_that_have_commas_are_divided_by_semicolons(tmp_path):
+    settings = ["data.split_fractions=0.7,0.1,0.2;0.5,0.2,0.3", "data.draw=2,3;"]
+    runs = grid.grid("configs/phantom.py", settings, 1, tmp_path)
+    assert [run.values for run in runs] == [
+        {"data.split_fractions": fractions, "data.draw": "2,3", "seed": "0"}
+        for fractions in ("0.7,0.1,0.2", "0.5,0.2,0.3")
+    ]
 
 
 @pytest.mark.parametrize("setting", ["policy.sigma", "=1", "policy.sigma="])
@@ -114,9 +128,13 @@ def test_unknown_field_is_refused_before_anything_runs(tmp_path):
 def test_failed_run_is_listed_and_not_fatal(tmp_path, capsys, monkeypatch):
     def fail(command, output):
         output.parent.mkdir(parents=True)
-        output.write_text("error: the disk is full\n")
+        # The run before it was killed with its program's parent, and is at work still.
+        said = "$ one\nerror: old\n$ two\nerror: the disk is full\n3/9\n"
+        output.write_text(said)
         return False
 
     monkeypatch.setattr(experiments, "run_program", fail)
     assert grid.main(["--workdir", str(tmp_path), "--seeds", "1"]) == 1
-    assert "the disk is full" in capsys.readouterr().out.replace("\n", " ")
+    assert "seed-0: error: the disk is full (see" in capsys.readouterr().out.replace(
+        "\n", " "
+    )

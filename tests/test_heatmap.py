@@ -127,6 +127,18 @@ def test_unknown_feature_names_the_known_ones(example):
         heatmap.grad_cam(net, *example, 0, "stage9")
 
 
+@pytest.mark.parametrize("label", [7, -1, (0, 1)])
+def test_a_logit_that_is_not_there_is_refused(example, label):
+    with pytest.raises(ValueError, match="but there are .3,. logits"):
+        heatmap.grad_cam(net, *example, jnp.array(label), "stage2")
+
+
+def test_energy_of_a_signed_map_is_that_of_what_is_above_0():
+    heat = jnp.array([[1.0, -5.0], [3.0, -2.0]])
+    top = jnp.array([0.0, 0.0, 0.5, 1.0])
+    assert heatmap.energy_inside(heat, top) == 0.25
+
+
 def test_overlay_shows_the_image_where_it_is_cold_and_light_where_it_is_hot():
     image = np.full((6, 9, 1), 0.2, np.float32)
     heat = np.zeros((2, 3), np.float32)

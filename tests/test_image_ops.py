@@ -405,3 +405,32 @@ def test_jit_and_eager_and_a_batch_agree(strict_dtypes, name):
 def test_what_is_no_gray_image_is_refused(name, wrong):
     with pytest.raises(AssertionError):
         OPERATIONS[name](wrong)
+
+
+@pytest.mark.parametrize("name", ["transform", "rotate", "zoom", "translate", "warp"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_positions_are_exact_whatever_the_type_of_the_image(name, dtype):
+    image = np.random.default_rng(0).uniform(size=(600, 8, 1))
+    image = jnp.array(image, dtype)
+    still = {
+        "transform": lambda x: image_ops.transform(x, jnp.eye(3)[:2]),
+        "rotate": lambda x: image_ops.rotate(x, jnp.array(0.0)),
+        "zoom": lambda x: image_ops.zoom(x, jnp.array(1.0)),
+        "translate": lambda x: image_ops.translate(x, jnp.zeros(2)),
+        "warp": lambda x: image_ops.warp(x, jnp.zeros((3, 3, 2))),
+    }[name]
+    found = still(image)
+    assert found.dtype == image.dtype
+    np.testing.assert_array_equal(found, image)
+
+
+def test_images_of_numpy_are_sharpened_too():
+    image = np.float32(FILM[:, :, None] / 255)
+    expected = image_ops.sharpness(jnp.array(image), jnp.array(1.5))
+    np.testing.assert_array_equal(image_ops.sharpness(image, 1.5), expected)
+
+
+@pytest.mark.parametrize("bits", [0, 9])
+def test_bits_are_those_of_a_byte(bits):
+    with pytest.raises(ValueError, match=f"bits is {bits}, but must be 1 to 8"):
+        image_ops.posterize(jnp.zeros((2, 2, 1)), bits=bits)

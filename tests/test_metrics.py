@@ -96,3 +96,40 @@ def test_interval_is_students(n, quantile):
     expected = quantile * statistics.stdev(values) / n**0.5
     assert metrics.interval(values) == pytest.approx(expected, rel=2e-4)
     assert metrics.interval([1.0]) is None
+
+
+def test_unknown_labels_are_not_counted():
+    labels, answers = jnp.array([0, 1, 3, -1, 2]), jnp.array([0, 1, 2, 2, -1])
+    matrix = metrics.confusion_matrix(labels, answers, num_classes=3)
+    np.testing.assert_array_equal(matrix, np.diag([1, 1, 0]))
+
+
+def test_a_mask_is_of_truth_values_one_each():
+    labels = jnp.array([0, 1])
+    for mask in (jnp.array([True]), jnp.array([0.5, 1.0])):
+        with pytest.raises(AssertionError):
+            metrics.confusion_matrix(labels, labels, num_classes=2, mask=mask)
+
+
+def test_a_matrix_of_shares_has_the_scores_of_its_counts():
+    counts = np.array([[3, 1, 0], [2, 5, 1], [0, 0, 4]])
+    of_counts = metrics.summary(jnp.array(counts))
+    of_shares = metrics.summary(jnp.array(counts / counts.sum()))
+    assert of_shares == pytest.approx(of_counts, rel=1e-6)
+
+
+def test_dice_of_more_pixels_than_an_integer_doubles(monkeypatch):
+    # As many as 33,000 masks of 256 pixels a side, without their memory.
+    count = jnp.asarray(2**30 + 10, jnp.int32)
+    monkeypatch.setattr(metrics.jnp, "sum", lambda mask: count)
+    mask = jnp.ones((2, 2), bool)
+    assert float(metrics.dice(mask, mask)) == float(metrics.mask_iou(mask, mask)) == 1
+
+
+def test_average_precision_leaves_out_boxes_that_are_not_there():
+    box, nowhere = [0.0, 0.0, 0.5, 0.5], [np.nan] * 4
+    for truth in ([box, nowhere], [nowhere, box]):
+        found = metrics.average_precision([[0.9]], [np.array([box])], [np.array(truth)])
+        assert found == 1.0
+    none = metrics.average_precision([[0.9]], [np.array([box])], [np.array([nowhere])])
+    assert np.isnan(none)

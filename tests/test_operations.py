@@ -171,3 +171,25 @@ def test_operation_can_be_a_static_argument():
     action = jnp.array([0.0, 0.0, 1.0, 1.0])
     assert area(KEY_AREA, action) == pytest.approx(0.81, abs=1e-6)
     assert area(operations.KeyArea(), action) == pytest.approx(1, abs=1e-6)
+
+
+def test_operations_out_of_range_are_refused():
+    with pytest.raises(ValueError, match=r"alpha is 0\.5, but must be above 1"):
+        operations.KeyArea(alpha=0.5)
+    with pytest.raises(ValueError, match=r"min_side and max_side are 0\.9 and 0\.3"):
+        operations.Zoom(min_side=0.9, max_side=0.3)
+    for parts in ((), (operations.KeyArea(), operations.Mask())):
+        with pytest.raises(ValueError, match="is empty, or has several areas"):
+            operations.Hybrid(parts)
+
+
+def test_gamma_keeps_black_black_and_the_identity_exact():
+    image = jnp.array([0.0, 0.001, 0.5, 1.0]).reshape(2, 2, 1)
+    gamma = operations.Gamma(3.0)
+    np.testing.assert_array_equal(gamma.change(image, jnp.zeros(1)), image)
+    bright = gamma.change(image, jnp.array([-1.0])).ravel()  # to the power 1/3
+    darkest = 0.5 / 255
+    expected = [0.0, 0.001 * darkest ** (-2 / 3), 0.5 ** (1 / 3), 1.0]
+    np.testing.assert_allclose(bright, expected, rtol=1e-5)
+    gradient = jax.grad(lambda n: jnp.sum(gamma.change(image, n)))(jnp.array([-1.0]))
+    assert np.isfinite(gradient).all()

@@ -409,3 +409,8 @@ def test_sigma_may_be_traced():
     mean = jnp.array(MEAN)
     traced = jax.jit(lambda sigma: policy.entropy(mean, sigma=sigma))(SIGMA)
     assert jnp.abs(traced - policy.entropy(mean, sigma=SIGMA)) < 1e-6
+
+
+def test_max_sum_is_of_square_maps():
+    with pytest.raises(AssertionError):
+        policy.max_sum_box(jnp.zeros((8, 16)))

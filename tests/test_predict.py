@@ -126,6 +126,27 @@ def test_answers_are_those_of_the_run_itself(finished_run, films):
         np.testing.assert_allclose(one.key_area, box, atol=0.051)
 
 
+def test_films_in_memory_are_answered_as_in_files(finished_run, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 256, shape, np.uint8) for shape in ((40, 30), (24, 24))]
+    for index, array in enumerate(arrays):
+        Image.fromarray(array).save(tmp_path / f"{index}.png")
+    model = inference.load(str(finished_run))
+    in_files = list(answering.answer_all(model, inputs.find([str(tmp_path)])))
+    given = [arrays[0], arrays[0] / 255, arrays[1][:, :, None], np.zeros((0, 4))]
+    given.append(arrays[0][:8])
+    # What cannot be read is said before the batch is answered.
+    *refused, first, second = answering.answer_all(model, inputs.from_arrays(given))
+    for found, expected in zip((first, second), in_files, strict=True):
+        assert found.answer._replace(path="") == expected.answer._replace(path="")
+    assert (first.answer.path, second.answer.path) == ("0", "2")
+    assert [of.reason.partition(":")[0] for of in refused] == [
+        "the array is float64[40, 30], but must be uint8[H, W]",
+        "the array is float64[0, 4], but must be uint8[H, W]",
+        "4 has 30 x 8 pixels",
+    ]
+
+
 def test_a_list_of_paths_is_read_from_stdin(finished_run, films, tmp_path, monkeypatch):
     # With a mark and a line's end of Windows, and a name that is not UTF-8.
     listed = f"\ufeff{tmp_path}/single.png\r\n\n".encode() + b"caf\xe9.png\n"
@@ -298,6 +319,12 @@ def test_what_cannot_work_is_refused_in_one_sentence(
         predict.main([str(finished_run), films[0], "--crop-size", "64"])
     out = tmp_path / "out"
     assert predict.main([str(finished_run), films[2], "--out", str(out)]) == 0
+    # A folder without a single answer is not worth a word.
+    nothing = [str(finished_run), f"{tmp_path}/none.png", "--out", f"{out}-2"]
+    assert predict.main(nothing) == 1
+    assert predict.main([str(finished_run), films[2], "--out", f"{out}-2"]) == 0
+    for name in ("predictions.csv", "errors.csv"):
+        assert (out / name).read_text() == (tmp_path / "out-2" / name).read_text()
     with pytest.raises(UserError, match="holds predictions already"):
         predict.main([str(finished_run), films[2], "--out", str(out)])
     for model in (finished_run, finished_run / "plain"):

@@ -146,3 +146,22 @@ def test_a_few_films_do_not_decide(count):
     low, high = {6: (0.5, 0.8), 3000: (0.05, 0.25)}[count]
     assert low < right < high
     assert wrong > 1.4 if count == 6 else wrong == pytest.approx(20)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint32, np.int8, bool, float])
+def test_areas_are_the_same_of_scores_of_any_type(kind):
+    score = np.array([0, 1, 0, 1, 1]).astype(kind)
+    is_positive = [0, 0, 1, 1, 1]
+    expected = sklearn.metrics.roc_auc_score(is_positive, score.astype(float))
+    assert probabilities.roc_auc(score, is_positive) == pytest.approx(expected)
+    expected = sklearn.metrics.average_precision_score(is_positive, score.astype(float))
+    assert probabilities.average_precision(score, is_positive) == pytest.approx(
+        expected
+    )
+
+
+def test_summary_takes_lists():
+    shares, labels = np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]]), [0, 1, 1]
+    found = probabilities.summary(shares, np.array(labels))
+    assert probabilities.summary(shares.tolist(), labels) == found
+    assert found["roc_auc"] == 1.0

@@ -127,3 +127,8 @@ def test_no_gradient_flows_into_the_losses(field):
 def test_takes_one_image():
     with pytest.raises(AssertionError):
         rewards.paper_reward(*[jnp.zeros(2)] * 4)
+
+
+def test_a_reward_without_neighbors_is_refused():
+    with pytest.raises(ValueError, match="at least one neighbor"):
+        rewards.paper_reward(jnp.array(1.0), jnp.array(0.5))

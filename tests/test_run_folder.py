@@ -67,6 +67,12 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     assert (tmp_path / "config.json").read_bytes() == before
 
 
+def test_checkpoints_without_their_config_are_nobodys(tmp_path):
+    (tmp_path / "checkpoints" / "last" / "7").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"has lost its config\.json, which says how"):
+        run_folder.check_workdir(tmp_path, Config())
+
+
 def test_all_that_differs_is_listed(tmp_path):
     run_folder.write_config(tmp_path, Config(seed=3, train=TrainConfig(steps=7)))
     with pytest.raises(UserError) as error:

@@ -430,6 +430,8 @@ def test_wrong_flags_are_refused(tmp_path, space):
             sweep.main([*flags, address])
     with pytest.raises(UserError, match="--trials is 0"):
         sweep.main(["--config", space, "--trials", "0"])
+    with pytest.raises(UserError, match="seed is -1, but must be"):
+        sweep.main(["--config", space, "--seed", "-1", "--workdir", str(tmp_path)])
     with pytest.raises(UserError, match="is not JSON"):
         sweep.main(["--config", space, "--slurm-args", "{"])
 

@@ -268,6 +268,11 @@ def test_jobs_of_slurm_share_the_runs(tmp_path, monkeypatch, write_run):
         (["--shard", "3/2"], "--shard '3/2' is not i/n with i from 1 to n"),
         (["--test-on", "films"], "--test-on is of table 3, not of table 4"),
         (["--set", "seed"], "--set 'seed' is not FIELD=VALUE"),
+        (["--set", "seed=5"], "--set seed: seeds are 0 to N - 1 of --seeds N"),
+        (
+            ["--set", "train.steps=5", "--set", "train.steps=6"],
+            "--set train.steps is given twice",
+        ),
         (
             ["--set", "trian.steps=5"],
             "config has no field trian.steps; did you mean train.steps?",

@@ -26,6 +26,7 @@ from hapre_jax import (
     evaluate,
     evaluation,
     log,
+    predictions,
     run_folder,
     sharding,
     train,
@@ -733,3 +734,37 @@ def test_the_logged_lung_iou_is_of_films_whose_lungs_are_known():
     found = training.mean_metrics(steps, 3)
     assert found == {"lung_iou": pytest.approx(0.6), "side": pytest.approx(0.2)}
     assert training.mean_metrics(steps[1:2], 2) == {"side": 0.2}
+
+
+def test_what_was_lost_while_a_run_rested_is_said(tmp_path, plain_config):
+    assert train.train_and_evaluate(plain_config, tmp_path, stop_after=4) is None
+    (tmp_path / "metrics.jsonl").write_text("")
+    shutil.rmtree(tmp_path / "checkpoints" / "best")
+    console = rich.console.Console(file=io.StringIO(), width=300)
+    results = train.train_and_evaluate(plain_config, tmp_path, console=console)
+    said = console.file.getvalue()
+    assert "checkpoints/best is lost: the best of the validations from here on" in said
+    assert (
+        "metrics.jsonl has lost records up to step 4: curves will begin later" in said
+    )
+    assert results["best_step"] == 6  # the only validation that is left
+    # Where none is left either, nothing can be scored.
+    (tmp_path / "results.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoints" / "best")
+    with pytest.raises(UserError, match="best is lost, and no validation is left"):
+        train.train_and_evaluate(plain_config, tmp_path)
+
+
+def test_names_of_films_need_not_be_utf_8(tmp_path, tiny_config):
+    films = _films(tmp_path / "films")
+    for index in range(12):
+        name = os.fsdecode(b"M\xfcller-%d.jpeg" % index)
+        (films / "normal" / f"{index}.jpeg").rename(films / "normal" / name)
+    values = {"data.name": "folder", "data.root": str(films)}
+    settings = config.override_all(tiny_config, values)
+    run = tmp_path / "run"
+    results = train.train_and_evaluate(settings, run)
+    assert results["test"]["n"] > 0
+    names = set(predictions.read(run / "predictions.csv").names)
+    assert names <= {of.relative_to(films).as_posix() for of in films.glob("*/*")}
+    assert any("M\udcfcller" in name for name in names)

@@ -92,6 +92,12 @@ def test_average_without_decay_is_the_new_value_exactly():
     np.testing.assert_array_equal(moved, new)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.uint16, bool])
+def test_pixels_of_another_range_are_refused(kind):
+    with pytest.raises(ValueError, match="but stored pixels are uint8, 0 to 255"):
+        to_float({"image": np.zeros((1, 2, 2, 1), kind)})
+
+
 def test_to_float_maps_bytes_to_one():
     label = np.array([1])
     image = np.array([0, 51, 255], np.uint8).reshape(1, 1, 3, 1)
@@ -335,3 +341,18 @@ def test_one_compilation_serves_a_whole_run(tmp_path, tiny_config):
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         with jax.transfer_guard("disallow"):
             step(now, next(batches))
+
+
+def test_films_of_several_channels_that_are_no_squares(tiny_config):
+    """An own data set: the state is of the shape of its films."""
+    method = METHODS["hapre"](tiny_config, 3)
+    optimizer = optimization.make_optimizer(tiny_config)
+    rng = np.random.default_rng(0)
+    films = rng.integers(0, 256, (4, 24, 32, 3), np.uint8)
+    now = train_state.init(
+        method, optimizer, tiny_config, image=jnp.zeros((1, 24, 32, 3))
+    )
+    step = train_step.make_step(method, optimizer, tiny_config)
+    batch = {"image": films, "label": np.arange(4) % 3, "index": np.arange(4)}
+    now, metrics = step(now, batch)
+    assert int(now.step) == 1 and np.isfinite(metrics["task_loss"])

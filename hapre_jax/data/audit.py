@@ -100,7 +100,7 @@ def geometry(encoded: bytes, *, name: str) -> Geometry:
     read = _dicom_geometry if dicom.is_dicom(encoded, name) else _image_geometry
     try:
         header = read(encoded, name)
-        if min(header.width, header.height) < reader.MIN_SIDE:
+        if min(header.width, header.height) < images.MIN_SIDE:
             raise ValueError(f"{header.width} x {header.height} pixels are too few")
         return header
     except errors.UserError:

@@ -34,8 +34,8 @@ def parse(
     """The rows of a CSV file, with the columns asked for and no others.
 
     Args:
-      data: the file; its first line names the columns. Commas, semicolons or tabs are
-        between them.
+      data: the file; its first line names the columns, in letters of either case.
+        Commas, semicolons or tabs are between them.
       columns: that it must have.
       optional: columns that it may have; without them, and in short rows, fields are
         empty.
@@ -52,7 +52,11 @@ def parse(
 
     def lines_of(delimiter):
         lines = io.StringIO(text, newline="")
-        return csv.DictReader(lines, restval="", delimiter=delimiter)
+        reader = csv.DictReader(lines, restval="", delimiter=delimiter, strict=True)
+        there = reader.fieldnames or ()
+        known = {_plain(name): name for name in wanted if name not in there}
+        reader.fieldnames = [known.get(_plain(name), name) for name in there]
+        return reader
 
     try:
         for reader in map(lines_of, _DELIMITERS):
@@ -66,3 +70,7 @@ def parse(
         return [{column: row.get(column, "") for column in wanted} for row in reader]
     except csv.Error as error:
         raise UserError(f"{name} is not a CSV file: {error}") from error
+
+
+def _plain(name: str) -> str:
+    return name.strip().casefold()

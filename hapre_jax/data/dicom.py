@@ -11,6 +11,7 @@ import re
 import struct
 import textwrap
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -215,17 +216,21 @@ def _gray_levels(film: Any, stored: np.ndarray) -> np.ndarray:
     else:  # one of them may be there without a value
         values = stored * (1 if slope is None else slope) + (intercept or 0)
     padding = _padding(film, stored)
+    shown = ~padding | padding.all()
+    inside = values[shown]
     center, width = _first(film.get("WindowCenter")), _first(film.get("WindowWidth"))
     function = str(film.get("VOILUTFunction") or "LINEAR").upper()
     narrowest = 1 if function == "LINEAR" else 0
+    gray = None
     if film.get("VOILUTSequence"):
-        bits = film.VOILUTSequence[0].LUTDescriptor[2]
-        gray = pixels.apply_voi_lut(values, film, index=0) / (2.0**bits - 1)
+        whole = np.rint(values).astype(np.int64)  # entries of a table
+        white = _white(film.VOILUTSequence[0].LUTDescriptor, film)
+        gray = pixels.apply_voi_lut(whole, film, index=0) / white
     # Some devices write a width of 0 or 1 where there is no window.
     elif center is not None and width is not None and width > narrowest:
         gray = window(values, center=center, width=width, function=function)
-    else:
-        inside = values if padding.all() else values[~padding]
+    # No window, or one beside all values, which shows nothing.
+    if gray is None or (np.ptp(gray[shown]) == 0 and np.ptp(inside) > 0):
         low, high = np.percentile(inside, _PERCENTILES)
         gray = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
     # Two ways to say the same; films of mode DX say both.
@@ -233,6 +238,20 @@ def _gray_levels(film: Any, stored: np.ndarray) -> np.ndarray:
     if inverse or film.PhotometricInterpretation == "MONOCHROME1":
         gray = 1 - gray
     return np.where(padding, 0.0, np.clip(gray, 0, 1))
+
+
+def _white(descriptor: Sequence[int], film: Any) -> float:
+    """The value of a VOI LUT that is white.
+
+    That is the largest number of its bits; or of as many as its entries have, where a
+    device has written other bits, as those of the stored values.
+    """
+    count, first, bits = descriptor
+    pixels = importlib.import_module("pydicom.pixels")
+    entries = first + np.arange(count or 2**16)  # 0 stands for that number
+    largest = int(pixels.apply_voi_lut(entries, film, index=0).max())
+    used = max(largest, 1).bit_length()
+    return 2.0 ** (bits if used in (bits, bits - 1) else used) - 1
 
 
 def _padding(film: Any, stored: np.ndarray) -> np.ndarray:

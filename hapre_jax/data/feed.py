@@ -145,7 +145,8 @@ class TrainIterator:
 
 def _digest(names: Sequence[str]) -> str:
     """Short, and other for other names or another order."""
-    return hashlib.sha256("\0".join(names).encode()).hexdigest()[:16]
+    text = "\0".join(names).encode("utf-8", "surrogateescape")  # as the system has them
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def eval_batches(

@@ -73,6 +73,12 @@ def scan_table(
         for row in rows
     ]
     tree = files.open_tree(str(table.absolute().parent))
+    for row in rows:
+        if any(len(row[name].splitlines()) > 1 for name in ("label", "group")):
+            raise errors.UserError(
+                f"{table} has a line break in the label or group of {row['path']}: is "
+                "a quotation mark left open?"
+            )
     classes = tuple(sorted({row["label"] for row in rows}))
     _refuse_alike(classes, str(table))
     if len(classes) < 2 or "" in classes:
@@ -106,7 +112,7 @@ def scan_table(
                 name,
                 classes.index(row["label"]),
                 group=row["group"] or _group(name, beside),
-                view=row["view"],
+                view=row["view"].upper(),
                 official=_SPLITS.get(split, ""),
             )
         )
@@ -159,6 +165,7 @@ def scan(root: str) -> tuple[files.Tree, list[dataset.Record], tuple[str, ...]]:
         raise errors.UserError(
             f"{tree.root} holds {len(classes)} class folder(s) {list(classes)}: "
             "expected one folder a class, at least two"
+            + (f"; {', '.join(splits)} are taken for splits" if splits else "")
         )
     found: dict[str, tuple[str, str]] = {}  # name to class and official split
     depth = next(iter(class_folders)).count("/")

@@ -37,6 +37,8 @@ _WARNS_OF_FILES = r"(PIL|pydicom|pylibjpeg|libjpeg|openjpeg)\b"
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 GEOMETRIES = ("letterbox", "squash", "cover")
+# Icons, thumbnails and stripes are no films; one at 16 pixels shows nothing anyway.
+MIN_SIDE = 16
 
 
 def decode(data: bytes, *, size: int, geometry: str, name: str) -> np.ndarray:
@@ -101,6 +103,15 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
     _check_range(values, name)
     gray = np.round(values / 257.0).astype(np.uint8)
     return Image.fromarray(255 - gray if is_negative else gray)
+
+
+def check_size(image: Image.Image, *, name: str) -> None:
+    """Raises `UserError` for an image that is too small to be a film."""
+    if min(image.size) < MIN_SIDE:
+        raise errors.UserError(
+            f"{name} has {image.width} x {image.height} pixels: films have at least "
+            f"{MIN_SIDE} a side"
+        )
 
 
 def _bits(data: bytes, tags: Mapping) -> int:

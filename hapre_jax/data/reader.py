@@ -6,11 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from hapre_jax import errors
 from hapre_jax.data import dataset, files, images
-
-# Icons, thumbnails and stripes are no films; one at 16 pixels shows nothing anyway.
-MIN_SIDE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +24,12 @@ class FilmReader:
         """The film of a record.
 
         Raises:
-          UserError: see `images.open_gray`; or it is smaller than `MIN_SIDE`.
+          UserError: see `images.open_gray` and `images.check_size`.
         """
         name = self.records[index].name
         encoded = self.tree.read(name)
         image = images.open_gray(encoded, name=name)
-        if min(image.size) < MIN_SIDE:
-            raise errors.UserError(
-                f"{name} has {image.width} x {image.height} pixels: films have at "
-                f"least {MIN_SIDE} a side"
-            )
+        images.check_size(image, name=name)
         lungs = self.lungs(name) if self.lungs else None
         facts = dataset.Facts(
             hashlib.sha256(encoded).hexdigest(),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from hapre_jax.data import (
     prepared,
     rsna_pneumonia,
 )
+
+_log = logging.getLogger(__name__)
 
 _SOURCES: dict[str, Callable[[DataConfig, int], dataset.Source]] = {
     "phantom": lambda data, seed: phantom.source(
@@ -53,9 +56,11 @@ def open_source(data: DataConfig, *, seed: int) -> dataset.Source:
         source = dataclasses.replace(source, records=records)
     if data.view != "all":
         kept = [i for i, r in enumerate(source.records) if r.view == data.view]
-        source = _take(source, kept)
         if not kept:
             raise errors.UserError(f"{source.name} has no film of view {data.view}")
+        if others := len(source.records) - len(kept):
+            _log.warning("%d films are of other views than %s", others, data.view)
+        source = _take(source, kept)
     if data.draw:
         source = _take(source, draw(source, data.draw, seed=seed))
     return source
