@@ -32,6 +32,7 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
 
 # Where the package is not installed.
@@ -385,9 +386,9 @@ def say(values):
 
 
 class Contender:
-    """A process of one library with one case."""
+    """A process of one library with one case, which ends `seconds` from now at last."""
 
-    def __init__(self, name, text):
+    def __init__(self, name, text, seconds=600.0):
         self.name, self.times, self.busy, self.told = name, [], [], {}
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--serve", name, text],
@@ -395,9 +396,11 @@ class Contender:
             stdout=subprocess.PIPE,
             text=True,
         )
+        self.end = threading.Timer(max(seconds, 0.0), self.process.kill)
+        self.end.start()
 
     def read(self):
-        """What it says next; None where it failed, as for want of memory."""
+        """What it says next; None where it failed, for want of memory or time."""
         for line in self.process.stdout:
             if line.startswith("{"):  # not what a library prints
                 return json.loads(line)
@@ -408,7 +411,7 @@ class Contender:
         try:
             self.process.stdin.write(f"{steps}\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
+        except OSError:  # its process has ended
             return
         if said := self.read():
             self.told = said
@@ -417,6 +420,7 @@ class Contender:
 
     def close(self):
         """Ends the process."""
+        self.end.cancel()
         try:
             self.process.communicate(timeout=60)
         except subprocess.TimeoutExpired:
@@ -433,12 +437,15 @@ def differences(first, reference):
     return found
 
 
-def compare(text, names, *, rounds, steps, device):
-    """All contenders on one case: name to medians and what was told."""
+def compare(text, names, *, rounds, steps, device, stop_at):
+    """All contenders on one case: name to medians and what was told.
+
+    What is not done at the time `stop_at` is left out.
+    """
     case, results, firsts = Case.read(text), {}, {}
 
     def start(name):
-        contender = Contender(name, text)
+        contender = Contender(name, text, stop_at - time.perf_counter())
         said = contender.read()
         if said is not None:
             firsts[name] = said["first"]
@@ -536,7 +543,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=5, help="runs (default 5)")
     parser.add_argument("--steps", type=int, help="a run (default 1, 20 on a GPU)")
     parser.add_argument(
-        "--minutes", type=float, default=7, help="start no case later (default 7)"
+        "--minutes",
+        type=float,
+        default=7,
+        help="start no case later, and stop what is still at work two minutes after "
+        "(default 7)",
     )
     parser.add_argument("--out", help="file for the results as JSON lines")
     parser.add_argument("--trace", metavar="DIR", help="profile our step, time nothing")
@@ -550,7 +561,7 @@ def main():
             folder = pathlib.Path(arguments.trace, text.replace(":", "-"))
             print(text, *trace(text, str(folder)), sep="\n  ", flush=True)
         return
-    began = time.perf_counter()
+    start_until = time.perf_counter() + 60 * arguments.minutes
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -559,7 +570,7 @@ def main():
         names += ["compiled"]
     cases = arguments.cases or (CPU_CASES if device == "cpu" else GPU_CASES)
     for text in cases:
-        if time.perf_counter() - began > 60 * arguments.minutes:
+        if time.perf_counter() > start_until:
             print(f"\nout of time before {text}; --cases {text} runs it")
             continue
         extra = ["reduce-overhead"] if device == "cuda" and ":1:" in text else []
@@ -569,6 +580,7 @@ def main():
             rounds=arguments.rounds,
             steps=arguments.steps or (1 if device == "cpu" else 20),
             device=device,
+            stop_at=start_until + 120,
         )
         show(result)
         if arguments.out:

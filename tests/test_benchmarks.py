@@ -67,3 +67,18 @@ def test_benchmarks_say_what_they_take(name):
     )
     assert said.returncode == 0, said.stderr
     assert "usage:" in said.stdout
+
+
+def test_what_runs_out_of_time_is_stopped(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    step = _load("step")
+    script = tmp_path / "endless.py"
+    script.write_text("import time\nprint('{}', flush=True)\ntime.sleep(600)\n")
+    monkeypatch.setattr(step, "__file__", str(script))
+    contender = step.Contender("ours", "resnet18:1:224:float32", seconds=3.0)
+    assert contender.read() == {}
+    contender.time(1)  # waits for an answer
+    assert contender.process.wait(timeout=60) == -9
+    contender.time(1)
+    contender.close()
+    assert contender.times == []
