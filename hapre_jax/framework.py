@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -298,4 +299,6 @@ def divide(batch: dict, held_out: float) -> tuple[jax.Array, jax.Array]:
 
 def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
     """Mean `f32[]` of values `f32[N]` of weight 1, not of those of weight 0."""
+    chex.assert_rank(values, 1)
+    chex.assert_equal_shape([values, weights])
     return jnp.sum(weights * values) / jnp.maximum(jnp.sum(weights), 1.0)

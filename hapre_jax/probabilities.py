@@ -6,6 +6,7 @@ of scikit-learn.
 
 from typing import Any, NamedTuple
 
+import chex
 import numpy as np
 
 _TINY = 1e-12  # keeps the logarithm of a probability of 0 finite
@@ -37,6 +38,9 @@ def roc_curve(score: np.ndarray, is_positive: np.ndarray) -> Curve:
     Args:
       score: `f[N]`, higher is more positive.
       is_positive: `bool[N]`; some are, some are not.
+
+    Raises:
+      ValueError: a score is NaN.
     """
     hits, alarms = _counts(score, is_positive)
     zero = np.zeros(1)
@@ -69,7 +73,8 @@ def reliability(
       labels: `i[N]`.
       bins: number b of bins, each open below and closed above.
     """
-    probabilities = np.asarray(probabilities, np.float64)
+    probabilities, labels = np.asarray(probabilities, np.float64), np.asarray(labels)
+    chex.assert_shape(probabilities, (len(labels), None))
     sure, answer = probabilities.max(1), probabilities.argmax(1)
     edges = np.linspace(0, 1, bins + 1)
     row = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, bins - 1)
@@ -113,6 +118,7 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
       From 1/20 to 20.
     """
     logits = np.log(np.maximum(np.asarray(probabilities, np.float64), _TINY))
+    chex.assert_shape(logits, (len(labels), None))
     truth = logits[np.arange(len(labels)), labels].mean()
 
     def slope(inverse):
@@ -164,6 +170,10 @@ def _counts(score, is_positive) -> tuple[np.ndarray, np.ndarray]:
     """Positives and negatives at or above each distinct score, from the highest."""
     # In float64, since unsigned numbers have no negative to sort by.
     score, is_positive = np.asarray(score, np.float64), np.asarray(is_positive, bool)
+    chex.assert_rank([score, is_positive], 1)
+    chex.assert_equal_shape([score, is_positive])
+    if np.isnan(score).any():
+        raise ValueError("scores hold NaN, which has no rank")
     order = np.argsort(-score, kind="stable")
     last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
     hits = np.cumsum(is_positive[order], dtype=np.float64)[last]

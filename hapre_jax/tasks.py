@@ -101,6 +101,7 @@ def gray_scale(image: jax.Array, how: str) -> tuple[jax.Array, jax.Array]:
 
 def resize(image: jax.Array, size: int) -> jax.Array:
     """Whole images `f32[B, H, W, C]` at `f32[B, size, size, C]`, antialiased."""
+    chex.assert_rank(image, 4)
     shape = (image.shape[0], size, size, image.shape[-1])
     return jax.image.resize(image, shape, "linear")
 

@@ -160,6 +160,15 @@ def test_areas_are_the_same_of_scores_of_any_type(kind):
     )
 
 
+def test_scores_that_have_no_rank_are_refused():
+    with pytest.raises(ValueError, match="scores hold NaN"):
+        probabilities.roc_auc([0.1, np.nan, 0.3], [0, 1, 1])
+    with pytest.raises(AssertionError):
+        probabilities.average_precision([0.1, 0.3], [0, 1, 1])
+    with pytest.raises(AssertionError):
+        probabilities.fit_temperature(np.full((3, 2), 0.5), np.array([0, 1]))
+
+
 def test_summary_takes_lists():
     shares, labels = np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]]), [0, 1, 1]
     found = probabilities.summary(shares, np.array(labels))
