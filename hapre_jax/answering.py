@@ -211,7 +211,9 @@ def answer_all(
     keep: bool = False,
     with_heat: bool = False,
 ) -> Iterator[Answered | Refused]:
-    """Answers films batch by batch, and says which could not be read.
+    """Answers films batch by batch, in order, and says which could not be read.
+
+    These come before the batch that they would have been in.
 
     Args:
       model: see `inference.load`.

@@ -40,12 +40,12 @@ def macro_f1(matrices: np.ndarray) -> np.ndarray:
 def mean_f1(runs: Sequence[Predictions], *, seed: int = 0) -> Score:
     """Macro-F1, mean over runs, each with a test split of its own or the same one.
 
-    Its p is of no use: no F1 is below 0.
+    Its p is of no use: no F1 is below 0. One patient alone leaves all open: 0 to 1.
 
     Raises:
-      ValueError: there are no runs, or fewer than two patients.
+      ValueError: there are no runs.
     """
-    return _resample([[run] for run in runs], lambda f1: f1[0], seed)
+    return _resample([[run] for run in runs], lambda f1: f1[0], seed, ends=(0.0, 1.0))
 
 
 def is_pair(ours: Predictions, theirs: Predictions) -> bool:
@@ -67,28 +67,34 @@ def mean_gain(
 ) -> Score:
     """By how much the first of each pair has the better macro-F1, mean over pairs.
 
-    Both of a pair are tested on the same images, and resampled together.
+    Both of a pair are tested on the same images, and resampled together. One patient
+    alone leaves all open, from -1 to 1.
 
     Raises:
-      ValueError: they are not, there are none, or fewer than two patients.
+      ValueError: they are not, or there are none.
     """
     if not all(is_pair(*pair) for pair in pairs):
         raise ValueError("the predictions of a pair are of other images")
-    return _resample([list(pair) for pair in pairs], lambda f1: f1[0] - f1[1], seed)
+    sets = [list(pair) for pair in pairs]
+    return _resample(sets, lambda f1: f1[0] - f1[1], seed, ends=(-1.0, 1.0))
 
 
-def _resample(sets, statistic, seed) -> Score:
-    """Mean over sets of `statistic` of the F1 `[n, ...]` of a set's n predictions."""
+def _resample(sets, statistic, seed, *, ends) -> Score:
+    """Mean over sets of `statistic` of the F1 `[n, ...]` of a set's n predictions.
+
+    `ends` are the smallest and the largest value that it may have.
+    """
+    if not sets:
+        raise ValueError("there are no predictions to take an interval of")
     # A patient who is in several test splits is drawn, or not, for all of them.
     patients = sorted({group for of in sets for group in of[0].groups})
-    if len(patients) < 2:
-        count = f"{len(patients)} patients in {len(sets)} test splits"
-        raise ValueError(f"an interval needs two patients, and there are {count}")
     counted = []  # of each set: where its patients are among all, and their matrices
     for predictions in sets:
         own = np.searchsorted(patients, np.unique(predictions[0].groups))
         counted.append((own, np.stack([_count(of) for of in predictions])))
     value = np.mean([statistic(macro_f1(counts.sum(1))) for _, counts in counted])
+    if len(patients) < 2:  # drawn again, it is the same one each time
+        return Score(float(value), ends[0], ends[1], 1.0)
     generator, size = np.random.default_rng(seed), len(patients)
     drawn = []
     for draws in [_CHUNK] * (_DRAWS // _CHUNK):

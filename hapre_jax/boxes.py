@@ -50,7 +50,9 @@ def clip(box: jax.Array, *, min_side: float, max_side: float = 1.0) -> jax.Array
 
 
 def check_sides(min_side: float, max_side: float) -> None:
-    """Raises `ValueError` unless 0 < min_side <= max_side <= 1."""
+    """Raises `ValueError` unless 0 < min_side <= max_side <= 1; not of tracers."""
+    if any(isinstance(side, jax.core.Tracer) for side in (min_side, max_side)):
+        return
     if not 0 < min_side <= max_side <= 1:
         raise ValueError(
             f"min_side and max_side are {min_side} and {max_side}, but must be above 0 "

@@ -112,8 +112,10 @@ def _sheet(source, predictions, shown, title, note) -> Image.Image:
     for place, row in enumerate(shown):
         x = _MARGIN + place % _COLUMNS * (cell_width + _GAP)
         y = top + place // _COLUMNS * (_FILM + _GAP)
-        lungs = source.lung_boxes[row]
-        area = None if areas is None else areas[row]
+        # The legend of boxes comes with key areas alone.
+        area, lungs = None, NOWHERE
+        if areas is not None:
+            area, lungs = areas[row], source.lung_boxes[row]
         sheet.paste(film_with_boxes(source.images[row], area, lungs), (x, y))
         sheet.paste(_crop(source.images[row], area), (x + _FILM + _INNER, y))
         probabilities = predictions.probabilities[row]

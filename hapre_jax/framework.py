@@ -55,12 +55,11 @@ def make(
 
 
 def _check_estimator(name: str, operation: Operation) -> None:
-    near = jax.eval_shape(lambda: operation.neighbors(operation.identity()))
-    if name == "paper" and not near.shape[0]:
-        raise ValueError(f"estimator paper tries neighbors, and {operation} has none")
-    parts = getattr(operation, "parts", (operation,))
-    has_no_gradient = any(getattr(of, "readout", "") == "max_sum" for of in parts)
-    if has_no_gradient and name not in ("paper", "elite"):
+    if name == "paper":
+        near = jax.eval_shape(lambda: operation.neighbors(operation.identity()))
+        if not near.shape[0]:
+            raise ValueError(f"estimator paper tries neighbors; {operation} has none")
+    elif name != "elite" and not operation.has_gradient:
         raise ValueError(f"estimator {name} needs the gradient that {operation} lacks")
 
 

@@ -109,13 +109,16 @@ def mask_iou(found: jax.Array, truth: jax.Array) -> jax.Array:
 def _overlap(found, truth):
     chex.assert_equal_shape([found, truth])
     chex.assert_type([found, truth], bool)
-    shared, union = jnp.sum(found & truth), jnp.sum(found | truth)
-    is_empty = union == 0
+    return _overlap_of_counts(jnp.sum(found & truth), jnp.sum(found | truth))
+
+
+def _overlap_of_counts(shared, union):
+    """Dice and IoU of numbers of pixels `i32[]`."""
     # Counted exactly, but twice as many may be too many for an integer.
-    shared, union = (jnp.asarray(x, jnp.float32) for x in (shared, union))
+    shared, union = shared.astype(jnp.float32), union.astype(jnp.float32)
     dice = 2 * shared / jnp.maximum(shared + union, 1)
     iou = shared / jnp.maximum(union, 1)
-    return jnp.where(is_empty, 1.0, dice), jnp.where(is_empty, 1.0, iou)
+    return jnp.where(union == 0, 1.0, dice), jnp.where(union == 0, 1.0, iou)
 
 
 def average_precision(

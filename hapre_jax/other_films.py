@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -115,13 +115,15 @@ def load(
     def check_classes(found):
         labels.common(classes, found)
 
-    given: dict[str, Any] = {"seed": config.seed, "progress": progress}
-    given["check_classes"] = check_classes
-    mean_box = None
+    seed, mean_box = config.seed, None
     if whole:
-        films = pipeline.load_whole(config.data, **given)
+        films = pipeline.load_whole(
+            config.data, seed=seed, progress=progress, check_classes=check_classes
+        )
     else:
-        data = pipeline.load(config.data, **given)
+        data = pipeline.load(
+            config.data, seed=seed, progress=progress, check_classes=check_classes
+        )
         films, mean_box = data.test, evaluation.mean_lung_box(data.train)
     patients = same_patients(config.data, trained.data)
     kept = never_seen(films, splits.read(saved), patients=patients)

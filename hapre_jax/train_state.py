@@ -129,7 +129,9 @@ def start_from(state: TrainState, params: dict, model_state: dict) -> TrainState
     return state._replace(params=params, model_state=model_state, average=average)
 
 
-def blank(method: Method, config: Config) -> TrainState:
-    """Shapes and types of a run's state, to restore a checkpoint into."""
+def blank(
+    method: Method, config: Config, *, image: jax.Array | None = None
+) -> TrainState:
+    """Shapes and types of a run's state, to restore a checkpoint into; see `init`."""
     optimizer = optimization.make_optimizer(config)
-    return jax.eval_shape(lambda: init(method, optimizer, config))
+    return jax.eval_shape(lambda: init(method, optimizer, config, image=image))

@@ -176,12 +176,11 @@ def fit(
         loop.run(end, validate, best_by)
         if int(loop.state.step) < train.steps:
             return None
+        if not loop.checkpoints.find("best"):  # it was lost after the last validation
+            loop.validate(validate, best_by)
         best = loop.checkpoints.restore("best", loop.state)
         if best is None:
-            raise UserError(
-                f"{workdir}/checkpoints/best is lost, and no validation is left that "
-                f"would write it anew: restore it, or delete {workdir} to train anew"
-            )
+            raise UserError(f"{workdir}/checkpoints/best is lost; delete {workdir}")
         return Fitted(best[0], loop.seconds)
 
 
@@ -223,13 +222,8 @@ class _Loop:
         saved = self.take_up()
         progress = _Progress.of(saved) if saved else _Progress()
         self.best_score, self.seconds_before = progress.best_score, progress.seconds
-        none = _Progress().best_score
-        if self.best_score > none and not self.checkpoints.find("best"):
-            self.say(
-                f"{workdir}/checkpoints/best is lost: the best of the validations from "
-                "here on takes its place"
-            )
-            self.best_score = none
+        if not self.checkpoints.find("best"):
+            self.best_score = _Progress().best_score
         # Metrics of each step since the last record, on the device at first, and a
         # record that is due.
         self.pending: list[tuple[int, dict]] = list(progress.pending)
@@ -274,6 +268,12 @@ class _Loop:
         if not restored:
             return None
         self.state, saved, faults = restored
+        if not faults and not self.checkpoints.find("best"):
+            if _Progress.of(saved).best_score > _Progress().best_score:
+                self.say(
+                    f"{self.workdir}/checkpoints/best is lost: the best of the "
+                    "validations from here on takes its place"
+                )
         for fault in faults:
             self.say(f"{fault}: moved to {self.workdir}/checkpoints/damaged")
         self.say(f"{self.config.method}: going on from step {int(self.state.step)}")

@@ -39,10 +39,9 @@ def grid(
             raise UserError(f"--set {path} is given twice: give it all its values once")
         if path == "seed":
             raise UserError("--set seed: seeds are 0 to N - 1 of --seeds N")
-        separator = ";" if ";" in values else ","
+        listed = values.removesuffix(";").split(";" if ";" in values else ",")
         # A value given twice would count its seeds twice.
-        tried = dict.fromkeys(values.split(separator))
-        axes[path] = [(path, value) for value in tried if value]
+        axes[path] = [(path, value) for value in dict.fromkeys(listed)]
     runs = []
     for combination in itertools.product(*axes.values()):
         name = ",".join(f"{path}={value}" for path, value in combination) or "default"

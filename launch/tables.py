@@ -562,7 +562,8 @@ def _parser() -> cli.Parser:
     parser.add_argument(
         "--nets",
         metavar="A,B",
-        help="of the preset's networks: with cpu resnet8, resnet14 and resnet20",
+        help="of the table's networks: with preset cpu resnet8, resnet14 and resnet20, "
+        "of which table 2 has the first",
     )
     parser.add_argument(
         "--test-on",
@@ -625,6 +626,8 @@ def main(argv: list[str]) -> int:
     if arguments.seeds < 1:
         raise UserError(f"--seeds is {arguments.seeds}, but must be at least 1")
     if table == "1":
+        if arguments.rows or arguments.nets:
+            raise UserError("--rows and --nets are of tables 2 to 5: 1 has no networks")
         if arguments.dry_run:
             return 0
         tables, records = table_1(chosen, root)

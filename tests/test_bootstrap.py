@@ -313,10 +313,12 @@ def test_same_seed_gives_the_same_numbers():
     assert first.value == second.value and first != second
 
 
-def test_one_patient_has_no_interval():
-    of_one = predictions([0, 1, 2], [0, 1, 1], ["same"] * 3)
-    said = "needs two patients, and there are 1 patients in 1 test splits"
-    with pytest.raises(ValueError, match=said):
-        bootstrap.mean_f1([of_one])
-    with pytest.raises(ValueError, match="there are 0 patients in 0 test splits"):
+def test_one_patient_says_nothing_of_others():
+    ours = predictions([0, 1, 2], [0, 1, 1], ["same"] * 3)
+    theirs = predictions([0, 1, 2], [0, 0, 0], ["same"] * 3)
+    f1 = sklearn.metrics.f1_score([0, 1, 2], [0, 1, 1], average="macro")
+    assert bootstrap.mean_f1([ours]) == (pytest.approx(f1), 0, 1, 1)
+    gain = f1 - sklearn.metrics.f1_score([0, 1, 2], [0, 0, 0], average="macro")
+    assert bootstrap.mean_gain([(ours, theirs)]) == (pytest.approx(gain), -1, 1, 1)
+    with pytest.raises(ValueError, match="there are no predictions"):
         bootstrap.mean_f1([])

@@ -369,3 +369,9 @@ def test_bounds_of_sides_are_checked(sides):
     low, high = sides
     with pytest.raises(ValueError, match=f"min_side and max_side are {low} and {high}"):
         boxes.clip(jnp.array(boxes.WHOLE), min_side=low, max_side=high)
+
+
+def test_bounds_may_be_traced():
+    box = jnp.array([0.4, 0.4, 0.5, 0.5])
+    clip = jax.jit(lambda side: boxes.clip(box, min_side=side))
+    np.testing.assert_allclose(clip(0.5), [0.2, 0.2, 0.7, 0.7], atol=1e-6)

@@ -90,16 +90,21 @@ def test_loss_of_place_and_size_by_hand():
 
 
 def test_gradient_is_finite_without_a_box():
-    # Without extent, or without any box: as good as a thin one, or one of NaN.
-    thin = jnp.array([[0.25, 0.5, 0.25, 0.75]])
-    assert np.isfinite(centers.loss(jnp.zeros((4, 4, 5)), thin))
-    none = centers.loss(jnp.zeros((4, 4, 5)), jnp.zeros((0, 4)))
-    assert none == centers.loss(jnp.zeros((4, 4, 5)), jnp.array([NOWHERE]))
-    with pytest.raises(ValueError, match="count is 17, but a map of .* has fewer"):
-        centers.decode(jnp.zeros((4, 4, 5)), count=17)
     gradient = jax.grad(centers.loss)(jnp.zeros((4, 4, 5)), jnp.array([NOWHERE]))
     assert np.isfinite(gradient).all() and jnp.any(gradient[..., 0] > 0)
     assert not jnp.any(gradient[..., 1:])
+
+
+def test_boxes_without_extent_and_no_boxes_at_all():
+    flat = jnp.zeros((4, 4, 5))
+    assert np.isfinite(centers.loss(flat, jnp.array([[0.25, 0.5, 0.25, 0.75]])))
+    none = centers.loss(flat, jnp.zeros((0, 4)))
+    assert none == centers.loss(flat, jnp.array([NOWHERE]))
+
+
+def test_no_more_boxes_than_cells():
+    with pytest.raises(ValueError, match="count is 17, but a map of .* has fewer"):
+        centers.decode(jnp.zeros((4, 4, 5)), count=17)
 
 
 def test_average_precision_by_hand():

@@ -163,6 +163,15 @@ def test_sheet_captions(texts):
     assert set(colors["normal"]) == set(colors["viral"]) != set(colors["bacterial"])
 
 
+def test_lungs_are_drawn_beside_key_areas_alone(texts):
+    lungs = np.array([[0.1, 0.1, 0.9, 0.9]], np.float32)
+    source = _films([GRAY], [0], lungs)
+    wrong = Prediction(np.eye(3, dtype=np.float32)[[1]])
+    sheet = figures.mistakes_sheet(source, wrong)
+    assert not _is(sheet, figures.LUNGS_COLOR).any()
+    assert not any("lungs" in text for text, _ in texts)
+
+
 def test_sheet_without_known_lungs_does_not_speak_of_them(texts):
     boxes = [(0.1, 0.1, 0.7, 0.7)]
     unknown = np.full((1, 4), np.nan, np.float32)

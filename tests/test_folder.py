@@ -110,7 +110,7 @@ def test_table(tmp_path):
     ]
     text = " Path ,LABEL,View\nb/3.png,1,pa\na/1.png,0,Lateral\n"
     spaced = folder.source(table(tmp_path, text))
-    assert [record.view for record in spaced.records] == ["LATERAL", "PA"]
+    assert [record.view for record in spaced.records] == ["Lateral", "pa"]
     bare = folder.source(table(tmp_path, "path,label\nb/3.png,1\na/1.png,0\n"))
     assert [record.group for record in bare.records] == ["a/1.png", "b/3.png"]
 
@@ -126,7 +126,10 @@ def test_table(tmp_path):
         ("path,label\na/1.png,Ill\nb/2.png,ill\nb/3.png,y\n", "'Ill' and 'ill'"),
         ("path,label,split\na/1.png,x,dev\nb/2.png,y,\n", "the split 'dev'"),
         ("path,label,group\na/1.png,x,p\nb/2.png,y,\n", "no group for b/2.png"),
-        ('path,label\na/1.png,"x\nb/2.png,y\n', "is not a CSV file: unexpected end"),
+        (
+            'path,label\na/1.png,"x\nb/2.png,y\n',
+            "is not a CSV file from line 2 on: unex",
+        ),
         (
             'path,label\na/1.png,"x\nb/2.png,y"\nb/3.png,y\n',
             "a line break in the label or group of a/1.png: is a quotation mark left",

@@ -493,6 +493,11 @@ class _Task:
     ("estimator", "operation", "said"),
     [
         ("paper", operations.Numbers(), "estimator paper tries neighbors"),
+        (
+            "paper",
+            operations.Hybrid((operations.Numbers(), operations.Numbers())),
+            "estimator paper tries neighbors",
+        ),
         ("reinforce", operations.KeyArea(readout="max_sum"), "needs the gradient"),
         (
             "pathwise",

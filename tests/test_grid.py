@@ -88,6 +88,11 @@ def test_values_that_have_commas_are_divided_by_semicolons(tmp_path):
     ]
 
 
+def test_without_a_value_is_a_value(tmp_path):
+    runs = grid.grid("configs/phantom.py", ["task.pretrained=,w.npz"], 1, tmp_path)
+    assert [run.values["task.pretrained"] for run in runs] == ["", "w.npz"]
+
+
 @pytest.mark.parametrize("setting", ["policy.sigma", "=1", "policy.sigma="])
 def test_malformed_setting_is_refused(setting, tmp_path):
     with pytest.raises(UserError, match="PATH=VALUE"):

@@ -30,7 +30,7 @@ def write(root, members):
     return str(root)
 
 
-VIEWS = ("PA", "AP", "", "PA", "LL")
+VIEWS = ("PA", "AP", "", "pa", "LL")
 
 
 def table(root):

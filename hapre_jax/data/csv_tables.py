@@ -42,7 +42,7 @@ def parse(
       name: of the file, for messages.
 
     Raises:
-      UserError: a column is missing, or a quotation has no end.
+      UserError: a column is missing or there twice, or a quotation has no end.
     """
     # Names of files need not be UTF-8; "Unicode text" of spreadsheets is UTF-16.
     is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -50,27 +50,38 @@ def parse(
     text = data.decode(encoding, "replace" if is_utf_16 else "surrogateescape")
     wanted = (*columns, *optional)
 
-    def lines_of(delimiter):
-        lines = io.StringIO(text, newline="")
-        reader = csv.DictReader(lines, restval="", delimiter=delimiter, strict=True)
-        there = reader.fieldnames or ()
-        known = {_plain(name): name for name in wanted if name not in there}
-        reader.fieldnames = [known.get(_plain(name), name) for name in there]
-        return reader
+    def lines():
+        return io.StringIO(text, newline="")
 
+    def header(delimiter):
+        """The columns by the names that were asked for, where they have such."""
+        # Not strict: quotation marks are in order for the right delimiter alone.
+        first = next(csv.reader(lines(), delimiter=delimiter), [])
+        known = {column.casefold(): column for column in wanted}
+        return [known.get(column.strip().casefold(), column) for column in first]
+
+    line = 1
     try:
-        for reader in map(lines_of, _DELIMITERS):
-            if set(columns) <= set(reader.fieldnames or ()):
-                break
-        else:
-            found, wanted_text = lines_of(",").fieldnames, ",".join(columns)
+        headers = {delimiter: header(delimiter) for delimiter in _DELIMITERS}
+        fitting = [d for d, found in headers.items() if set(columns) <= set(found)]
+        if not fitting:
+            found, wanted_text = headers[_DELIMITERS[0]], ",".join(columns)
             if not found:
                 raise UserError(f"{name} is empty: it needs {wanted_text}")
             raise UserError(f"{name} has the columns {found}, not {wanted_text}")
-        return [{column: row.get(column, "") for column in wanted} for row in reader]
+        found = headers[fitting[0]]
+        for column in wanted:
+            if found.count(column) > 1:
+                raise UserError(f"{name} has the column {column} more than once")
+        reader = csv.DictReader(
+            lines(), found, restval="", delimiter=fitting[0], strict=True
+        )
+        next(reader)  # the header
+        rows, line = [], reader.line_num + 1
+        for row in reader:
+            rows.append({column: row.get(column, "") for column in wanted})
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{name} is not a CSV file: {error}") from error
-
-
-def _plain(name: str) -> str:
-    return name.strip().casefold()
+        where = f"from line {line} on: {error}"
+        raise UserError(f"{name} is not a CSV file {where}") from error
+    return rows

@@ -112,7 +112,7 @@ def scan_table(
                 name,
                 classes.index(row["label"]),
                 group=row["group"] or _group(name, beside),
-                view=row["view"].upper(),
+                view=row["view"],
                 official=_SPLITS.get(split, ""),
             )
         )

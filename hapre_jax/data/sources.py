@@ -48,6 +48,9 @@ def open_source(data: DataConfig, *, seed: int) -> dataset.Source:
       UserError: nothing to read, or no film that fits.
     """
     source = _open(data, seed)
+    if any(record.view != record.view.upper() for record in source.records):
+        records = [r._replace(view=r.view.upper()) for r in source.records]
+        source = dataclasses.replace(source, records=records)
     if data.bare_groups and data.name == "ped_pneumonia":
         records = [
             record._replace(group=ped_pneumonia.bare_group(record.group))
@@ -59,7 +62,9 @@ def open_source(data: DataConfig, *, seed: int) -> dataset.Source:
         if not kept:
             raise errors.UserError(f"{source.name} has no film of view {data.view}")
         if others := len(source.records) - len(kept):
-            _log.warning("%d films are of other views than %s", others, data.view)
+            _log.warning(
+                f"{others} films are left out, of other views than {data.view}"
+            )
         source = _take(source, kept)
     if data.draw:
         source = _take(source, draw(source, data.draw, seed=seed))

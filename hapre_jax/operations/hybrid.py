@@ -23,7 +23,7 @@ class Hybrid:
       parts: the operations; at most one may have an area.
 
     Raises:
-      ValueError: several have one, or there are no parts.
+      ValueError: more than one has an area, or there are no parts.
     """
 
     parts: tuple[Operation, ...]
@@ -33,8 +33,14 @@ class Hybrid:
             jax.eval_shape(lambda part=part: part.area(part.identity()))
             for part in self.parts
         ]
-        if not areas or sum(area is not None for area in areas) > 1:
-            raise ValueError(f"{self.parts} is empty, or has several areas")
+        if not areas:
+            raise ValueError("a hybrid needs parts, and there are none")
+        if sum(area is not None for area in areas) > 1:
+            raise ValueError(f"of {self.parts} more than one has an area")
+
+    @property
+    def has_gradient(self):
+        return all(part.has_gradient for part in self.parts)
 
     def identity(self):
         return jnp.concatenate([part.identity() for part in self.parts])
@@ -93,7 +99,7 @@ class Hybrid:
             for near in part.neighbors(actions[index]):
                 changed = [*actions[:index], near, *actions[index + 1 :]]
                 found.append(jnp.concatenate(changed))
-        return jnp.stack(found)
+        return jnp.stack(found) if found else jnp.zeros((0, *action.shape))
 
     def apply(self, image, action, size):
         areas = [

@@ -36,6 +36,10 @@ class KeyArea:
             raise ValueError(f"alpha is {self.alpha}, but must be above 1")
         boxes.check_sides(self.min_side, self.max_side)
 
+    @property
+    def has_gradient(self):
+        return self.readout != "max_sum"
+
     def identity(self):
         return jnp.array(boxes.WHOLE)
 

@@ -23,6 +23,7 @@ class Numbers:
     """Base of operations on numbers; itself the operation that does nothing."""
 
     count = 0
+    has_gradient = True
 
     def change(self, image: jax.Array, numbers: jax.Array) -> jax.Array:
         """The image `f32[S, S, C]` as numbers `f32[count]` in [-1, 1] change it."""

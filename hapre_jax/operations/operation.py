@@ -13,6 +13,10 @@ class Operation(Protocol):
     need not be valid, and `clip` makes them so.
     """
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether `mean` has one; without it a policy can only imitate."""
+
     def identity(self) -> jax.Array:
         """The action that leaves the image as it is."""
 
