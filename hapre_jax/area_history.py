@@ -41,7 +41,7 @@ def draw(source: Dataset, records: list[dict]) -> Image.Image:
     validations = _chosen([r for r in records if r["kind"] == KIND])
     rows = figures.first_of_each_class(source.labels, _IMAGES)
     lungs = source.lung_boxes[rows]
-    has_lungs = bool(source.are_lungs_known[rows].any())
+    has_lungs = bool(source.lungs_known[rows].any())
 
     columns, row_height = len(validations), _FILM + _GAP + _CAPTION * has_lungs
     width = 2 * _MARGIN + _LABELS + columns * (_FILM + _GAP) - _GAP

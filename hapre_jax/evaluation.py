@@ -52,7 +52,7 @@ def make_predict(method: Method, mesh: Mesh | None = None) -> Callable:
 
 def check_lungs(method: Method, source: datasets.Dataset) -> None:
     """Raises `UserError` where a method needs lung boxes that a split does not have."""
-    if method.needs_lungs and not source.are_lungs_known.any():
+    if method.needs_lungs and not source.lungs_known.any():
         raise UserError(
             "method true_lungs needs lung boxes, and of a split of this data set none "
             "is known"
@@ -241,7 +241,7 @@ def _framings(source: datasets.Dataset) -> list[str]:
 
     Empty where the lungs of none are known.
     """
-    if not source.are_lungs_known.any():
+    if not source.lungs_known.any():
         return []
     sides = np.max(source.lung_boxes[:, 2:] - source.lung_boxes[:, :2], axis=1)
     names = (*_FRAMINGS, "")  # NaN is above all bounds
@@ -351,5 +351,5 @@ def _lesion_coverage(areas, lesion_boxes) -> float | None:
 
 def mean_lung_box(source: datasets.Dataset) -> np.ndarray | None:
     """Mean lung box `f32[4]` of a split, or None where no lungs are known."""
-    known = source.are_lungs_known
+    known = source.lungs_known
     return source.lung_boxes[known].mean(axis=0) if known.any() else None

@@ -32,7 +32,7 @@ def draw(source: Dataset, found: Mapping[str, Looks], *, count: int) -> Image.Im
     picture = Image.new("RGB", size, figures.SHEET)
     pen = ImageDraw.Draw(picture)
     pen.text((_GAP, 10), title, figures.DIM, figures.font(15))
-    has_lungs = source.are_lungs_known.any()
+    has_lungs = source.lungs_known.any()
     heads = ["film, lungs dashed" if has_lungs else "film", *found]
     for column, head in enumerate(heads):
         text = figures.shortened(head, figures.font(17), _FILM)

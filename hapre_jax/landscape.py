@@ -107,7 +107,7 @@ def measure(
     Raises:
       UserError: neither lungs nor a policy to place boxes around.
     """
-    known = source.are_lungs_known
+    known = source.lungs_known
     reference = "lungs" if known.any() else "policy"
     rows = np.flatnonzero(known) if known.any() else np.arange(len(source))
     if len(rows) > max_images:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hapre_jax.config import Config
 from hapre_jax.errors import UserError
 
 _VGG_STAGES = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
@@ -199,6 +200,60 @@ def convert(
     if fresh:
         notes.append(f"{source} has no weights for {net}'s attention, which starts new")
     return Loaded(new["params"], new_state, tuple(notes))
+
+
+def start(config: Config, params: dict, model_state: dict) -> Loaded:
+    """The variables of all networks of a `Method`, with the weights of `*.pretrained`.
+
+    Args:
+      config: of the run.
+      params, model_state: of `Method.init`; or their shapes, to check the files alone.
+
+    Returns:
+      Likewise, and sentences on what could not be taken over, or is missing.
+
+    Raises:
+      UserError: see `load`.
+    """
+    params, model_state = dict(params), dict(model_state)
+    notes: tuple[str, ...] = ()
+    task, policy, baseline = config.task, config.policy, config.baseline
+    for name, field, path, net, norm in (
+        ("task", "task.pretrained", task.pretrained, task.net, task.norm),
+        ("policy", "policy.pretrained", policy.pretrained, policy.net, policy.norm),
+        (
+            "gate",
+            "baseline.stage_one_pretrained",
+            baseline.stage_one_pretrained,
+            config.stage_one_net,
+            task.norm,
+        ),
+    ):
+        if name not in params:
+            continue
+        if path:
+            loaded = _load_trunk(path, net, params[name], model_state[name])
+            params[name], model_state[name] = loaded.params, loaded.model_state
+            notes += loaded.notes
+        elif model_state[name] and norm == "frozen":
+            notes += (
+                f"the norms of network {name} are frozen, but there is no {field} "
+                "whose statistics they would keep: nothing is normalized",
+            )
+    return Loaded(params, model_state, notes)
+
+
+def _load_trunk(path, net, params, model_state) -> Loaded:
+    """`load`; where a network is built on another one, the file is of the latter."""
+    if "trunk" not in params:
+        return load(path, net, params, model_state)
+    of_trunk = {of: tree["trunk"] for of, tree in model_state.items()}
+    loaded = load(path, net, params["trunk"], of_trunk)
+    statistics = {
+        of: {**tree, "trunk": loaded.model_state[of]}
+        for of, tree in model_state.items()
+    }
+    return Loaded({**params, "trunk": loaded.params}, statistics, loaded.notes)
 
 
 _HEADS = {"resnet": "fc.", "densenet": "classifier.", "vgg": "classifier.6."}

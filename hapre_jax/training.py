@@ -24,6 +24,7 @@ from hapre_jax import (
     learning_curves,
     log,
     optimization,
+    pretrained,
     provenance,
     run_folder,
     sharding,
@@ -78,7 +79,7 @@ def open_run(
     def check_weights(classes):
         if is_new:
             blank = train_state.blank(make(classes), config)
-            train_state.start_from_files(blank, config)
+            pretrained.start(config, blank.params, blank.model_state)
 
     mesh = sharding.make_mesh(config.train)  # or says why there is none
     provenance.commit()  # of what is at work from now on
@@ -281,8 +282,12 @@ class _Loop:
 
     def prepare(self, before):
         """Makes the state that of before the first step."""
-        self.state, notes = train_state.start_from_files(self.state, self.config)
-        for note in notes:
+        params, model_state = self.state.params, self.state.model_state
+        loaded = pretrained.start(self.config, params, model_state)
+        self.state = train_state.start_from(
+            self.state, loaded.params, loaded.model_state
+        )
+        for note in loaded.notes:
             self.say(f"{self.config.method}: {note}")
         if before:
             self.state = before(self.state)

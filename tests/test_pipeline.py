@@ -127,7 +127,7 @@ def test_folder_is_divided_once(tmp_path):
         [2, 2],
     ]
     assert loaded.train.classes == ("fine", "sick")
-    assert not loaded.train.are_lungs_known.any()
+    assert not loaded.train.lungs_known.any()
     assert loaded.train.images.shape == (14, 8, 8, 1)
     # The file decides from now on, whatever the seed.
     assert_same(loaded, pipeline.load(data, seed=1, splits_file=path))
@@ -343,7 +343,7 @@ def test_lesions_and_views_reach_every_split(tmp_path):
             expected = [[0.125, 0.25, 0.375, 0.75]] if label else np.zeros((0, 4))
             np.testing.assert_array_equal(lesions, expected)
         assert set(part.views) <= {"AP", "PA"} and len(part.views) == len(part)
-        assert not part.are_lungs_known.any()
+        assert not part.lungs_known.any()
     rows = np.array([2, 0])
     some = loaded.train.take(rows)
     assert some.views == (loaded.train.views[2], loaded.train.views[0])

@@ -239,8 +239,8 @@ def paper_config(weights_file, **task):
 def test_frozen_statistics_of_no_network_are_said_to_be_none(weights_file):
     settings = paper_config(weights_file, **{"policy.pretrained": ""})
     blank = train_state.blank(METHODS["hapre"](settings, 3), settings)
-    _, notes = train_state.start_from_files(blank, settings)
-    assert notes[1:] == (
+    found = pretrained.start(settings, blank.params, blank.model_state)
+    assert found.notes[1:] == (
         "the norms of network policy are frozen, but there is no policy.pretrained "
         "whose statistics they would keep: nothing is normalized",
     )
@@ -250,7 +250,8 @@ def test_frozen_statistics_of_no_network_are_said_to_be_none(weights_file):
     )
     settings = config.override(settings, "task.norm", "frozen")
     blank = train_state.blank(METHODS["plain"](settings, 3), settings)
-    assert train_state.start_from_files(blank, settings)[1] == ()
+    found = pretrained.start(settings, blank.params, blank.model_state)
+    assert found.notes == ()
 
 
 def test_both_networks_and_their_average_start_from_the_file(tensors, weights_file):
@@ -258,8 +259,9 @@ def test_both_networks_and_their_average_start_from_the_file(tensors, weights_fi
     method = METHODS["hapre"](settings, 3)
     blank = train_state.blank(method, settings)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank)
-    started, notes = train_state.start_from_files(zeros, settings)
-    assert notes == (f"{weights_file}: its head of 1000 classes is left out",)
+    found = pretrained.start(settings, zeros.params, zeros.model_state)
+    started = train_state.start_from(zeros, found.params, found.model_state)
+    assert found.notes == (f"{weights_file}: its head of 1000 classes is left out",)
     assert jax.tree.structure(started) == jax.tree.structure(blank)
     expected = tensors["conv1.weight"].sum(1).transpose(1, 2, 0)[:, :, None]
     for params, model_state in (

@@ -352,9 +352,10 @@ def test_each_stage_starts_from_its_own_file(monkeypatch, tiny_config):
 
     monkeypatch.setattr(pretrained, "load", load)
     blank = train_state.blank(method, settings)
-    assert train_state.start_from_files(blank, settings)[1] == ("of task", "of gate")
+    found = pretrained.start(settings, blank.params, blank.model_state)
+    assert found.notes == ("of task", "of gate")
     fresh = train_state.init(method, optimization.make_optimizer(settings), settings)
-    params = train_state.start_from_files(fresh, settings)[0].params
+    params = pretrained.start(settings, fresh.params, fresh.model_state).params
     for name, value in (("task", 5), ("gate", 7)):
         assert all((leaf == value).all() for leaf in jax.tree.leaves(params[name]))
 

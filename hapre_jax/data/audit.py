@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageMode
 
-from hapre_jax import errors
 from hapre_jax.data import dataset, dicom, files, images, reader, splits
+from hapre_jax.errors import UserError
 
 # Properties that depend on the pixels too: a difference in them may be the disease's.
 # All others are of the shape and kind of the files.
@@ -103,11 +103,11 @@ def geometry(encoded: bytes, *, name: str) -> Geometry:
         if min(header.width, header.height) < images.MIN_SIDE:
             raise ValueError(f"{header.width} x {header.height} pixels are too few")
         return header
-    except errors.UserError:
+    except UserError:
         raise
     except Exception as error:  # of many kinds: see images.open_gray
         reason = images.reason(error)
-        raise errors.UserError(f"{name} cannot be read: {reason}") from error
+        raise UserError(f"{name} cannot be read: {reason}") from error
 
 
 def examine(
@@ -128,14 +128,14 @@ def examine(
         scikit-learn is not installed.
     """
     if not isinstance(source.read, reader.FilmReader):
-        raise errors.UserError(
+        raise UserError(
             f"the films of {source.name!r} are no original files, which an audit looks "
             "at: give the folder or the zip of the originals"
         )
     try:
         from sklearn import metrics
     except ImportError as error:
-        raise errors.UserError(
+        raise UserError(
             "an audit needs scikit-learn: pip install 'hapre_jax[audit]'"
         ) from error
     found, unreadable = _read_all(source.read.tree, source.records, progress, threads)
@@ -145,7 +145,7 @@ def examine(
     if 0 in counts:
         reason = f"; for one, {next(iter(unreadable.values()))}" if unreadable else ""
         empty = source.classes[counts.index(0)]
-        raise errors.UserError(f"class {empty!r} has no readable film{reason}")
+        raise UserError(f"class {empty!r} has no readable film{reason}")
     # A copy of a film that was fitted to is no new film, whatever its group.
     groups = np.array(
         splits.join_identical([r.group for r in records], [f.sha256 for f in found])
@@ -210,7 +210,7 @@ def _read_all(
         try:
             encoded = tree.read(record.name)
             header = geometry(encoded, name=record.name)
-        except errors.UserError as error:
+        except UserError as error:
             return error
         return _File(record, header, hashlib.sha256(encoded).hexdigest())
 
@@ -218,7 +218,7 @@ def _read_all(
     pool = concurrent.futures.ThreadPoolExecutor(threads)
     try:
         for index, result in enumerate(pool.map(attempt, records)):
-            if isinstance(result, errors.UserError):
+            if isinstance(result, UserError):
                 unreadable[records[index].name] = str(result)
             else:
                 found.append(result)
@@ -330,7 +330,7 @@ def _describe_groups(records: Sequence[dataset.Record]) -> Groups:
 
     try:
         image_level_leak = float(np.mean([leak(image_level(seed)) for seed in _SEEDS]))
-    except errors.UserError:  # too few images for three splits
+    except UserError:  # too few images for three splits
         image_level_leak = None
     return Groups(
         number=len(films),

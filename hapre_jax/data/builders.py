@@ -33,7 +33,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from hapre_jax import errors
 from hapre_jax.data import (
     dataset,
     folder,
@@ -44,6 +43,7 @@ from hapre_jax.data import (
     prepared,
     rsna_pneumonia,
 )
+from hapre_jax.errors import UserError
 
 _SHARD_FILMS = 512  # some 100 to 300 MB of films of usual size
 _THREADS = 8  # that wait for a disk, or compress
@@ -161,13 +161,13 @@ class FilmBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
         def attempt(index):
             try:
                 film = source.read(index)
-            except errors.UserError as error:
+            except UserError as error:
                 return error
             return film.facts, self._example(source.records[index], film)
 
         for index, result in _read_ahead(attempt, indices):
             record = source.records[index]
-            if not isinstance(result, errors.UserError):
+            if not isinstance(result, UserError):
                 facts, example = result
                 position = self._stored[split]
                 self._rows[index] = prepared.Row(split, position, record, facts)
@@ -180,7 +180,7 @@ class FilmBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
             done = len(self._rows) + len(self.unreadable)
             self.progress(done, len(source.records))
         if is_last and not self._stored[split]:
-            raise errors.UserError(
+            raise UserError(
                 f"no film of {split} can be read; for one, {self.unreadable[-1][1]}"
             )
 

@@ -103,7 +103,7 @@ class Dataset:
         return len(self.labels)
 
     @functools.cached_property
-    def are_lungs_known(self) -> np.ndarray:
+    def lungs_known(self) -> np.ndarray:
         """`bool[N]`: the images whose lungs are known."""
         return is_known(self.lung_boxes)
 

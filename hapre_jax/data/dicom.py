@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hapre_jax import errors
+from hapre_jax.errors import UserError, no_memory
 
 EXTENSIONS = (".dcm", ".dicom")
 
@@ -58,16 +58,14 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
     """
     pydicom = import_pydicom(name)
     if data[128:132] != _PREFIX:
-        raise errors.UserError(f"{name} is not a DICOM file: it lacks the prefix DICM")
+        raise UserError(f"{name} is not a DICOM file: it lacks the prefix DICM")
     try:
         _check_deflated(data)
         film = pydicom.dcmread(io.BytesIO(data))
     except MemoryError as error:
-        raise errors.no_memory(name) from error
+        raise no_memory(name) from error
     except Exception as error:  # many kinds, as with Pillow: see images.open_gray
-        raise errors.UserError(
-            f"{name} is not a DICOM file: {reason(error)}"
-        ) from error
+        raise UserError(f"{name} is not a DICOM file: {reason(error)}") from error
     try:
         _check(film, name)
         stored = film.pixel_array
@@ -78,12 +76,12 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
             gray = _gray_levels(film, stored)
         if not np.isfinite(gray).all():
             raise ValueError("its rescale or window is no number")
-    except errors.UserError:
+    except UserError:
         raise
     except MemoryError as error:
-        raise errors.no_memory(name) from error
+        raise no_memory(name) from error
     except Exception as error:
-        raise errors.UserError(f"{name} cannot be read: {reason(error)}") from error
+        raise UserError(f"{name} cannot be read: {reason(error)}") from error
     return Image.fromarray(np.round(255 * gray).astype(np.uint8))
 
 
@@ -118,7 +116,7 @@ def window(
         # The standard's half pixel: both ends of a window are values inside it.
         center, width = center - 0.5, width - 1
     elif function != "LINEAR_EXACT":
-        raise errors.UserError(
+        raise UserError(
             f"VOI LUT function {function!r} is none of LINEAR, LINEAR_EXACT, SIGMOID"
         )
     return np.clip((values - center) / width + 0.5, 0, 1)
@@ -139,21 +137,21 @@ def _check_deflated(data: bytes) -> None:
 def _check(film: Any, name: str) -> None:
     """Raises `UserError` where the header promises anything but one gray film."""
     if "PixelData" not in film:
-        raise errors.UserError(f"{name} holds no image (no pixel data)")
+        raise UserError(f"{name} holds no image (no pixel data)")
     frames = int(film.get("NumberOfFrames") or 1)
     if frames != 1:
-        raise errors.UserError(f"{name} holds {frames} frames: one film is accepted")
+        raise UserError(f"{name} holds {frames} frames: one film is accepted")
     for tag in ("PhotometricInterpretation", "SamplesPerPixel", "Rows", "Columns"):
         if film.get(tag) is None:
-            raise errors.UserError(f"{name} does not say its {tag}")
+            raise UserError(f"{name} does not say its {tag}")
     kind = film.PhotometricInterpretation
     if kind not in ("MONOCHROME1", "MONOCHROME2") or film.SamplesPerPixel != 1:
-        raise errors.UserError(
+        raise UserError(
             f"{name} is {kind}, {film.SamplesPerPixel} sample(s) a pixel: only "
             "MONOCHROME1 and MONOCHROME2 are gray films"
         )
     if film.Rows * film.Columns > _MAX_PIXELS:
-        raise errors.UserError(
+        raise UserError(
             f"{name} says it has {film.Rows} x {film.Columns} pixels: at most "
             f"{_MAX_PIXELS} are read"
         )
@@ -161,7 +159,7 @@ def _check(film: Any, name: str) -> None:
     if syntax.is_encapsulated:
         pixels = importlib.import_module("pydicom.pixels")
         if not pixels.get_decoder(syntax).is_available:
-            raise errors.UserError(
+            raise UserError(
                 f"{name} is compressed as {syntax.name}, which needs a decoder: "
                 "pip install 'hapre_jax[dicom]'"
             )
@@ -177,7 +175,7 @@ def _check_coded_shape(film: Any, name: str) -> None:
     code = encaps.get_frame(film.PixelData, 0, number_of_frames=1)
     rows, columns = _coded_shape(code)
     if rows > film.Rows or columns > film.Columns:
-        raise errors.UserError(
+        raise UserError(
             f"{name} says it has {film.Rows} x {film.Columns} pixels, and {rows} x "
             f"{columns} where they are compressed"
         )
@@ -280,6 +278,6 @@ def import_pydicom(name: str) -> Any:
     try:
         return importlib.import_module("pydicom")
     except ImportError as error:
-        raise errors.UserError(
+        raise UserError(
             f"{name} is a DICOM file, which needs pip install 'hapre_jax[dicom]'"
         ) from error

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from hapre_jax import errors
 from hapre_jax.data import dataset, frames
+from hapre_jax.errors import UserError
 
 # Of the same images. Not endless: the length of an endless grain.MapDataset overflows.
 _EPOCHS = 1 << 30
@@ -28,11 +28,11 @@ _GRACE_SECONDS = 30
 def check_batch_size(batch_size: int, images: int, shards: int) -> None:
     """Raises `UserError` where batches are of more images than there are, or uneven."""
     if batch_size > images:
-        raise errors.UserError(
+        raise UserError(
             f"train.batch_size {batch_size} is more than the {images} training images"
         )
     if batch_size % shards:
-        raise errors.UserError(
+        raise UserError(
             f"train.batch_size {batch_size} cannot be divided among {shards} processes"
         )
 
@@ -128,12 +128,12 @@ class TrainIterator:
             # Older versions did not know which films there were, only how many.
             if identity.get(name, mine) != mine:
                 if name == "films":
-                    raise errors.UserError(
+                    raise UserError(
                         "the training films are others, or in another order, than "
                         "those of the checkpoint: restore them, or choose another "
                         "--workdir"
                     )
-                raise errors.UserError(
+                raise UserError(
                     f"the saved position in the data has {name} {identity[name]}, this "
                     f"run has {mine}"
                 )
@@ -242,7 +242,7 @@ def _batch(source: dataset.Dataset, index: np.ndarray) -> dict[str, np.ndarray]:
         "label": source.labels[index],
         "index": index.astype(np.int32),
     }
-    if source.are_lungs_known.any():
+    if source.lungs_known.any():
         batch["lung_box"] = source.lung_boxes[index]
     if source.masks is not None:
         batch["lungs"] = source.masks[index]

@@ -12,8 +12,8 @@ import zipfile
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import IO
 
-from hapre_jax import errors
 from hapre_jax.data import dicom
+from hapre_jax.errors import UserError, listing, no_memory
 
 _log = logging.getLogger(__name__)
 
@@ -123,15 +123,13 @@ class Tree:
         try:
             return self._read(name)
         except MemoryError as error:
-            raise errors.no_memory(name) from error
+            raise no_memory(name) from error
         # zipfile has no common base class: RuntimeError asks for a password,
         # NotImplementedError is an unknown compression, zlib.error a damaged stream.
         except Exception as error:
             if getattr(error, "errno", None) in _OF_MACHINE:
                 raise
-            raise errors.UserError(
-                f"{name} in {self.root} cannot be read: {error}"
-            ) from error
+            raise UserError(f"{name} in {self.root} cannot be read: {error}") from error
 
 
 def open_tree(root: str, *, zip_names: Sequence[str] = ()) -> Tree:
@@ -148,7 +146,7 @@ def open_tree(root: str, *, zip_names: Sequence[str] = ()) -> Tree:
         from.
     """
     if not root:
-        raise errors.UserError(
+        raise UserError(
             "data.root is empty: give the folder or the zip that holds the images"
         )
     path = expand(root)
@@ -156,7 +154,7 @@ def open_tree(root: str, *, zip_names: Sequence[str] = ()) -> Tree:
     if os.path.isfile(path):
         return _open_zip(path)
     if not os.path.isdir(path):
-        raise errors.UserError(f"{path} does not exist: give a folder or a zip")
+        raise UserError(f"{path} does not exist: give a folder or a zip")
     _check_listed(path)
     for zip_name in zip_names:
         extracted = path / pathlib.Path(zip_name).stem
@@ -170,10 +168,8 @@ def open_tree(root: str, *, zip_names: Sequence[str] = ()) -> Tree:
         return _open_zip(zips[0])
     if zips:
         listed = ", ".join(p.name for p in zips)
-        raise errors.UserError(
-            f"{path} holds several zips ({listed}): name one of them"
-        )
-    raise errors.UserError(
+        raise UserError(f"{path} holds several zips ({listed}): name one of them")
+    raise UserError(
         f"{path} holds no image ({' '.join(EXTENSIONS)}) and no zip of images"
     )
 
@@ -190,9 +186,7 @@ def open_films(root: str) -> Tree:
     _check_listed(path)
     tree = _open_folder(path)
     if not tree.names() and not tree.zips():
-        raise errors.UserError(
-            f"{path} holds no image ({' '.join(EXTENSIONS)}) and no zip"
-        )
+        raise UserError(f"{path} holds no image ({' '.join(EXTENSIONS)}) and no zip")
     return tree
 
 
@@ -215,7 +209,7 @@ def read_file(path: pathlib.Path) -> bytes:
         reason: str | None = error.strerror
     except ValueError as error:
         reason = str(error)
-    raise errors.UserError(f"{path} cannot be read: {reason}")
+    raise UserError(f"{path} cannot be read: {reason}")
 
 
 def _read_regular(path: pathlib.Path, enough: int | None = None) -> bytes:
@@ -252,7 +246,7 @@ def read_beside(tree: Tree, base_name: str) -> bytes | None:
         return read_file(beside)
     found = tree.find(base_name)
     if len(found) > 1:
-        raise errors.UserError(
+        raise UserError(
             f"{tree.root} holds {base_name} {len(found)} times ({', '.join(found)}): "
             "keep one"
         )
@@ -287,25 +281,25 @@ def find_films(
     for name in sorted(names):
         stem = pathlib.PurePosixPath(name).stem
         if films.setdefault(stem, name) != name:
-            raise errors.UserError(
+            raise UserError(
                 f"{tree.root} holds film {stem} twice, as {films[stem]} and {name}: "
                 "give the folder of one copy"
             )
     missing = sorted(stem for stem in wanted if stem not in films)
     unknown = sorted(stem for stem in films if stem not in known)
     if len(missing) == len(wanted):
-        raise errors.UserError(
-            f"{tree.root} holds none of the labelled films: {errors.listing(missing)}"
+        raise UserError(
+            f"{tree.root} holds none of the labelled films: {listing(missing)}"
         )
     if missing:
         _log.warning(
             f"left out {len(missing)} of {len(wanted)} labelled films, which are not "
-            f"in {tree.root}: {errors.listing(missing)}"
+            f"in {tree.root}: {listing(missing)}"
         )
     if unknown:
         _log.warning(
             f"left out {len(unknown)} of {len(films)} films in {tree.root}, which have "
-            f"no label: {errors.listing(unknown)}"
+            f"no label: {listing(unknown)}"
         )
     return {stem: name for stem, name in films.items() if stem in wanted}
 
@@ -315,7 +309,7 @@ def _check_listed(folder: pathlib.Path) -> None:
     try:
         os.scandir(folder).close()
     except OSError as error:
-        raise errors.UserError(f"{folder} cannot be read: {error.strerror}") from error
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from error
 
 
 def _open_folder(root: pathlib.Path) -> Tree:
@@ -348,7 +342,7 @@ def _open_zip(path: pathlib.Path) -> Tree:
         what = "is not a readable zip"
         if path.suffix.lower() != ".zip":
             what = "is no folder, no zip and no .csv"
-        raise errors.UserError(f"{path} {what}: {error}") from error
+        raise UserError(f"{path} {what}: {error}") from error
     entries = _entries(archive)
     folders = {
         parent.as_posix()
@@ -359,7 +353,7 @@ def _open_zip(path: pathlib.Path) -> Tree:
     folders |= entries.keys() - set(found)
     tree = Tree(path, found, folders, _ZipReader(path, archive))
     if not tree.names():
-        raise errors.UserError(f"{path} holds no image ({' '.join(EXTENSIONS)})")
+        raise UserError(f"{path} holds no image ({' '.join(EXTENSIONS)})")
     return tree
 
 

@@ -21,8 +21,8 @@ import os
 import unicodedata
 from collections.abc import Iterable
 
-from hapre_jax import errors
 from hapre_jax.data import csv_tables, dataset, files, reader
+from hapre_jax.errors import UserError, listing
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def scan_table(
     """
     table = files.expand(path)
     if not os.path.isfile(table):
-        raise errors.UserError(f"{table} does not exist: give a folder, a zip or a CSV")
+        raise UserError(f"{table} does not exist: give a folder, a zip or a CSV")
     rows = csv_tables.parse(
         files.read_file(table),
         ("path", "label"),
@@ -75,14 +75,14 @@ def scan_table(
     tree = files.open_tree(str(table.absolute().parent))
     for row in rows:
         if any(len(row[name].splitlines()) > 1 for name in ("label", "group")):
-            raise errors.UserError(
+            raise UserError(
                 f"{table} has a line break in the label or group of {row['path']}: is "
                 "a quotation mark left open?"
             )
     classes = tuple(sorted({row["label"] for row in rows}))
     _refuse_alike(classes, str(table))
     if len(classes) < 2 or "" in classes:
-        raise errors.UserError(
+        raise UserError(
             f"{table} gives the labels {list(classes)}: expected at least two, and one "
             "in each row"
         )
@@ -95,15 +95,13 @@ def scan_table(
     for row in rows:
         name, split = tree.resolve(row["path"]), row["split"].lower()
         if name is None:
-            raise errors.UserError(
-                f"{table} lists {row['path']}, which is not in its folder"
-            )
+            raise UserError(f"{table} lists {row['path']}, which is not in its folder")
         if has_groups and not row["group"]:
-            raise errors.UserError(
+            raise UserError(
                 f"{table} gives no group for {name}: give one to each film or to none"
             )
         if split and split not in _SPLITS:
-            raise errors.UserError(
+            raise UserError(
                 f"{table} gives {name} the split {split!r}, which is none of "
                 f"{', '.join(_SPLITS)}"
             )
@@ -118,7 +116,7 @@ def scan_table(
         )
     if len({record.name for record in records}) < len(records):
         counts = collections.Counter(record.name for record in records)
-        raise errors.UserError(f"{table} lists {counts.most_common(1)[0][0]} twice")
+        raise UserError(f"{table} lists {counts.most_common(1)[0][0]} twice")
     return tree, sorted(records), classes
 
 
@@ -147,9 +145,9 @@ def scan(root: str) -> tuple[files.Tree, list[dataset.Record], tuple[str, ...]]:
         len(known.intersection(_children(tree, f"{prefix}{of}/"))) > 1 for of in splits
     )
     if others and (len(splits) > 1 or has_classes):
-        raise errors.UserError(
+        raise UserError(
             f"{tree.root} holds {', '.join(splits)} and beside them "
-            f"{errors.listing(others)}, so what are splits and what are classes cannot "
+            f"{listing(others)}, so what are splits and what are classes cannot "
             "be told: move one of them"
         )
     if splits and not others:
@@ -162,7 +160,7 @@ def scan(root: str) -> tuple[files.Tree, list[dataset.Record], tuple[str, ...]]:
     classes = tuple(sorted({name for name, _ in class_folders.values()}))
     _refuse_alike(classes, str(tree.root))
     if len(classes) < 2:
-        raise errors.UserError(
+        raise UserError(
             f"{tree.root} holds {len(classes)} class folder(s) {list(classes)}: "
             "expected one folder a class, at least two"
             + (f"; {', '.join(splits)} are taken for splits" if splits else "")
@@ -172,13 +170,13 @@ def scan(root: str) -> tuple[files.Tree, list[dataset.Record], tuple[str, ...]]:
     for name in tree.names():
         head = "/".join(name.split("/")[:depth]) + "/"
         if head not in class_folders:
-            raise errors.UserError(
+            raise UserError(
                 f"{name} in {tree.root} lies outside the class folders {list(classes)}"
             )
         found[name] = class_folders[head]
     empty = set(classes) - {class_name for class_name, _ in found.values()}
     if empty:
-        raise errors.UserError(
+        raise UserError(
             f"class folder {min(empty)!r} in {tree.root} holds no image "
             f"({' '.join(files.EXTENSIONS)})"
         )
@@ -203,8 +201,8 @@ def _warn_of_doubt(tree: files.Tree, class_folders: Iterable[str]) -> None:
     if len(names) > 1:
         taken = sorted({folder.split("/")[-2] for folder in class_folders})
         _log.warning(
-            f"{errors.listing(taken)} in {tree.root} are taken for the classes; all of "
-            f"them hold the folders {errors.listing(names)}: if those are the classes, "
+            f"{listing(taken)} in {tree.root} are taken for the classes; all of "
+            f"them hold the folders {listing(names)}: if those are the classes, "
             "give a table of the films (docs/data.md)"
         )
 
@@ -230,7 +228,7 @@ def _refuse_alike(classes: Iterable[str], where: str) -> None:
     for name in classes:
         plain = unicodedata.normalize("NFC", name).casefold().strip()
         if seen.setdefault(plain, name) != name:
-            raise errors.UserError(
+            raise UserError(
                 f"{where} has the classes {seen[plain]!r} and {name!r}: call them the "
                 "same, or so that they differ by more than case and spaces"
             )
@@ -246,7 +244,7 @@ def _read_groups(tree: files.Tree, prefix: str) -> dict[str, str] | None:
         path, group = row["path"], row["group"].strip()
         name = tree.resolve(path) or tree.resolve(prefix + path)
         if name and groups.setdefault(name, group) != group:
-            raise errors.UserError(f"groups.csv gives {path} two groups")
+            raise UserError(f"groups.csv gives {path} two groups")
     return groups
 
 
@@ -255,7 +253,7 @@ def _group(name: str, groups: dict[str, str] | None) -> str:
         return name
     group = groups.get(name)
     if not group:
-        raise errors.UserError(
+        raise UserError(
             f"groups.csv gives no group for {name}: list every image or remove the file"
         )
     return group

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageOps
 
-from hapre_jax import errors
 from hapre_jax.data import dicom
+from hapre_jax.errors import UserError, no_memory
 
 _EXIF_ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258  # a tag of TIFF
@@ -85,18 +85,18 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
             if _bits(data, tags) == 16:
                 _check_range(np.asarray(image, np.uint16) * 257, name)
             return image
-    except errors.UserError:
+    except UserError:
         raise
     except MemoryError as error:  # says nothing of the file, which must not be skipped
-        raise errors.no_memory(name) from error
+        raise no_memory(name) from error
     # On damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and
     # more; all of them mean the same to the user.
     except Exception as error:
-        raise errors.UserError(f"{name} cannot be read: {reason(error)}") from error
+        raise UserError(f"{name} cannot be read: {reason(error)}") from error
     values = np.asarray(image)
     low, high = values.min(), values.max()
     if image.mode == "F" or low < 0 or high > 65535:
-        raise errors.UserError(
+        raise UserError(
             f"{name} holds values from {low:g} to {high:g}: 8-bit and unsigned 16-bit "
             "images are accepted"
         )
@@ -108,7 +108,7 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
 def check_size(image: Image.Image, *, name: str) -> None:
     """Raises `UserError` for an image that is too small to be a film."""
     if min(image.size) < MIN_SIDE:
-        raise errors.UserError(
+        raise UserError(
             f"{name} has {image.width} x {image.height} pixels: films have at least "
             f"{MIN_SIDE} a side"
         )
@@ -128,13 +128,13 @@ def _check_range(values: np.ndarray, name: str) -> None:
     """
     high = values.max()
     if 0 < high < 16384:
-        raise errors.UserError(
+        raise UserError(
             f"{name} holds 16-bit values of at most {high:g}: scale them to 0..65535"
         )
     # A marker may be as bright as 16 bits are, the film have 12 all the same.
     most = np.percentile(values, 99)
     if 0 < most < 4096:
-        raise errors.UserError(
+        raise UserError(
             f"{name} holds 16-bit values, 99 % of them of at most {most:g}: scale the "
             "film's to 0..65535"
         )
@@ -294,7 +294,7 @@ def _frame(height: int, width: int, geometry: str) -> tuple[int, int, int, int]:
     """What the square frame shows, yxyx in pixels of the film; may be larger."""
     if geometry not in GEOMETRIES:
         accepted = ", ".join(GEOMETRIES)
-        raise errors.UserError(f"geometry {geometry!r} is none of {accepted}")
+        raise UserError(f"geometry {geometry!r} is none of {accepted}")
     if geometry == "squash":
         return 0, 0, height, width
     side = max(height, width) if geometry == "letterbox" else min(height, width)

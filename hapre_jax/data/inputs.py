@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from hapre_jax import errors
 from hapre_jax.data import files, images
+from hapre_jax.errors import UserError
 
 
 class Input(NamedTuple):
@@ -57,7 +57,7 @@ def lines(stream: Iterable[str]) -> Iterator[str]:
     """
     for line in stream:
         if "\0" in line:
-            raise errors.UserError(
+            raise UserError(
                 "the list of films holds NUL characters: give a path a line, in UTF-8, "
                 "as find writes without -print0"
             )
@@ -88,7 +88,7 @@ def _below(path: str) -> Iterator[Input]:
         return
     try:
         tree = files.open_films(path)
-    except errors.UserError as error:
+    except UserError as error:
         yield Input(path, pathlib.PurePath(path).name, _refuse("", str(error)))
         return
     for name in tree.names():
@@ -113,7 +113,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
     array = np.asarray(array)
     pixels = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
     if array.dtype != np.uint8 or pixels.ndim != 2 or not pixels.size:
-        raise errors.UserError(
+        raise UserError(
             f"the array is {array.dtype}[{', '.join(map(str, array.shape))}], but must "
             "be uint8[H, W]: gray levels, 0 is black and 255 is white"
         )
@@ -122,6 +122,6 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 def _refuse(path: str, reason: str) -> Callable[[], Image.Image]:
     def fail():
-        raise errors.UserError(f"{path} {reason}".strip())
+        raise UserError(f"{path} {reason}".strip())
 
     return fail

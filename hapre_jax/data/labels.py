@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hapre_jax import errors
+from hapre_jax.errors import UserError
 
 # A class to the coarser one that holds it.
 _PARENTS = {"bacterial": "pneumonia", "viral": "pneumonia"}
@@ -44,7 +44,7 @@ def common(first: Sequence[str], second: Sequence[str]) -> tuple[str, ...]:
     ours, theirs = _coarse(ours), _coarse(theirs)
     if set(ours) == set(theirs) and len(set(ours)) > 1:
         return tuple(dict.fromkeys(ours))
-    raise errors.UserError(
+    raise UserError(
         f"the classes {', '.join(first)} and {', '.join(second)} have no common label "
         "space: name them alike, or normal, pneumonia, bacterial, viral"
     )
@@ -69,9 +69,7 @@ def projection(classes: Sequence[str], space: Sequence[str]) -> np.ndarray:
     for row, name in enumerate(_canonical(classes)):
         target = name if name in space else _PARENTS.get(name, name)
         if target not in space:
-            raise errors.UserError(
-                f"class {classes[row]!r} is in none of {', '.join(space)}"
-            )
+            raise UserError(f"class {classes[row]!r} is in none of {', '.join(space)}")
         matrix[row, list(space).index(target)] = 1
     return matrix
 

@@ -36,8 +36,8 @@ from collections.abc import Set
 
 import numpy as np
 
-from hapre_jax import errors
 from hapre_jax.data import csv_tables, dataset, files, reader
+from hapre_jax.errors import UserError
 
 CLASSES = ("normal", "pneumonia")
 # How many of each class the two lists hold has not been published.
@@ -128,7 +128,7 @@ def _read_entries(tree: files.Tree) -> dict[str, dict[str, str]]:
         if rows is not None:
             break
     else:
-        raise errors.UserError(
+        raise UserError(
             f"{tree.root} holds neither {' nor '.join(_ENTRIES)}, which label the "
             "films: download one from https://nihcc.app.box.com/v/ChestXray-NIHCC"
         )
@@ -137,17 +137,17 @@ def _read_entries(tree: files.Tree) -> dict[str, dict[str, str]]:
         name = row["Image Index"]
         stem, patient = _stem(name), row["Patient ID"]
         if not _STEM.fullmatch(stem):
-            raise errors.UserError(
+            raise UserError(
                 f"{table} lists {name!r}, which is no name of a film: "
                 "00000001_000.png is one"
             )
         if patient.zfill(8) != _patient(stem):
-            raise errors.UserError(
+            raise UserError(
                 f"{table} says that {name} shows patient {patient!r}; its name says "
                 f"{_patient(stem)}"
             )
         if entries.setdefault(stem, row) != row:
-            raise errors.UserError(
+            raise UserError(
                 f"{table} has two rows for {name} that contradict each other: "
                 f"{list(entries[stem].values())} and {list(row.values())}"
             )
@@ -160,16 +160,14 @@ def _read_lists(tree: files.Tree, stems: Set[str]) -> dict[str, str]:
     both = " and ".join(_LISTS.values())
     missing = [_LISTS[split] for split, data in lists.items() if data is None]
     if len(missing) == 1:
-        raise errors.UserError(
-            f"{tree.root} holds no {missing[0]}: give both {both}, or none"
-        )
+        raise UserError(f"{tree.root} holds no {missing[0]}: give both {both}, or none")
     official: dict[str, str] = {}
     split_of: dict[str, str] = {}  # of a patient
     for split, data in lists.items():
         listed = (data or b"").decode("utf-8-sig", "replace").split()
         for stem in sorted(set(map(_stem, listed)) & stems):
             if split_of.setdefault(_patient(stem), split) != split:
-                raise errors.UserError(
+                raise UserError(
                     f"patient {_patient(stem)} is in both {both}: the published lists "
                     "share none"
                 )
@@ -187,7 +185,7 @@ def _read_boxes(tree: files.Tree) -> dict[str, list[np.ndarray]]:
         corner = [row[column] for column in _CORNER]
         box = parse_box(*corner)
         if box is None:
-            raise errors.UserError(
+            raise UserError(
                 f"{_BOXES} gives {row['Image Index']} the box {','.join(corner)}: "
                 f"expected x,y,w,h inside {_SIDE} x {_SIDE} pixels"
             )

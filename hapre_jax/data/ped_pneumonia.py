@@ -36,8 +36,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hapre_jax import errors
 from hapre_jax.data import dataset, files, images, reader
+from hapre_jax.errors import UserError
 
 CLASSES = ("normal", "bacterial", "viral")
 OFFICIAL_COUNTS = {
@@ -76,13 +76,13 @@ def parse_name(name: str) -> tuple[int, str]:
         if match:
             break
     else:
-        raise errors.UserError(
+        raise UserError(
             f"{name} is not a Ped-Pneumonia file name: person1_bacteria_2, "
             "person1_virus_2, IM-0001-0001, NORMAL2-IM-0001-0001 or BACTERIA-1-2 are"
         )
     kind = match.groupdict().get("kind", "normal").lower()
     if kind not in _FOLDERS.get(path.parent.name, ()):
-        raise errors.UserError(
+        raise UserError(
             f"{name} is a {CLASSES[_LABELS[kind]]} film by its name but lies in folder "
             f"{path.parent.name!r}"
         )
@@ -129,7 +129,7 @@ def scan(root: str) -> tuple[files.Tree, list[dataset.Record]]:
         if tail and _MASKS not in name.split("/"):
             found.setdefault(tail, name)
     if not found:
-        raise errors.UserError(
+        raise UserError(
             f"{tree.root} holds no Ped-Pneumonia film: expected "
             "chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg or chest_xray.zip"
         )

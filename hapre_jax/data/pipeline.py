@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hapre_jax import atomic, errors
+from hapre_jax import atomic
 from hapre_jax.config import DataConfig
 from hapre_jax.data import dataset, frames, sources, splits
+from hapre_jax.errors import UserError, listing
 
 _log = logging.getLogger(__name__)
 
@@ -189,13 +190,13 @@ def _examples(
     def attempt(index):
         try:
             example = frames.present(source.read(index), data, seed=seed)
-        except errors.UserError as error:
+        except UserError as error:
             return error
         if pixels is not None:
             pixels[index] = example.pixels
         if masks and example.mask is None:
             name = source.records[index].name
-            return errors.UserError(f"{name} has no lung mask")
+            return UserError(f"{name} has no lung mask")
         return example._replace(pixels=None, mask=example.mask if masks else None)
 
     kept, examples, failures = [], [], []
@@ -204,7 +205,7 @@ def _examples(
     try:
         results = (pool.map if pool else map)(attempt, range(total))
         for index, result in enumerate(results):
-            if isinstance(result, errors.UserError):
+            if isinstance(result, UserError):
                 if data.on_error == "stop":
                     raise result
                 name = source.records[index].name
@@ -221,9 +222,9 @@ def _examples(
     for label, name in enumerate(source.classes):
         if label not in readable:
             reason = f"; for one, {failures[0].reason}" if failures else ""
-            raise errors.UserError(f"class {name!r} has no readable image{reason}")
+            raise UserError(f"class {name!r} has no readable image{reason}")
     if failures:
-        named = errors.listing([name for name, _ in failures])
+        named = listing([name for name, _ in failures])
         _log.warning(
             f"left out {len(failures)} of {total} images that cannot be read: {named}"
         )
@@ -236,7 +237,7 @@ def _divide(source, records, rows, labels, data: DataConfig, seed) -> np.ndarray
     if source.is_divided:
         return official
     if data.official_split and "test" not in official:
-        raise errors.UserError(
+        raise UserError(
             f"data.official_split is true, but {source.name} names no test images"
         )
     tested = official == "test" if data.official_split else np.zeros(len(rows), bool)
@@ -258,10 +259,10 @@ def _divide(source, records, rows, labels, data: DataConfig, seed) -> np.ndarray
 def _check_splits(classes, labels, split):
     empty = [name for name in splits.SPLITS if name not in split]
     if empty:
-        raise errors.UserError(f"no image is left for {', '.join(empty)}")
+        raise UserError(f"no image is left for {', '.join(empty)}")
     for label, name in enumerate(classes):
         if not (labels[split == "train"] == label).any():
-            raise errors.UserError(
+            raise UserError(
                 f"class {name!r} has no training image: its {(labels == label).sum()} "
                 "image(s) all went to validation or test"
             )

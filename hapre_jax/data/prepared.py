@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from hapre_jax import errors
 from hapre_jax.data import dataset, files
+from hapre_jax.errors import UserError
 
 INDEX = "films.jsonl"
 INCOMPLETE = "incomplete."  # how TFDS calls a folder until it is finished
@@ -64,14 +64,12 @@ def find(root: str, name: str, variant: str = "") -> pathlib.Path | None:
             f"{header.name} {header.variant}".rstrip() + f" in {folder}"
             for folder, header in headers.items()
         )
-        raise errors.UserError(
+        raise UserError(
             f"{top} holds no prepared {name} {variant}".rstrip() + f", but {others}"
         )
     if len(wanted) > 1:
         listed = ", ".join(map(str, wanted))
-        raise errors.UserError(
-            f"{top} holds {name} several times: name one of {listed}"
-        )
+        raise UserError(f"{top} holds {name} several times: name one of {listed}")
     return wanted[0] if wanted else None
 
 
@@ -126,7 +124,7 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise errors.UserError(
+        raise UserError(
             f"{path} is damaged ({type(error).__name__}: {error}): prepare the data "
             "set again"
         ) from error
@@ -167,12 +165,12 @@ def source(folder: pathlib.Path) -> dataset.Source:
         )
         stored = {split: len(store) for split, store in stores.items()}
     except Exception as error:  # of TFDS, array_record and the file system
-        raise errors.UserError(
+        raise UserError(
             f"{folder} is no readable TFDS data set ({error}): prepare it again"
         ) from error
     listed = collections.Counter(row.split for row in rows)
     if listed != stored:
-        raise errors.UserError(
+        raise UserError(
             f"{folder / INDEX} is damaged (it lists {dict(listed)} films of "
             f"{stored}): prepare the data set again"
         )
@@ -201,7 +199,7 @@ class _StoreReader:
             if np.isfinite(row.facts.lung_box).all() and "lung_mask" in example:
                 lungs = np.asarray(Image.open(io.BytesIO(example["lung_mask"])))
         except Exception as error:  # of array_record and Pillow
-            raise errors.UserError(
+            raise UserError(
                 f"{row.record.name}, as prepared in {self._folder}, cannot be read: "
                 f"{error}"
             ) from error

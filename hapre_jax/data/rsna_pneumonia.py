@@ -38,7 +38,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from hapre_jax import errors
 from hapre_jax.data import (
     csv_tables,
     dataset,
@@ -48,6 +47,7 @@ from hapre_jax.data import (
     nih_chest_xray,
     reader,
 )
+from hapre_jax.errors import UserError
 
 CLASSES = ("normal", "pneumonia")
 OFFICIAL_COUNTS = {
@@ -84,7 +84,7 @@ def source(root: str, labels: str = "class") -> dataset.Source:
     """
     if labels not in OFFICIAL_COUNTS:
         accepted = ", ".join(OFFICIAL_COUNTS)
-        raise errors.UserError(f"labels {labels!r} of RSNA is none of {accepted}")
+        raise UserError(f"labels {labels!r} of RSNA is none of {accepted}")
     tree = files.open_tree(root, zip_names=(_ZIP,))
     boxes = _read_boxes(tree)
     if labels == "class":
@@ -119,13 +119,13 @@ def _read_boxes(tree: files.Tree) -> dict[str, list[np.ndarray]]:
             ("0", False, True),
             ("1", True, False),
         ):
-            raise errors.UserError(
+            raise UserError(
                 f"{_BOXES} gives {film} the box {','.join(corner)!r} and the Target "
                 f"{target!r}: 1 has a box inside 1024 x 1024 pixels, 0 has none"
             )
         drawn = [] if box is None else [box]
         if film in boxes and bool(boxes[film]) != bool(drawn):
-            raise errors.UserError(f"{_BOXES} gives {film} both Targets, 0 and 1")
+            raise UserError(f"{_BOXES} gives {film} both Targets, 0 and 1")
         boxes.setdefault(film, []).extend(drawn)
     return boxes
 
@@ -139,23 +139,23 @@ def _read_classes(
         film, name = row["patientId"], row["class"]
         if name not in (*_LABELS, _NEITHER):
             accepted = ", ".join((*_LABELS, _NEITHER))
-            raise errors.UserError(
+            raise UserError(
                 f"{_CLASSES} gives {film} the class {name!r}: expected {accepted}"
             )
         if classes.setdefault(film, name) != name:
-            raise errors.UserError(
+            raise UserError(
                 f"{_CLASSES} gives {film} two classes, {classes[film]} and {name}"
             )
     in_one_only = classes.keys() ^ boxes.keys()
     if in_one_only:
         film = min(in_one_only)
         here, there = (_CLASSES, _BOXES) if film in classes else (_BOXES, _CLASSES)
-        raise errors.UserError(
+        raise UserError(
             f"{film} is in {here} but not in {there}: take both from one download"
         )
     for film, name in classes.items():
         if (name == _OPACITY) != bool(boxes[film]):
-            raise errors.UserError(
+            raise UserError(
                 f"{_CLASSES} gives {film} the class {name}, but {_BOXES} the Target "
                 f"{int(bool(boxes[film]))}"
             )
@@ -167,7 +167,7 @@ def _read_table(
 ) -> list[dict[str, str]]:
     rows = csv_tables.read(tree, name, columns)
     if rows is None:
-        raise errors.UserError(
+        raise UserError(
             f"{tree.root} holds no {name}: it comes with the films, in Kaggle's {_ZIP}"
         )
     return rows
@@ -178,7 +178,7 @@ def _read_views(tree: files.Tree, names: Iterable[str]) -> list[str]:
     try:
         pydicom = importlib.import_module("pydicom")
     except ImportError as error:
-        raise errors.UserError(
+        raise UserError(
             "RSNA's films are DICOM files, which need pip install 'hapre_jax[dicom]'"
         ) from error
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hapre_jax import errors
 from hapre_jax.config import DataConfig
 from hapre_jax.data import (
     dataset,
@@ -18,6 +17,7 @@ from hapre_jax.data import (
     prepared,
     rsna_pneumonia,
 )
+from hapre_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def open_source(data: DataConfig, *, seed: int) -> dataset.Source:
     if data.view != "all":
         kept = [i for i, r in enumerate(source.records) if r.view == data.view]
         if not kept:
-            raise errors.UserError(f"{source.name} has no film of view {data.view}")
+            raise UserError(f"{source.name} has no film of view {data.view}")
         if others := len(source.records) - len(kept):
             _log.warning(
                 f"{others} films are left out, of other views than {data.view}"
@@ -77,11 +77,11 @@ def _open(data: DataConfig, seed: int) -> dataset.Source:
     variant = data.rsna_labels if data.name == "rsna_pneumonia" else ""
     try:
         stored = prepared.find(data.root, data.name, variant)
-    except errors.UserError as other:
+    except UserError as other:
         # Originals may lie beside what was prepared of other labels.
         try:
             return open_originals(data, seed=seed)
-        except errors.UserError:
+        except UserError:
             raise other from None
     return prepared.source(stored) if stored else open_originals(data, seed=seed)
 
@@ -112,9 +112,7 @@ def draw(source: dataset.Source, counts: Sequence[int], *, seed: int) -> list[in
         listed = ", ".join(
             f"{n} {name}" for n, name in zip(there, source.classes, strict=True)
         )
-        raise errors.UserError(
-            f"data.draw is {tuple(counts)}, but {source.name} has {listed}"
-        )
+        raise UserError(f"data.draw is {tuple(counts)}, but {source.name} has {listed}")
     rng = np.random.default_rng(seed)
     chosen = [
         rng.permutation(np.flatnonzero(labels == label))[:count]

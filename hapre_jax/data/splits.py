@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hapre_jax import atomic, errors
+from hapre_jax import atomic
+from hapre_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 LEVELS = ("group", "image")
@@ -59,10 +60,10 @@ def assign(
       UserError: bad fractions or level, or a split would be empty.
     """
     if level not in LEVELS:
-        raise errors.UserError(f"split level {level!r} is none of {', '.join(LEVELS)}")
+        raise UserError(f"split level {level!r} is none of {', '.join(LEVELS)}")
     valid = len(fractions) in (2, 3) and min(fractions) > 0
     if not valid or abs(sum(fractions) - 1) > 1e-6:
-        raise errors.UserError(
+        raise UserError(
             f"split fractions {tuple(fractions)} are not two or three positive numbers "
             "that sum to 1"
         )
@@ -89,7 +90,7 @@ def assign(
             missing[neediest] -= len(stratum[position])
     for split in SPLITS[: len(fractions)]:
         if split not in result:
-            raise errors.UserError(
+            raise UserError(
                 f"the {split} split is empty: {len(members)} {level}(s) cannot be "
                 f"divided {tuple(fractions)}; add images or change data.split_fractions"
             )
@@ -140,7 +141,7 @@ def refuse_leaks(rows: Iterable[Row], *, groups: bool = True) -> None:
         for row in rows:
             other = first.setdefault(getattr(row, field), row)
             if other.split != row.split:
-                raise errors.UserError(
+                raise UserError(
                     f"{what} {other.path} and {row.path} are in two splits, "
                     f"{other.split} and {row.split}: figures would be optimistic; "
                     "remove one of them, or divide the images anew"
@@ -171,13 +172,13 @@ def read(path: pathlib.Path) -> list[Row]:
     if tuple(header) != Row._fields or any(
         len(line) != fields or line[-1] not in SPLITS for line in lines
     ):
-        raise errors.UserError(
+        raise UserError(
             f"{path} is not a split file with the columns {','.join(Row._fields)}: "
             "restore it, or train anew in another folder"
         )
     empty = set(SPLITS) - {line[-1] for line in lines}
     if empty:
-        raise errors.UserError(f"{path} gives no image to {', '.join(sorted(empty))}")
+        raise UserError(f"{path} gives no image to {', '.join(sorted(empty))}")
     return [Row(*line) for line in lines]
 
 
@@ -199,17 +200,17 @@ def recall(path: pathlib.Path, rows: Sequence[Row]) -> np.ndarray:
     remedy = "restore the images, or train anew in another folder"
     for row in rows:
         if row.path not in saved:
-            raise errors.UserError(f"{path} does not list {row.path}: {remedy}")
+            raise UserError(f"{path} does not list {row.path}: {remedy}")
         for field in ("sha256", "label", "group"):
             old, new = getattr(saved[row.path], field), getattr(row, field)
             if old != new:
-                raise errors.UserError(
+                raise UserError(
                     f"{field} of {row.path} was {old} in {path} and is {new} now: "
                     f"{remedy}"
                 )
     lost = sorted(saved.keys() - {row.path for row in rows})
     if lost:
-        raise errors.UserError(
+        raise UserError(
             f"{path} lists {len(lost)} image(s) that are not there or not readable "
             f"now, the first {lost[0]}: {remedy}"
         )

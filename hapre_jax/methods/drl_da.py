@@ -55,7 +55,7 @@ import optax
 
 from hapre_jax import image_ops, nets, q_learning, replay
 from hapre_jax.config import Config
-from hapre_jax.method import Aux, Method, network_variables
+from hapre_jax.method import Aux, Method, network_variables, to_float
 from hapre_jax.methods import plain
 from hapre_jax.tasks import Classification, resize
 
@@ -405,7 +405,7 @@ def train_agent(
 
     @jax.jit
     def shrink(pixels):
-        return resize(pixels.astype(jnp.float32) / 255, task.image_size)
+        return resize(to_float({"image": pixels})["image"], task.image_size)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def act_once(learner, world, image, label):
