@@ -11,7 +11,7 @@ from hapre_jax import config as config_lib
 from hapre_jax import evaluation
 from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
-from hapre_jax.data import files, labels, pipeline, splits
+from hapre_jax.data import files, labels, pipeline, sources, splits
 from hapre_jax.errors import UserError
 
 # What a film looks like and how it is read; not which films there are, nor their split.
@@ -111,19 +111,14 @@ def load(
             config.data, seed=config.seed, splits_file=saved, progress=progress
         )
         return Test(data.test, evaluation.mean_lung_box(data.train), 0)
-
-    def check_classes(found):
-        labels.common(classes, found)
-
-    seed, mean_box = config.seed, None
+    source = sources.open_source(config.data, seed=config.seed)
+    labels.common(classes, source.classes)  # before hours of reading
+    found = pipeline.read(source, config.data, seed=config.seed, progress=progress)
+    mean_box = None
     if whole:
-        films = pipeline.load_whole(
-            config.data, seed=seed, progress=progress, check_classes=check_classes
-        )
+        films = pipeline.whole(found)
     else:
-        data = pipeline.load(
-            config.data, seed=seed, progress=progress, check_classes=check_classes
-        )
+        data = pipeline.divide(found)
         films, mean_box = data.test, evaluation.mean_lung_box(data.train)
     patients = same_patients(config.data, trained.data)
     kept = never_seen(films, splits.read(saved), patients=patients)

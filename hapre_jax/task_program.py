@@ -100,20 +100,20 @@ def train_and_test(
                 f"trains on them: leave it at {default}"
             )
     with contextlib.ExitStack() as claims:
-        data = training.open_run(
+        method, data = training.open_run(
             config,
             workdir,
             lambda classes: program.make(config),
-            functools.partial(program.check, config),
+            lambda method, data: program.check(config, data),
             console=console,
             claims=claims,
             **{program.targets: True},
         )
-        return _run(config, workdir, program, data, console, stop_after)
+        return _run(config, method, workdir, program, data, console, stop_after)
 
 
-def _run(config, workdir, program, data, console, stop_after) -> dict | None:
-    method, mesh = program.make(config), sharding.make_mesh(config.train)
+def _run(config, method, workdir, program, data, console, stop_after) -> dict | None:
+    mesh = sharding.make_mesh(config.train)
     answer = functools.partial(
         evaluation.answers,
         evaluation.make_predict(method, mesh),

@@ -41,6 +41,7 @@ from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import files, phantom
 from hapre_jax.errors import UserError
+from hapre_jax.method import Method
 
 _SHEET_IMAGES = 12
 _HEATMAP_IMAGES = 6
@@ -85,11 +86,11 @@ def train_and_evaluate(
             log.say(console, f"{said} looked at")
         return results
     with contextlib.ExitStack() as claims:
-        data = training.open_run(
+        method, data = training.open_run(
             config,
             workdir,
             lambda classes: methods.make(config, len(classes)),
-            functools.partial(_check_lungs, config),
+            _check_lungs,
             console=console,
             claims=claims,
         )
@@ -97,16 +98,16 @@ def train_and_evaluate(
         if not typical.exists():
             json_file.write(typical, appearance.describe(data.train.images))
         plain = None
-        needs_plain = methods.make(config, len(data.train.classes)).prepare
-        if config.method != "plain" and (config.compare_plain or needs_plain):
+        if config.method != "plain" and (config.compare_plain or method.prepare):
             plain_config, folder = _plain(config), workdir / "plain"
             folder.mkdir(exist_ok=True)
             claims.enter_context(run_folder.claim(folder))
             run_folder.write_config(folder, plain_config)
-            plain = _run(plain_config, folder, data, console, stop_after)
+            of_plain = methods.make(plain_config, len(data.train.classes))
+            plain = _run(plain_config, of_plain, folder, data, console, stop_after)
             if plain is None:
                 return None
-        return _run(config, workdir, data, console, stop_after, plain=plain)
+        return _run(config, method, workdir, data, console, stop_after, plain=plain)
 
 
 def _plain(config: Config) -> Config:
@@ -114,18 +115,16 @@ def _plain(config: Config) -> Config:
     return dataclasses.replace(config, method="plain", compare_plain=False)
 
 
-def _check_lungs(config: Config, data: datasets.Splits) -> None:
+def _check_lungs(method: Method, data: datasets.Splits) -> None:
     """Raises `UserError` where the method needs lungs, and a split knows none."""
-    method = methods.make(config, len(data.train.classes))
     for split in data:
         evaluation.check_lungs(method, split)
 
 
-def _run(config, workdir, data, console, stop_after, plain=None) -> dict | None:
+def _run(config, method, workdir, data, console, stop_after, plain=None) -> dict | None:
     """Fits one method, scores its best checkpoint on the test split and reports."""
     if results := training.finished(workdir, "classification"):
         return results
-    method = methods.make(config, len(data.train.classes))
     mesh = sharding.make_mesh(config.train)
     evaluate = functools.partial(
         evaluation.evaluate,

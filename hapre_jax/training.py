@@ -34,7 +34,7 @@ from hapre_jax import (
 from hapre_jax import config as config_lib
 from hapre_jax.config import Config
 from hapre_jax.data import dataset as datasets
-from hapre_jax.data import feed, pipeline, splits
+from hapre_jax.data import feed, pipeline, sources, splits
 from hapre_jax.errors import UserError, listing
 from hapre_jax.method import Method
 from hapre_jax.train_state import TrainState
@@ -51,13 +51,14 @@ def open_run(
     config: Config,
     workdir: pathlib.Path,
     make: Callable[[Sequence[str]], Method],
-    check: Callable[[datasets.Splits], None],
+    check: Callable[[Method, datasets.Splits], None],
     *,
     console: rich.console.Console,
     claims: contextlib.ExitStack,
-    **targets: bool,
-) -> datasets.Splits:
-    """Loads the data and makes the run's folder, or leaves nothing where that fails.
+    masks: bool = False,
+    boxes: bool = False,
+) -> tuple[Method, datasets.Splits]:
+    """Makes the method, loads its data and makes the run's folder; or leaves nothing.
 
     A command that cannot work must not claim the folder of the corrected one.
 
@@ -68,19 +69,13 @@ def open_run(
       check: raises `UserError` for what the method needs and the films lack.
       console: where progress goes.
       claims: keeps the folder for this process until it is closed.
-      targets: `masks` or `boxes` of `pipeline.load`.
+      masks, boxes: see `pipeline.load`.
 
     Raises:
       UserError: the data cannot be loaded, or the run has lost how it was divided.
     """
     if config.train.tensorboard:
         log.import_tensorboard()
-
-    def check_weights(classes):
-        if is_new:
-            blank = train_state.blank(make(classes), config)
-            pretrained.start(config, blank.params, blank.model_state)
-
     mesh = sharding.make_mesh(config.train)  # or says why there is none
     provenance.commit()  # of what is at work from now on
     is_new = not (workdir / "config.json").exists()
@@ -93,17 +88,18 @@ def open_run(
             "trained on: restore it, or choose another --workdir"
         )
     with log.progress_bar(console, f"{config.data.name} images") as update:
-        unreadable: list[pipeline.Unreadable] = []
-        data = pipeline.load(
-            config.data,
-            seed=config.seed,
-            splits_file=saved if saved.exists() else None,
-            progress=update,
-            on_unreadable=unreadable.extend,
-            check_classes=check_weights,
-            **targets,
+        source = sources.open_source(config.data, seed=config.seed)
+        method = make(source.classes)
+        if is_new:  # before hours of reading
+            blank = train_state.blank(method, config)
+            pretrained.start(config, blank.params, blank.model_state)
+        films = pipeline.read(
+            source, config.data, seed=config.seed, progress=update, masks=masks
         )
-        check(data)
+        data = pipeline.divide(
+            films, splits_file=saved if saved.exists() else None, boxes=boxes
+        )
+        check(method, data)
         shards = sharding.share(mesh)[1]
         feed.check_batch_size(config.train.batch_size, len(data.train), shards)
         if is_new:
@@ -112,9 +108,9 @@ def open_run(
         run_folder.write_config(workdir, config)
         if not saved.exists():
             splits.write(saved, pipeline.division(data))
-        if unreadable:
-            pipeline.write_unreadable(workdir / "unreadable.csv", unreadable)
-    return data
+        if films.unreadable:
+            pipeline.write_unreadable(workdir / "unreadable.csv", films.unreadable)
+    return method, data
 
 
 def iterate(

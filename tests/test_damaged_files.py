@@ -18,7 +18,7 @@ from pydicom import uid
 from test_dicom import compressed, encode, header, lossless_jpeg
 
 from hapre_jax import config, errors
-from hapre_jax.data import images, ped_pneumonia, phantom, pipeline
+from hapre_jax.data import images, ped_pneumonia, phantom, pipeline, sources
 
 DAMAGED = 500
 CLASSES = ("normal", "pneumonia")
@@ -216,12 +216,12 @@ def stored(root, **options):
 @pytest.fixture(scope="module")
 def loaded(films):
     """The names that were read, the films left out, and what Python warned of."""
-    left_out = []
+    data = stored(films[0])
     with warnings.catch_warnings(record=True) as warned:
         warnings.resetwarnings()
         warnings.simplefilter("always")
-        divided = pipeline.load(stored(films[0]), seed=0, on_unreadable=left_out.extend)
-    return [name for part in divided for name in part.names], left_out, warned
+        found = pipeline.read(sources.open_source(data, seed=0), data, seed=0)
+    return [record.name for record in found.records], found.unreadable, warned
 
 
 def test_every_film_is_read_or_left_out_once(films, loaded):
@@ -255,14 +255,13 @@ def test_the_first_unreadable_film_stops_on_request(films, loaded):
 STREAM = """
 import json, sys
 from hapre_jax import config
-from hapre_jax.data import pipeline
+from hapre_jax.data import pipeline, sources
 
 data = config.DataConfig(
     name="folder", root=sys.argv[1], image_size=16, threads=2, memory_gib=0
 )
-left_out = []
-divided = pipeline.load(data, seed=0, on_unreadable=left_out.extend)
-print(json.dumps([[name for part in divided for name in part.names], left_out]))
+found = pipeline.read(sources.open_source(data, seed=0), data, seed=0)
+print(json.dumps([[record.name for record in found.records], found.unreadable]))
 """
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from hapre_jax import config, errors
-from hapre_jax.data import feed, phantom, pipeline, splits
+from hapre_jax.data import feed, phantom, pipeline, sources, splits
 
 PHANTOMS = config.DataConfig(
     image_size=24, train_images=6, validation_images=3, test_images=3
@@ -54,6 +54,10 @@ def assert_same(first, second):
         np.testing.assert_array_equal(a.images, b.images)
         np.testing.assert_array_equal(a.labels, b.labels)
         np.testing.assert_equal(a.lung_boxes, b.lung_boxes)
+
+
+def _read(data):
+    return pipeline.read(sources.open_source(data, seed=0), data, seed=0)
 
 
 def load_and_keep(data, path, *, seed, **arguments):
@@ -105,7 +109,7 @@ def test_a_whole_source_is_all_that_can_be_read(tmp_path):
     }
     for memory in (4.0, 0.0):
         kept = dataclasses.replace(data, memory_gib=memory)
-        whole = pipeline.load_whole(kept, seed=0)
+        whole = pipeline.whole(_read(kept))
         assert set(whole.names) == set(images) and len(whole) == 19
         assert np.bincount(whole.labels).tolist() == [9, 10]
         for row, name in enumerate(whole.names):
@@ -166,9 +170,10 @@ def test_unreadable_films_are_left_out_and_named(tmp_path, caplog):
         film = tmp_path / f"films/sick/{i}.jpeg"
         film.write_bytes(film.read_bytes()[:200])
     path = tmp_path / "splits.csv"
-    left_out = []
     with caplog.at_level(logging.WARNING):
-        loaded = load_and_keep(data, path, seed=0, on_unreadable=left_out.extend)
+        films = _read(data)
+        loaded, left_out = pipeline.divide(films), films.unreadable
+    splits.write(path, pipeline.division(loaded))
     assert [film.name for film in left_out] == [f"sick/{i}.jpeg" for i in range(5)]
     listed = tmp_path / "unreadable.csv"
     pipeline.write_unreadable(listed, left_out)

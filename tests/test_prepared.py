@@ -17,7 +17,15 @@ from PIL import Image
 
 from hapre_jax import errors
 from hapre_jax.config import DataConfig
-from hapre_jax.data import builders, dataset, images, pipeline, prepared, splits
+from hapre_jax.data import (
+    builders,
+    dataset,
+    images,
+    pipeline,
+    prepared,
+    sources,
+    splits,
+)
 
 HEADER = prepared.Header("folder", "", ("well", "ill"))
 ROWS = [
@@ -348,10 +356,9 @@ def test_one_damaged_film_does_not_harm_the_others(copy):
         image_size=8,
         split_fractions=(0.4, 0.3, 0.3),
     )
-    left_out = []
-    loaded = pipeline.load(data, seed=0, on_unreadable=left_out.extend)
-    assert [film.name for film in left_out] == ["ill/0.png"]
-    assert sum(map(len, loaded)) == 9
+    films = pipeline.read(sources.open_source(data, seed=0), data, seed=0)
+    assert [film.name for film in films.unreadable] == ["ill/0.png"]
+    assert sum(map(len, pipeline.divide(films))) == 9
 
 
 def test_films_are_what_the_files_hold(folder):

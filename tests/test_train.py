@@ -656,7 +656,9 @@ def test_a_checkpoint_of_another_architecture(
     workdir = tmp_path / "run"
     shutil.copytree(finished_run / "plain", workdir)
     shutil.copy(finished_run / "splits.csv", workdir)
-    (workdir / "config.json").unlink()
+    values = json.loads((workdir / "config.json").read_text())
+    values["task"]["norm"] = "group"  # as if the checkpoints were of this config
+    (workdir / "config.json").write_text(json.dumps(values))
     (workdir / "results.json").unlink()
     before = (workdir / "metrics.jsonl").read_bytes()
     start = ("--config", experiment, "--workdir", workdir)

@@ -30,100 +30,133 @@ class Unreadable(NamedTuple):
     reason: str
 
 
+class Films(NamedTuple):
+    """The readable films of a source, not divided yet."""
+
+    source: dataset.Source
+    data: DataConfig  # how they were read
+    seed: int
+    kept: list[int]  # indices of the records of these films
+    examples: list[frames.Example]  # of these films
+    pixels: np.ndarray | None  # u8[all records, S, S, 1], if they are kept in memory
+    unreadable: list[Unreadable]  # the others
+
+    @property
+    def records(self) -> list[dataset.Record]:
+        """Those of these films."""
+        return [self.source.records[index] for index in self.kept]
+
+
 def load(
     data: DataConfig,
     *,
     seed: int,
     splits_file: pathlib.Path | None = None,
     progress: Callable[[int, int], None] | None = None,
-    on_unreadable: Callable[[Sequence[Unreadable]], None] | None = None,
-    check_classes: Callable[[Sequence[str]], None] | None = None,
     masks: bool = False,
     boxes: bool = False,
 ) -> dataset.Splits:
-    """Opens a source and divides it.
+    """Opens a source, reads its films and divides them.
 
     Args:
       data: which source, and how its images are stored and divided.
       seed: of the division, and of what is drawn or degraded.
-      splits_file: the division to reuse, as `splits.write` wrote it.
+      splits_file: see `divide`.
+      progress: see `read`.
+      masks: see `read`.
+      boxes: see `divide`.
+
+    Raises:
+      UserError: see `sources.open_source`, `read` and `divide`.
+    """
+    source = sources.open_source(data, seed=seed)
+    films = read(source, data, seed=seed, progress=progress, masks=masks)
+    return divide(films, splits_file=splits_file, boxes=boxes)
+
+
+def read(
+    source: dataset.Source,
+    data: DataConfig,
+    *,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+    masks: bool = False,
+) -> Films:
+    """Reads each film once, as far as it is not known that it can be.
+
+    Args:
+      source: of `sources.open_source`, by the same config and seed.
+      data: how its images are stored.
+      seed: of what is degraded, and of the division to come.
       progress: called with the number of images read and their total.
-      on_unreadable: called with the films that were left out, if any.
-      check_classes: called with the classes before films are read, which may take
-        hours: what it raises is said at once.
       masks: keeps the lung masks in memory too, and only films that have one.
+
+    Raises:
+      UserError: an unreadable image (`on_error="stop"`), or a class without a readable
+        one.
+    """
+    side = data.image_size
+    pixels = None
+    if len(source.records) * side**2 <= data.memory_gib * 2**30:
+        pixels = np.empty((len(source.records), side, side, 1), np.uint8)
+    kept, examples, failures = _examples(
+        source, data, seed=seed, pixels=pixels, progress=progress, masks=masks
+    )
+    return Films(source, data, seed, kept, examples, pixels, failures)
+
+
+def divide(
+    films: Films, *, splits_file: pathlib.Path | None = None, boxes: bool = False
+) -> dataset.Splits:
+    """Divides films, whose memory the splits take over: they can be divided once.
+
+    Args:
+      films: of `read`.
+      splits_file: the division to reuse, as `splits.write` wrote it.
       boxes: gives the lesion boxes also as one array, for batches.
 
     Raises:
-      UserError: nothing to read, an unreadable image (`on_error="stop"`), a class
-        without a readable or without a training image, an empty split, a division that
-        tears a patient or a film apart, or images that are not those of `splits_file`.
+      UserError: an empty split, a class without a training image, a division that tears
+        a patient or a film apart, or films that are not those of `splits_file`.
     """
-    source, kept, records, examples, failures, pixels = _read(
-        data, seed=seed, progress=progress, check_classes=check_classes, masks=masks
-    )
-    if failures and on_unreadable:
-        on_unreadable(failures)
+    source, data, records = films.source, films.data, films.records
     labels = np.array([record.label for record in records], np.int32)
     rows = [
         splits.Row(r.name, example.sha256, source.classes[r.label], r.group, "")
-        for r, example in zip(records, examples, strict=True)
+        for r, example in zip(records, films.examples, strict=True)
     ]
     if splits_file is not None:
         split = splits.recall(splits_file, rows)
     else:
-        split = _divide(source, records, rows, labels, data, seed)
+        split = _divide(source, records, rows, labels, data, films.seed)
     rows = [row._replace(split=str(s)) for row, s in zip(rows, split, strict=True)]
     # A division that was published or edited by hand may tear them apart.
     splits.refuse_leaks(rows, groups=data.split_level == "group")
     _check_splits(source.classes, labels, split)
     _say_what_is_shared(rows)
     _say_what_is_in_doubt(rows)
-
     members = [np.flatnonzero(split == name) for name in splits.SPLITS]
-    rows_of = [np.array(kept)[indices] for indices in members]
-    squares: list[Any] = (
-        [frames.Stream(source, data, seed, part) for part in rows_of]
-        if pixels is None
-        else _part(pixels, rows_of)
-    )
-    return dataset.Splits(
-        *(
-            _dataset(source.classes, records, examples, indices, images, boxes=boxes)
-            for indices, images in zip(members, squares, strict=True)
-        )
-    )
+    return dataset.Splits(*_datasets(films, members, boxes=boxes))
 
 
-def load_whole(
-    data: DataConfig,
-    *,
-    seed: int,
-    progress: Callable[[int, int], None] | None = None,
-    check_classes: Callable[[Sequence[str]], None] | None = None,
-) -> dataset.Dataset:
-    """Opens a source without dividing it, to test on all of its films.
+def whole(films: Films) -> dataset.Dataset:
+    """Films that are not divided, to test on all of them; `divide` says of memory."""
+    (found,) = _datasets(films, [np.arange(len(films.kept))], boxes=False)
+    return found
 
-    Args:
-      data: which source, and how its images are stored.
-      seed: of what is drawn or degraded.
-      progress: called with the number of images read and their total.
-      check_classes: see `load`.
 
-    Raises:
-      UserError: nothing to read, an unreadable image (`on_error="stop"`), or a class
-        without a readable image.
-    """
-    source, kept, records, examples, _, pixels = _read(
-        data, seed=seed, progress=progress, check_classes=check_classes
+def _datasets(films: Films, members, *, boxes) -> list[dataset.Dataset]:
+    """Parts of the films, by their places among them."""
+    rows_of = [np.array(films.kept)[places] for places in members]
+    images: list[Any] = (
+        [frames.Stream(films.source, films.data, films.seed, rows) for rows in rows_of]
+        if films.pixels is None
+        else _part(films.pixels, rows_of)
     )
-    rows = np.array(kept)
-    images: Any = frames.Stream(source, data, seed, rows)
-    if pixels is not None:
-        (images,) = _part(pixels, [rows])
-    return _dataset(
-        source.classes, records, examples, range(len(kept)), images, boxes=False
-    )
+    return [
+        _dataset(films, places, of_part, boxes=boxes)
+        for places, of_part in zip(members, images, strict=True)
+    ]
 
 
 def division(divided: dataset.Splits) -> list[splits.Row]:
@@ -142,31 +175,6 @@ def write_unreadable(path: pathlib.Path, films: Sequence[Unreadable]) -> None:
     text = io.StringIO(newline="")
     csv.writer(text).writerows([("path", "reason"), *films])
     atomic.write_text(path, text.getvalue())
-
-
-class _Films(NamedTuple):
-    """A source's readable films, and what could not be read."""
-
-    source: dataset.Source
-    kept: list[int]  # indices of the records of these films
-    records: list[dataset.Record]
-    examples: list[frames.Example]
-    failures: list[Unreadable]
-    pixels: np.ndarray | None  # u8[all records, S, S, 1], if they are kept in memory
-
-
-def _read(data, *, seed, progress, check_classes, masks=False) -> _Films:
-    source, side = sources.open_source(data, seed=seed), data.image_size
-    if check_classes:
-        check_classes(source.classes)
-    pixels = None
-    if len(source.records) * side**2 <= data.memory_gib * 2**30:
-        pixels = np.empty((len(source.records), side, side, 1), np.uint8)
-    kept, examples, failures = _examples(
-        source, data, seed=seed, pixels=pixels, progress=progress, masks=masks
-    )
-    records = [source.records[index] for index in kept]
-    return _Films(source, kept, records, examples, failures, pixels)
 
 
 def _examples(
@@ -319,8 +327,9 @@ def _part(array: np.ndarray, rows_of: list[np.ndarray]) -> list[np.ndarray]:
     return np.split(array[: ends[-1]], ends[:-1])
 
 
-def _dataset(classes, records, examples, indices, pixels, *, boxes) -> dataset.Dataset:
-    """One split, with `pixels` as its images."""
+def _dataset(films: Films, indices, pixels, *, boxes) -> dataset.Dataset:
+    """The films at some places, with `pixels` as their images."""
+    records, examples = films.records, films.examples
     lung_boxes = np.stack([examples[index].lung_box for index in indices])
     lesions = tuple(examples[index].lesion_boxes for index in indices)
     views = tuple(records[index].view for index in indices)
@@ -331,7 +340,7 @@ def _dataset(classes, records, examples, indices, pixels, *, boxes) -> dataset.D
         labels=np.array([records[index].label for index in indices], np.int32),
         names=tuple(records[index].name for index in indices),
         groups=tuple(records[index].group for index in indices),
-        classes=classes,
+        classes=films.source.classes,
         lung_boxes=lung_boxes,
         lesion_boxes=lesions if any(map(len, lesions)) else None,
         views=views if any(views) else (),
