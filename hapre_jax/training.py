@@ -169,7 +169,16 @@ def fit(
     train = config.train
     end = train.steps if stop_after is None else min(train.steps, stop_after)
     with contextlib.ExitStack() as stack:
-        loop = _Loop(config, method, workdir, data, mesh, console, before, stack)
+        loop = _Loop(
+            config,
+            method,
+            workdir,
+            data,
+            mesh=mesh,
+            console=console,
+            before=before,
+            stack=stack,
+        )
         loop.run(end, validate, best_by)
         if int(loop.state.step) < train.steps:
             return None
@@ -207,7 +216,7 @@ class _Loop:
     It begins at the last checkpoint, or at the state before the first step.
     """
 
-    def __init__(self, config, method, workdir, data, mesh, console, before, stack):
+    def __init__(self, config, method, workdir, data, *, mesh, console, before, stack):
         self.config, self.method, self.workdir = config, method, workdir
         self.data, self.mesh, self.console = data, mesh, console
         self.started = time.perf_counter()
@@ -237,15 +246,7 @@ class _Loop:
             self.batches.check(saved["data"])
         elif before:
             self.save()  # what took longer, maybe, than all that is to come
-        self.log = log.MetricsLog(
-            workdir, step=step, tensorboard=config.train.tensorboard
-        )
-        due = step - step % config.train.log_every
-        if due and due not in self.log.steps:
-            self.say(
-                f"{workdir}/metrics.jsonl has lost records up to step {due}: curves "
-                "will begin later"
-            )
+        self.log = self.open_log(step)
         stack.callback(self.log.close)
         self.update = stack.enter_context(
             log.progress_bar(console, config.method, start=step)
@@ -275,6 +276,18 @@ class _Loop:
             self.say(f"{fault}: moved to {self.workdir}/checkpoints/damaged")
         self.say(f"{self.config.method}: going on from step {int(self.state.step)}")
         return saved
+
+    def open_log(self, step) -> log.MetricsLog:
+        """The log as it was at a step; says where records are missing."""
+        train = self.config.train
+        opened = log.MetricsLog(self.workdir, step=step, tensorboard=train.tensorboard)
+        due = step - step % train.log_every
+        if due and due not in opened.steps:
+            self.say(
+                f"{self.workdir}/metrics.jsonl has lost records up to step {due}: "
+                "curves will begin later"
+            )
+        return opened
 
     def prepare(self, before):
         """Makes the state that of before the first step."""
