@@ -27,10 +27,11 @@ import torch_step
 from PIL import Image
 
 from hapre_jax import config as config_lib
-from hapre_jax import inference, predict, train_state
+from hapre_jax import predict, train_state
 from hapre_jax.data import images, inputs
 from hapre_jax.method import to_float
 from hapre_jax.methods import hapre
+from hapre_jax.serving import inference
 
 CLASSES = ("normal", "bacterial", "viral")
 STORED = 512  # pixels of a side of what the key area is cut from

@@ -13,18 +13,17 @@ from hapre_jax import (
     checkpoint,
     cli,
     evaluation,
-    figures,
     html_report,
     json_file,
     log,
     methods,
     other_films,
     predictions,
-    report,
     run_folder,
 )
 from hapre_jax import config as config_lib
 from hapre_jax.errors import UserError
+from hapre_jax.reporting import figures, report
 
 # Of results whose file, or its page, would take the place of one that training leaves.
 _OF_A_RUN = (

@@ -18,19 +18,11 @@ import rich.console
 import safetensors.numpy
 from jax import export
 
-from hapre_jax import (
-    atomic,
-    cli,
-    inference,
-    json_file,
-    log,
-    model_card,
-    run_folder,
-    standalone,
-)
+from hapre_jax import atomic, cli, json_file, log, run_folder
 from hapre_jax import config as config_lib
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
+from hapre_jax.serving import inference, model_card, standalone
 
 PROGRAM, ONNX = "answer.py", "model.onnx"
 # Graphs run on either; a TPU has not been tried.
@@ -186,7 +178,7 @@ def _write_graph(
 
 
 def _write_onnx(predict, config, classes, file) -> None:
-    from hapre_jax import onnx_graph  # needs the extra onnx
+    from hapre_jax.serving import onnx_graph  # needs the extra onnx
 
     side = config.data.image_size
     model = onnx_graph.convert(

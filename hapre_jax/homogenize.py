@@ -12,20 +12,12 @@ from collections.abc import Callable
 
 import rich.console
 
-from hapre_jax import (
-    answering,
-    cli,
-    figures,
-    inference,
-    log,
-    other_films,
-    output_folder,
-    predictions,
-    run_folder,
-)
+from hapre_jax import cli, log, other_films, predictions, run_folder
 from hapre_jax.data import dataset, files, inputs, sources
 from hapre_jax.errors import UserError
-from hapre_jax.inference import Model
+from hapre_jax.reporting import figures
+from hapre_jax.serving import answering, inference, output_folder
+from hapre_jax.serving.inference import Model
 
 TABLE, ERRORS = "films.csv", "errors.csv"
 

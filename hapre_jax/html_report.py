@@ -8,18 +8,10 @@ import pathlib
 
 import numpy as np
 
-from hapre_jax import (
-    atomic,
-    bootstrap,
-    cli,
-    html_page,
-    predictions,
-    probabilities,
-    report,
-    run_folder,
-)
+from hapre_jax import atomic, bootstrap, cli, predictions, probabilities, run_folder
 from hapre_jax import config as config_lib
 from hapre_jax.predictions import Predictions
+from hapre_jax.reporting import html_page, report
 
 # Heading -> pictures that a run, or a test, may have left, and what they show.
 _PICTURES = {

@@ -20,9 +20,7 @@ from hapre_jax import (
     checkpoint,
     cli,
     evaluation,
-    figures,
     json_file,
-    landscape_sheet,
     methods,
     other_films,
     run_folder,
@@ -33,6 +31,7 @@ from hapre_jax.data import dataset as datasets
 from hapre_jax.data import feed, pipeline
 from hapre_jax.errors import UserError
 from hapre_jax.method import Method, to_float
+from hapre_jax.reporting import figures, landscape_sheet
 
 # Neighbouring rows differ by one expansion of the key area (`policy.alpha`). From boxes
 # that cut the lungs to where lungs of half a frame have become the whole image.

@@ -18,19 +18,13 @@ from typing import IO
 
 import rich.console
 
-from hapre_jax import (
-    answering,
-    cli,
-    figures,
-    inference,
-    log,
-    output_folder,
-    predictions,
-)
-from hapre_jax.answering import Answer, Refused
+from hapre_jax import cli, log, predictions
 from hapre_jax.data import inputs
 from hapre_jax.errors import UserError
-from hapre_jax.inference import Model
+from hapre_jax.reporting import figures
+from hapre_jax.serving import answering, inference, output_folder
+from hapre_jax.serving.answering import Answer, Refused
+from hapre_jax.serving.inference import Model
 
 _CROP = 256  # pixels of a side of crops
 _PICTURE = 512  # pixels of a side of overlays and heatmaps

@@ -16,10 +16,11 @@ from typing import Any
 import rich.console
 from PIL import Image
 
-from hapre_jax import answering, cli, explain, inference, log, serve_page
+from hapre_jax import cli, explain, log
 from hapre_jax.data import images, inputs
 from hapre_jax.errors import UserError
-from hapre_jax.inference import Model
+from hapre_jax.serving import answering, inference, serve_page
+from hapre_jax.serving.inference import Model
 
 # A film of 4,000 x 5,000 pixels of 16 bits has 40 MB.
 MAX_BYTES = 64 * 2**20

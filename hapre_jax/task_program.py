@@ -11,21 +11,12 @@ import numpy as np
 import rich.console
 from PIL import Image
 
-from hapre_jax import (
-    area_history,
-    cli,
-    evaluation,
-    figures,
-    json_file,
-    log,
-    run_folder,
-    sharding,
-    training,
-)
+from hapre_jax import cli, evaluation, json_file, log, run_folder, sharding, training
 from hapre_jax.config import Config
 from hapre_jax.data import dataset
 from hapre_jax.errors import UserError
 from hapre_jax.method import Method, Prediction
+from hapre_jax.reporting import area_history, figures
 
 
 class Program(NamedTuple):

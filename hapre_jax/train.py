@@ -17,13 +17,10 @@ import rich.console
 
 from hapre_jax import (
     appearance,
-    area_history,
     checkpoint,
     cli,
     evaluation,
     explain,
-    figures,
-    heatmap_sheet,
     html_report,
     json_file,
     landscape,
@@ -31,7 +28,6 @@ from hapre_jax import (
     methods,
     predictions,
     probabilities,
-    report,
     run_folder,
     sharding,
     train_state,
@@ -42,6 +38,7 @@ from hapre_jax.data import dataset as datasets
 from hapre_jax.data import files, phantom
 from hapre_jax.errors import UserError
 from hapre_jax.method import Method
+from hapre_jax.reporting import area_history, figures, heatmap_sheet, report
 
 _SHEET_IMAGES = 12
 _HEATMAP_IMAGES = 6

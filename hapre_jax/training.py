@@ -18,10 +18,8 @@ import rich.console
 from jax.sharding import Mesh
 
 from hapre_jax import (
-    area_history,
     checkpoint,
     interrupts,
-    learning_curves,
     log,
     optimization,
     pretrained,
@@ -37,6 +35,7 @@ from hapre_jax.data import dataset as datasets
 from hapre_jax.data import feed, pipeline, sources, splits
 from hapre_jax.errors import UserError, listing
 from hapre_jax.method import Method
+from hapre_jax.reporting import area_history, learning_curves
 from hapre_jax.train_state import TrainState
 
 

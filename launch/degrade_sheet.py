@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hapre_jax import cli, figures
+from hapre_jax import cli
 from hapre_jax.data import degrade, images, ped_pneumonia
 from hapre_jax.errors import UserError
+from hapre_jax.reporting import figures
 
 _FILM, _GAP = 180, 6  # pixels
 

@@ -15,12 +15,13 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image
 
-from hapre_jax import cli, figures, metrics, nets, task_program
+from hapre_jax import cli, metrics, nets, task_program
 from hapre_jax.config import Config
 from hapre_jax.data import dataset
 from hapre_jax.errors import UserError
 from hapre_jax.method import Method, Prediction
 from hapre_jax.methods import hapre, plain
+from hapre_jax.reporting import figures
 from hapre_jax.tasks import Detection
 
 # Cells a side that middles are told apart by: a consolidation is two to four wide.

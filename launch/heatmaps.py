@@ -16,21 +16,12 @@ import pathlib
 import rich.console
 import rich.table
 
-from hapre_jax import (
-    checkpoint,
-    cli,
-    explain,
-    figures,
-    heatmap_sheet,
-    log,
-    methods,
-    other_films,
-    run_folder,
-)
+from hapre_jax import checkpoint, cli, explain, log, methods, other_films, run_folder
 from hapre_jax import config as config_lib
 from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import pipeline
 from hapre_jax.errors import UserError
+from hapre_jax.reporting import figures, heatmap_sheet
 
 
 def main(argv: list[str]) -> int:

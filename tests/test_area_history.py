@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import ImageDraw
 
-from hapre_jax import area_history, figures
 from hapre_jax.data.dataset import NO_BOXES, Dataset
+from hapre_jax.reporting import area_history, figures
 
 LABELS = [0, 0, 0, 1, 2, 2, 0, 1]
 SHOWN = [0, 3, 4, 1, 7, 5]  # the first of each class, then the second ones

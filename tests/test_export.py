@@ -13,16 +13,10 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from hapre_jax import (
-    export,
-    inference,
-    predict,
-    run_folder,
-    standalone,
-    train_state,
-)
+from hapre_jax import export, predict, run_folder, train_state
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS
+from hapre_jax.serving import inference, standalone
 
 NAMES = [
     "README.md",

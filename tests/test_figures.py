@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from hapre_jax import figures, landscape_sheet
 from hapre_jax.data.dataset import NO_BOXES, Dataset
 from hapre_jax.errors import UserError
 from hapre_jax.landscape import Landscape
 from hapre_jax.method import Prediction
+from hapre_jax.reporting import figures, landscape_sheet
 
 GRAY = 77
 CLASSES = ("normal", "bacterial", "viral")

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_damaged_files import ENCODERS
 
-from hapre_jax import cli, config, config_file, figures, log, predictions, pretrained
+from hapre_jax import cli, config, config_file, log, predictions, pretrained
 from hapre_jax.data import (
     csv_tables,
     dicom,
@@ -37,6 +37,7 @@ from hapre_jax.data import (
     splits,
 )
 from hapre_jax.errors import UserError
+from hapre_jax.reporting import figures
 
 ROOT = pathlib.Path(__file__).parents[1]
 OPTIONS = config.options(config.Config())

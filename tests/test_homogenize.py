@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hapre_jax import figures, homogenize, inference, predict
+from hapre_jax import homogenize, predict
 from hapre_jax.data import folder
 from hapre_jax.errors import UserError
+from hapre_jax.reporting import figures
+from hapre_jax.serving import inference
 
 
 @pytest.fixture

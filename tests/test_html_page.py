@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hapre_jax import html_page
+from hapre_jax.reporting import html_page
 
 _VOID = {"meta", "img", "br"}
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from hapre_jax import curve_panel, figures, learning_curves, log
+from hapre_jax import log
+from hapre_jax.reporting import curve_panel, figures, learning_curves
 
 MARGIN, TOP, GAP = 26, 64, 32
 CELL_WIDTH, CELL_HEIGHT = curve_panel.CELL

@@ -9,10 +9,11 @@ import onnx
 import onnxruntime
 import pytest
 
-from hapre_jax import nets, onnx_graph
+from hapre_jax import nets
 from hapre_jax.errors import UserError
 from hapre_jax.method import to_float
 from hapre_jax.methods import METHODS
+from hapre_jax.serving import onnx_graph
 
 
 def _run(model, image):

@@ -13,19 +13,18 @@ import pytest
 from PIL import Image
 
 from hapre_jax import (
-    answering,
     appearance,
     checkpoint,
     config_file,
     evaluation,
-    figures,
-    inference,
     predict,
     predictions,
 )
 from hapre_jax.data import images, inputs
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS
+from hapre_jax.reporting import figures
+from hapre_jax.serving import answering, inference
 
 
 def _png(pixels):

@@ -3,8 +3,8 @@ import io
 import pytest
 import rich.console
 
-from hapre_jax import report
 from hapre_jax.config import Config, options
+from hapre_jax.reporting import report
 
 AREA = {
     "lung_iou": 0.71234,

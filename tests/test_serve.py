@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hapre_jax import inference, serve
+from hapre_jax import serve
 from hapre_jax.errors import UserError
+from hapre_jax.serving import inference
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 

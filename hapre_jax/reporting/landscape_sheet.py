@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hapre_jax import figures
+from hapre_jax.reporting import figures
 
 if TYPE_CHECKING:
     from hapre_jax.landscape import Landscape

@@ -4,8 +4,9 @@ import pathlib
 
 from PIL import Image, ImageDraw
 
-from hapre_jax import figures, log
-from hapre_jax.curve_panel import (
+from hapre_jax import log
+from hapre_jax.reporting import figures
+from hapre_jax.reporting.curve_panel import (
     CELL,
     OTHER_COLOR,
     POLICY_COLOR,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hapre_jax import figures
+from hapre_jax.reporting import figures
 
 # Okabe and Ito's darker colors, which can be read on white and told apart by people
 # with any kind of color blindness.

@@ -4,7 +4,6 @@ import functools
 import hashlib
 import os
 import pathlib
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hapre_jax import atomic, boxes
 from hapre_jax.data import files
 from hapre_jax.data.dataset import NOWHERE, Dataset, is_known
-
-if TYPE_CHECKING:
-    from hapre_jax.method import Prediction
+from hapre_jax.method import Prediction
 
 # Orange, sky blue and a light purple of Okabe and Ito's palette, which people with any
 # kind of color blindness can tell apart; the boxes differ in their lines too.
@@ -36,7 +33,7 @@ PAPER, INK, PALE = (255, 255, 255), (31, 35, 40), (101, 109, 118)
 
 
 def key_area_sheet(
-    source: Dataset, predictions: "Prediction", *, count: int = 12
+    source: Dataset, predictions: Prediction, *, count: int = 12
 ) -> Image.Image:
     """What the policy keeps of the first images of each class, and what is answered.
 
@@ -55,7 +52,7 @@ def key_area_sheet(
 
 
 def mistakes_sheet(
-    source: Dataset, predictions: "Prediction", *, count: int = 12
+    source: Dataset, predictions: Prediction, *, count: int = 12
 ) -> Image.Image | None:
     """The wrong answers that were given with most confidence; None without any.
 

@@ -12,19 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from hapre_jax import (
-    appearance,
-    boxes,
-    explain,
-    figures,
-    heatmap,
-    inference,
-    probabilities,
-)
+from hapre_jax import appearance, boxes, explain, heatmap, probabilities
 from hapre_jax.config import Config
 from hapre_jax.data import images, inputs
 from hapre_jax.errors import UserError
-from hapre_jax.inference import Model
+from hapre_jax.reporting import figures
+from hapre_jax.serving import inference
+from hapre_jax.serving.inference import Model
 
 _AHEAD = 2  # batches that are read while one is answered
 # Of films of this size, those of three batches take 1.5 GiB.

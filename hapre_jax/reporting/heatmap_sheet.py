@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hapre_jax import figures, heatmap
+from hapre_jax import heatmap
 from hapre_jax.data.dataset import Dataset
 from hapre_jax.explain import Looks
+from hapre_jax.reporting import figures
 
 _FILM, _GAP, _TOP = 200, 10, 70  # pixels
 

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hapre_jax import figures, log
+from hapre_jax import log
 from hapre_jax.data.dataset import Dataset
+from hapre_jax.reporting import figures
 
 KIND = "key_areas"  # of the records in metrics.jsonl
 

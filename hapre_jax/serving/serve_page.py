@@ -3,8 +3,8 @@
 import base64
 import hashlib
 
-from hapre_jax import html_page
-from hapre_jax.inference import Model
+from hapre_jax.reporting import html_page
+from hapre_jax.serving.inference import Model
 
 _FORM = """
 <label id="drop" for="file">Drop a film here, or choose one

@@ -3,8 +3,8 @@
 Mitchell et al., "Model Cards for Model Reporting", 2019.
 """
 
-from hapre_jax import report
 from hapre_jax.config import Config
+from hapre_jax.reporting import report
 
 
 def write(results: dict, config: Config, about: dict, *, with_onnx: bool) -> str:

@@ -1,0 +1,1 @@
+"""What a run or a table found, in words, pictures and pages."""

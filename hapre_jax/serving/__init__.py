@@ -1,0 +1,1 @@
+"""Trained methods that answer new films, here or elsewhere."""
