@@ -152,16 +152,18 @@ def convolve(
 
 
 def _by_products(cotangent, kernel, shape, strides, padding):
-    """The image's gradient: a product of matrices for each place of the kernel."""
+    """The image's gradient as one product of matrices, then moved and summed."""
+    height, width, channels, features = kernel.shape
+    products = jax.lax.dot_general(
+        cotangent,
+        kernel.reshape(-1, features),
+        (((3,), (1,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
     total = jnp.zeros(shape, jnp.float32)
-    places = itertools.product(range(kernel.shape[0]), range(kernel.shape[1]))
-    for place in places:
-        product = jax.lax.dot_general(
-            cotangent,
-            kernel[place],
-            (((3,), (1,)), ((), ())),
-            preferred_element_type=jnp.float32,
-        )
+    for index, place in enumerate(itertools.product(range(height), range(width))):
+        first = index * channels
+        product = products[..., first : first + channels]
         edges = [(0, 0, 0)]
         for axis, (at, stride, (before, _)) in enumerate(
             zip(place, strides, padding, strict=True), 1
