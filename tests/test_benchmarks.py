@@ -58,7 +58,9 @@ def test_largest_operations_of_a_trace(monkeypatch):
 
 
 # The others need PyTorch to start.
-@pytest.mark.parametrize("name", ["step", "scaling", "skip_neighbors", "rematerialize"])
+@pytest.mark.parametrize(
+    "name", ["step", "scaling", "skip_neighbors", "rematerialize", "gradients"]
+)
 def test_benchmarks_say_what_they_take(name):
     said = subprocess.run(
         [sys.executable, str(FOLDER / f"{name}.py"), "--help"],
