@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hapre_jax import boxes, metrics, policy, rewards
 from hapre_jax.data import splits
+from hapre_jax.errors import UserError
 
 checked = functools.partial(
     settings, deadline=None, derandomize=True, database=None, max_examples=100
@@ -182,7 +183,7 @@ def test_splits_never_share_a_patient_nor_a_film(films, seed, level):
     labels = [label for _, label, _ in films]
     try:
         divided = splits.assign(groups, labels, hashes=hashes, seed=seed, level=level)
-    except splits.errors.UserError as error:
+    except UserError as error:
         assert "split is empty" in str(error)
         return
     assert set(divided) == set(splits.SPLITS) and len(divided) == len(films)

@@ -268,8 +268,8 @@ def edited(text, old, new):
         ),
         ({"class_info": None}, "holds no stage_2_detailed_class_info.csv: it comes"),
         (
-            {"labels": edited(LABELS, "Target", "target")},
-            r"stage_2_train_labels.csv of .* has the columns .*'target'\], not "
+            {"labels": edited(LABELS, "Target", "Finding")},
+            r"stage_2_train_labels.csv of .* has the columns .*'Finding'\], not "
             "patientId,x,y,width,height,Target",
         ),
         (

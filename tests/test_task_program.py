@@ -31,7 +31,7 @@ from hapre_jax.method import Aux, Method, Prediction
 from hapre_jax.task_program import Program, train_and_test
 
 
-def make(config, data):
+def make(config):
     def init(key, image):
         return {"task": {"slope": jnp.zeros(()), "start": jnp.zeros(())}}, {"task": {}}
 
@@ -193,7 +193,7 @@ def test_what_a_task_lacks_is_found_before_its_folder_is_made(tmp_path, settings
         raise UserError(f"these {len(data.test)} films will not do")
 
     with pytest.raises(UserError, match="these 20 films will not do"):
-        train_and_test(settings, tmp_path / "run", LINE._replace(make=refuse))
+        train_and_test(settings, tmp_path / "run", LINE._replace(check=refuse))
     assert not (tmp_path / "run").exists()
 
 
