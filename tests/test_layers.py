@@ -67,3 +67,11 @@ def test_gradients_of_a_batch_of_batches_and_of_bfloat16():
         assert found.dtype == jnp.bfloat16
         scale = np.abs(expected).max()
         np.testing.assert_allclose(np.float32(found), expected, atol=0.03 * scale)
+
+
+def test_gradients_of_no_images_are_zero():
+    image, kernel = _arrays((0, 4, 4, 2), (3, 3, 2, 4))
+    of_image, of_kernel = _gradients(layers.convolve, image, kernel, 1, 1)(
+        image, kernel
+    )
+    assert of_image.shape == image.shape and not of_kernel.any()

@@ -1,5 +1,6 @@
 """Layers that several networks share, as torchvision computes them."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -129,14 +130,12 @@ def convolve(
         else:
             of_x = _by_products(cotangent, kernel, x.shape, strides, padding)
         groups = -(-x.size * x.dtype.itemsize // _CACHED_BYTES)
-        count = -(-len(x) // min(groups, _MOST_GROUPS))  # images of one
-        of_kernel = sum(
-            jax.vjp(lambda of, part=x[at : at + count]: usual(part, of), kernel)[1](
-                cotangent[at : at + count]
-            )[0]
-            for at in range(0, len(x), count)
-        )
-        return of_x, of_kernel
+        count = -(-len(x) // max(min(groups, _MOST_GROUPS), 1))  # images of one
+        of_kernel = jnp.zeros(kernel.shape, jnp.float32)
+        for at in range(0, len(x), max(count, 1)):
+            _, gradient = jax.vjp(functools.partial(usual, x[at : at + count]), kernel)
+            of_kernel += gradient(cotangent[at : at + count])[0]
+        return of_x, of_kernel.astype(kernel.dtype)
 
     @jax.custom_vjp
     def differentiable(x, kernel):
