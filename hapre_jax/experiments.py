@@ -11,7 +11,7 @@ import random
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import IO, NamedTuple
 
 import rich.console
@@ -50,6 +50,20 @@ class Experiment(NamedTuple):
         """
         config = config_lib.override_all(config_file.load(self.config), self.values)
         run_folder.check_workdir(self.folder, config)
+
+
+def check_setting(path: str, others: Collection[str], *, hint: str = "") -> None:
+    """Raises `UserError` for a field of --set that came before, or is the seed.
+
+    Args:
+      path: of the field.
+      others: fields that were set before it.
+      hint: what to do instead of giving it twice.
+    """
+    if path in others:
+        raise UserError(f"--set {path} is given twice{hint}")
+    if path == "seed":
+        raise UserError("--set seed: seeds are 0 to N - 1 of --seeds N")
 
 
 class Failure(NamedTuple):

@@ -173,8 +173,9 @@ def warp(image: jax.Array, shifts: jax.Array) -> jax.Array:
         jax.scipy.ndimage.map_coordinates(shifts[:, :, axis], at, order=1)
         for axis in range(2)
     )
-    y = jnp.arange(height, dtype=_of_positions(image))[:, None] + moved_y
-    x = jnp.arange(width, dtype=_of_positions(image))[None] + moved_x
+    dtype = _of_positions(image)
+    y = jnp.arange(height, dtype=dtype)[:, None] + moved_y
+    x = jnp.arange(width, dtype=dtype)[None] + moved_x
     found = jax.scipy.ndimage.map_coordinates(image[:, :, 0], [y, x], order=1)
     return found.astype(image.dtype)[:, :, None]
 

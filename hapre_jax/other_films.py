@@ -102,15 +102,11 @@ def load(
         run, are its own but asked for whole, or it was trained on all of them.
     """
     saved = splits_file(workdir)
-    if same_films(config.data, trained.data):
-        if whole:
-            raise UserError(
-                f"--all is for films of another source: {workdir} was trained on these"
-            )
-        data = pipeline.load(
-            config.data, seed=config.seed, splits_file=saved, progress=progress
+    is_own = same_films(config.data, trained.data)
+    if is_own and whole:
+        raise UserError(
+            f"--all is for films of another source: {workdir} was trained on these"
         )
-        return Test(data.test, evaluation.mean_lung_box(data.train), 0)
     source = sources.open_source(config.data, seed=config.seed)
     labels.common(classes, source.classes)  # before hours of reading
     found = pipeline.read(source, config.data, seed=config.seed, progress=progress)
@@ -118,8 +114,10 @@ def load(
     if whole:
         films = pipeline.whole(found)
     else:
-        data = pipeline.divide(found)
+        data = pipeline.divide(found, splits_file=saved if is_own else None)
         films, mean_box = data.test, evaluation.mean_lung_box(data.train)
+    if is_own:
+        return Test(films, mean_box, 0)
     patients = same_patients(config.data, trained.data)
     kept = never_seen(films, splits.read(saved), patients=patients)
     if not len(kept):

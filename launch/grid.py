@@ -35,10 +35,7 @@ def grid(
         path, equals, values = setting.partition("=")
         if not equals or not path or not values:
             raise UserError(f"--set {setting!r} is not PATH=VALUE,VALUE,...")
-        if path in axes:
-            raise UserError(f"--set {path} is given twice: give it all its values once")
-        if path == "seed":
-            raise UserError("--set seed: seeds are 0 to N - 1 of --seeds N")
+        experiments.check_setting(path, axes, hint=": give it all its values once")
         listed = values.removesuffix(";").split(";" if ";" in values else ",")
         # A value given twice would count its seeds twice.
         axes[path] = [(path, value) for value in dict.fromkeys(listed)]

@@ -754,18 +754,14 @@ def _name_of(path: str) -> str:
 
 def _changed(preset: Preset, changes: Sequence[str]) -> Preset:
     """A preset with more config fields, `FIELD=VALUE` each."""
-    values, given = dict(preset.values), set()
+    given: dict[str, str] = {}
     for text in changes:
         path, sign, value = text.partition("=")
         if not sign:
             raise UserError(f"--set {text!r} is not FIELD=VALUE")
-        if path in given:
-            raise UserError(f"--set {path} is given twice")
-        if path == "seed":
-            raise UserError("--set seed: seeds are 0 to N - 1 of --seeds N")
-        given.add(path)
-        values[path] = value
-    return preset._replace(values=values)
+        experiments.check_setting(path, given)
+        given[path] = value
+    return preset._replace(values=preset.values | given)
 
 
 def _words(text: str | None, known: Sequence[str], unknown: str) -> tuple[str, ...]:

@@ -107,6 +107,9 @@ def test_the_program_reads_films_as_the_training_did(tmp_path, geometry):
 
 
 def test_the_program_reads_16_bits_or_refuses(tmp_path):
+    from hapre_jax.data import images
+
+    assert standalone.MIN_SIDE == images.MIN_SIDE
     film = np.array([[0, 65_535], [257, 25_700]], np.uint16).repeat(8, 0).repeat(8, 1)
     Image.fromarray(film).save(tmp_path / "film.png")
     read = standalone.square(tmp_path / "film.png", 16, "squash")

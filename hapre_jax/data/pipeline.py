@@ -327,24 +327,24 @@ def _part(array: np.ndarray, rows_of: list[np.ndarray]) -> list[np.ndarray]:
     return np.split(array[: ends[-1]], ends[:-1])
 
 
-def _dataset(films: Films, indices, pixels, *, boxes) -> dataset.Dataset:
+def _dataset(films: Films, places, pixels, *, boxes) -> dataset.Dataset:
     """The films at some places, with `pixels` as their images."""
-    records, examples = films.records, films.examples
-    lung_boxes = np.stack([examples[index].lung_box for index in indices])
-    lesions = tuple(examples[index].lesion_boxes for index in indices)
-    views = tuple(records[index].view for index in indices)
-    known = [dict(examples[index].corrections) for index in indices]
-    masks = [examples[index].mask for index in indices]
+    records = [films.source.records[films.kept[place]] for place in places]
+    examples = [films.examples[place] for place in places]
+    lesions = tuple(example.lesion_boxes for example in examples)
+    views = tuple(record.view for record in records)
+    known = [dict(example.corrections) for example in examples]
+    masks = [example.mask for example in examples]
     return dataset.Dataset(
         images=pixels,
-        labels=np.array([records[index].label for index in indices], np.int32),
-        names=tuple(records[index].name for index in indices),
-        groups=tuple(records[index].group for index in indices),
+        labels=np.array([record.label for record in records], np.int32),
+        names=tuple(record.name for record in records),
+        groups=tuple(record.group for record in records),
         classes=films.source.classes,
-        lung_boxes=lung_boxes,
+        lung_boxes=np.stack([example.lung_box for example in examples]),
         lesion_boxes=lesions if any(map(len, lesions)) else None,
         views=views if any(views) else (),
-        hashes=tuple(examples[index].sha256 for index in indices),
+        hashes=tuple(example.sha256 for example in examples),
         corrections={
             name: np.array([of[name] for of in known], np.float32)
             for name in (known[0] if all(known) else ())

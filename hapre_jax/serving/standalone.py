@@ -59,8 +59,8 @@ def square(path, size, geometry):
     data = io.BytesIO(pathlib.Path(path).read_bytes())
     film = ImageOps.exif_transpose(Image.open(data, formats=FORMATS))
     if min(film.size) < MIN_SIDE:
-        size = f"{film.width} x {film.height}"
-        raise ValueError(f"has {size} pixels: films have at least {MIN_SIDE} a side")
+        found = f"{film.width} x {film.height} pixels"
+        raise ValueError(f"has {found}: films have at least {MIN_SIDE} a side")
     if film.mode.startswith(("I", "F")):
         levels = np.asarray(film)
         if film.mode == "F" or 0 < levels.max() < 16384 or levels.max() > 65535:
