@@ -19,6 +19,7 @@ import rich.console
 
 from hapre_jax import config, config_file, experiments
 from hapre_jax.errors import UserError
+from hapre_jax.paper_tables import cross_source, films, layouts, plan, records
 
 _FILE = pathlib.Path(__file__).parents[1] / "launch" / "tables.py"
 _SPEC = importlib.util.spec_from_file_location("tables", _FILE)
@@ -26,13 +27,13 @@ tables = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(tables)
 
 PRESETS = ("cpu", "gpu", "paper")
-PAPER = json.loads(_FILE.with_name("paper_results.json").read_text())
+PAPER = json.loads(records.PAPER.read_text())
 
 
-def plan(table, preset="cpu", *, names=tuple(tables.SOURCES), rows=None, seeds=1):
-    layout, preset = tables.LAYOUTS[table], tables.presets(preset)
-    return tables.plan(
-        chosen={name: tables.SOURCES[name] for name in names},
+def make_plan(table, preset="cpu", *, names=tuple(films.SOURCES), rows=None, seeds=1):
+    layout, preset = layouts.LAYOUTS[table], layouts.presets(preset)
+    return plan.make(
+        chosen={name: films.SOURCES[name] for name in names},
         networks=layout.networks(preset),
         rows=rows or layout.rows,
         preset=preset,
@@ -52,20 +53,20 @@ def config_of(run):
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("table", "2345")
 def test_runs_are_what_their_folders_say(table, preset):
-    groups = plan(table, preset)
+    cells = make_plan(table, preset)
     folders = set()
-    for group in groups:
-        (run,) = group.runs
+    for cell in cells:
+        (run,) = cell.runs
         run.check()
         folders.add(run.folder)
-        where = f"work/{group.source}/{group.net}/{group.row}/seed-0"
+        where = f"work/{cell.source}/{cell.net}/{cell.row}/seed-0"
         assert str(run.folder) == where
-        attention = f"+{group.row}" if group.row in ("cbam", "danet") else ""
-        assert run.values["task.net"] == group.net + attention
+        attention = f"+{cell.row}" if cell.row in ("cbam", "danet") else ""
+        assert run.values["task.net"] == cell.net + attention
         assert run.values.get("data.root") == (
-            None if group.source.startswith("phantom") else "DIR"
+            None if cell.source.startswith("phantom") else "DIR"
         )
-    assert len(folders) == len(groups)
+    assert len(folders) == len(cells)
     nets = {
         "2": {"cpu": 1, "gpu": 1, "paper": 1},
         "3": {"cpu": 3, "gpu": 3, "paper": 3},
@@ -73,19 +74,19 @@ def test_runs_are_what_their_folders_say(table, preset):
         "5": {"cpu": 3, "gpu": 7, "paper": 7},
     }
     rows = {"2": 15, "3": 2, "4": 4, "5": 1}
-    assert len(groups) == 7 * nets[table][preset] * rows[table]
+    assert len(cells) == 7 * nets[table][preset] * rows[table]
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_tables_share_only_runs_that_are_the_same(preset):
     known = {}
     for table in "2345":
-        for run in tables.by_seed(plan(table, preset)):
+        for run in plan.by_seed(make_plan(table, preset)):
             assert known.setdefault(run.folder, run) == run
     # Of each source, the plain ResNet and HAPre-KRS of the first depth are in four and
     # in three tables.
-    folders = [r.folder for t in "2345" for r in tables.by_seed(plan(t, preset))]
-    first = f"work/ped_pneumonia/{tables.presets(preset).nets[0]}"
+    folders = [r.folder for t in "2345" for r in plan.by_seed(make_plan(t, preset))]
+    first = f"work/ped_pneumonia/{layouts.presets(preset).nets[0]}"
     counts = [
         sum(str(folder) == f"{first}/{row}/seed-0" for folder in folders)
         for row in ("resnet", "hapre_krs")
@@ -95,10 +96,10 @@ def test_tables_share_only_runs_that_are_the_same(preset):
 
 def test_sources_are_the_films_that_they_are_named_after():
     found = {}
-    for group in plan("5", rows=("resnet",)):
-        data = config_of(group.runs[0]).data
+    for cell in make_plan("5", rows=("resnet",)):
+        data = config_of(cell.runs[0]).data
         framing = data.quality if data.name == "phantom" else data.degrade
-        found[group.source] = (data.name, framing)
+        found[cell.source] = (data.name, framing)
     assert found == {
         "phantom_high": ("phantom", "high"),
         "phantom_medium": ("phantom", "medium"),
@@ -111,30 +112,30 @@ def test_sources_are_the_films_that_they_are_named_after():
 
 
 def test_cpu_preset_is_the_recipe_as_it_is():
-    (group,) = plan("2", names=["ped_pneumonia_low"], rows=["hapre_krs"])
+    (cell,) = make_plan("2", names=["ped_pneumonia_low"], rows=["hapre_krs"])
     recipe = config_file.load("configs/hapre_krs_best.py:ped_pneumonia_low")
     changes = {"data.root": "DIR", "compare_plain": "false"}
-    assert config_of(group.runs[0]) == config.override_all(recipe, changes)
+    assert config_of(cell.runs[0]) == config.override_all(recipe, changes)
 
 
 def test_gpu_preset_has_224_pixels():
-    (group,) = plan("2", "gpu", names=["phantom_low"], rows=["hapre_krs"])
-    found = config_of(group.runs[0])
+    (cell,) = make_plan("2", "gpu", names=["phantom_low"], rows=["hapre_krs"])
+    found = config_of(cell.runs[0])
     assert (found.task.net, found.task.image_size) == ("resnet18", 224)
     assert (found.policy.image_size, found.data.image_size) == (64, 512)
     assert found.train.steps == 4000 and not found.compare_plain
 
 
 def test_paper_preset_is_the_papers_config():
-    (group,) = plan("2", "paper", names=["ped_pneumonia"], rows=["hapre_krs"])
+    (cell,) = make_plan("2", "paper", names=["ped_pneumonia"], rows=["hapre_krs"])
     paper = config_file.load("configs/hapre_krs.py")
     data = dataclasses.replace(paper.data, root="DIR")
-    assert config_of(group.runs[0]) == dataclasses.replace(paper, data=data)
+    assert config_of(cell.runs[0]) == dataclasses.replace(paper, data=data)
 
 
 def test_runs_come_seed_by_seed():
-    groups = plan("4", names=["phantom_low"], rows=["resnet", "cbam"], seeds=2)
-    assert [str(run.folder.relative_to("work")) for run in tables.by_seed(groups)] == [
+    cells = make_plan("4", names=["phantom_low"], rows=["resnet", "cbam"], seeds=2)
+    assert [str(run.folder.relative_to("work")) for run in plan.by_seed(cells)] == [
         "phantom_low/resnet8/resnet/seed-0",
         "phantom_low/resnet8/cbam/seed-0",
         "phantom_low/resnet14/resnet/seed-0",
@@ -148,7 +149,7 @@ def test_runs_come_seed_by_seed():
         "phantom_low/resnet20/resnet/seed-1",
         "phantom_low/resnet20/cbam/seed-1",
     ]
-    seeds = [config_of(run).seed for run in tables.by_seed(groups)]
+    seeds = [config_of(run).seed for run in plan.by_seed(cells)]
     assert seeds == 6 * [0] + 6 * [1]
 
 
@@ -198,18 +199,18 @@ def test_some_networks_of_the_preset(table, preset, nets):
 def test_printed_commands_are_those_of_the_shell(preset, workdir):
     arguments = ["--table", "2", "--seeds", "1", "--rows", "resnet"]
     (line,) = dry_run(workdir, *arguments, "--preset", preset)
-    (group,) = plan("2", preset, names=["phantom_low"], rows=["resnet"])
-    folder = workdir / group.runs[0].folder.relative_to("work")
-    expected = group.runs[0]._replace(folder=folder).arguments
+    (cell,) = make_plan("2", preset, names=["phantom_low"], rows=["resnet"])
+    folder = workdir / cell.runs[0].folder.relative_to("work")
+    expected = cell.runs[0]._replace(folder=folder).arguments
     assert shlex.split(line) == ["python", "-m", "hapre_jax.train", *expected]
 
 
 def test_films_are_trained_on_beside_phantoms_where_there_are_some():
     arguments = ["--table", "2", "--seeds", "1", "--rows", "mixup"]
-    phantom, films = dry_run("w", *arguments, "--data-root", "DIR")
+    phantom, real = dry_run("w", *arguments, "--data-root", "DIR")
     assert "--workdir w/phantom_low/resnet8/mixup/seed-0 " in phantom
     assert "--data.root" not in phantom
-    assert films == (
+    assert real == (
         "python -m hapre_jax.train --config configs/baselines.py:mixup@ped_pneumonia "
         "--workdir w/ped_pneumonia/resnet8/mixup/seed-0 --task.net resnet8 "
         "--data.root DIR --seed 0"
@@ -329,7 +330,7 @@ def test_films_of_ones_own_are_a_source(name, tmp_path):
 def test_sources_have_names_of_their_own(first, second, tmp_path):
     (tmp_path / first).mkdir()
     (tmp_path / second).touch()
-    chosen = [first if first in tables.SOURCES else f"{tmp_path / first}"]
+    chosen = [first if first in films.SOURCES else f"{tmp_path / first}"]
     chosen += [f"{tmp_path / second}"]
     with pytest.raises(UserError, match=rf"two are called {first}; rename .*{second}$"):
         tables.main(["--table", "2", "--finished", "--sources", ",".join(chosen)])
@@ -338,8 +339,8 @@ def test_sources_have_names_of_their_own(first, second, tmp_path):
 # What is made of finished runs.
 
 
-def films_of(source):
-    return tables.films_of(tables.SOURCES[source], "DIR")
+def fields_of(source):
+    return films.fields(films.SOURCES[source], "DIR")
 
 
 def finished(workdir, table, *arguments):
@@ -438,7 +439,7 @@ def test_table_3_tests_each_training_on_every_source(tmp_path, write_run):
     for (trained, tested), (plain, ours) in figures.items():
         elsewhere = "" if trained == tested else tested
         here = tmp_path / trained / "resnet14"
-        on = {"tested": elsewhere, "films": films_of(tested)}
+        on = {"tested": elsewhere, "films": fields_of(tested)}
         write_run(here / "resnet" / "seed-0", plain, misses=True, **on)
         # At home there is nothing to gain.
         write_run(here / "hapre_krs" / "seed-0", ours, misses=not elsewhere, **on)
@@ -472,8 +473,8 @@ def test_table_3_has_films_that_were_only_tested_on(tmp_path, write_run):
     (tmp_path / "hospital").mkdir()
     run = tmp_path / "phantom_low" / "resnet8" / "resnet" / "seed-0"
     write_run(run, 0.7)
-    films = tables.films_below(str(tmp_path / "hospital"))
-    write_run(run, 0.4, tested="hospital", films=films)
+    hospital = films.fields_below(str(tmp_path / "hospital"))
+    write_run(run, 0.4, tested="hospital", films=hospital)
     arguments = ["--sources", "phantom_low", "--rows", "resnet", "--seeds", "1"]
     arguments += ["--test-on", str(tmp_path / "hospital")]
     parts, _ = finished(tmp_path, "3", *arguments)
@@ -492,21 +493,23 @@ def test_table_3_has_films_that_were_only_tested_on(tmp_path, write_run):
 def test_tests_on_other_films_of_the_same_name_do_not_count(
     change, tmp_path, write_run
 ):
-    films = {}
+    below = {}
     for place in ("a", "b"):
         (tmp_path / place / "hospital").mkdir(parents=True)
-        films[place] = tables.films_below(str(tmp_path / place / "hospital"))
-    wrong = films["b"]
+        below[place] = films.fields_below(str(tmp_path / place / "hospital"))
+    wrong = below["b"]
     if change == "another part of it":
-        wrong = films["a"] | {"data.split_fractions": "0.7,0.1,0.2"}
+        wrong = below["a"] | {"data.split_fractions": "0.7,0.1,0.2"}
     run = tmp_path / "runs" / "phantom_low" / "resnet8" / "resnet" / "seed-0"
     write_run(run, 0.7)
     write_run(run, 0.4, tested="hospital", films=wrong)
     file = run / "on" / "hospital.json"
-    assert tables.is_test_of(file, wrong) and not tables.is_test_of(file, films["a"])
-    assert not tables.is_test_of(run / "results.json", wrong)  # does not say of what
+    assert cross_source.is_test_of(file, wrong)
+    assert not cross_source.is_test_of(file, below["a"])
+    # It does not say of what films it is.
+    assert not cross_source.is_test_of(run / "results.json", wrong)
     arguments = ["--sources", "phantom_low", "--rows", "resnet", "--seeds", "1"]
-    arguments += ["--test-on", films["a"]["data.root"]]
+    arguments += ["--test-on", below["a"]["data.root"]]
     _, records = finished(tmp_path / "runs", "3", *arguments)
     assert [one["tested"] for one in records] == ["phantom_low"]
 
@@ -559,7 +562,9 @@ def test_rows_that_own_films_do_not_have_are_named(tmp_path, write_run, capsys):
 @pytest.mark.parametrize("table", "234")
 @pytest.mark.parametrize("count", [2, 4])
 def test_every_shard_has_its_part_of_the_costly_row(table, count):
-    runs = tables.by_seed(plan(table, names=["phantom_low", "phantom_high"], seeds=4))
+    runs = plan.by_seed(
+        make_plan(table, names=["phantom_low", "phantom_high"], seeds=4)
+    )
     shards = [experiments.shard(runs, f"{i + 1}/{count}") for i in range(count)]
     assert sorted(str(run) for part in shards for run in part) == sorted(map(str, runs))
     costly = [sum("/hapre_krs/" in str(run.folder) for run in part) for part in shards]
@@ -573,7 +578,7 @@ def test_table_3_has_the_papers_score_of_the_source_that_is_tested(tmp_path, wri
     ]:
         folder = tmp_path / source / "resnet18" / "hapre_krs" / "seed-0"
         write_run(folder, 0.5)
-        write_run(folder, 0.4, tested=tested, films=films_of(tested))
+        write_run(folder, 0.4, tested=tested, films=fields_of(tested))
     arguments = ["--preset", "gpu", "--data-root", "DIR"]
     arguments += ["--sources", "ped_pneumonia,rsna_pneumonia"]
     parts, _ = finished(tmp_path, "3", *arguments)
@@ -670,8 +675,8 @@ def test_table_1_counts_films_of_ones_own(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.new("L", (48, 32)).save(path)
     workdir = tmp_path / "work"
-    films = f"{tmp_path / 'hospital'}"
-    tables.main(["--table", "1", "--workdir", str(workdir), "--sources", films])
+    hospital = f"{tmp_path / 'hospital'}"
+    tables.main(["--table", "1", "--workdir", str(workdir), "--sources", hospital])
     text = (workdir / "table1.md").read_text(encoding="utf-8")
     assert "| hospital | 3 | 3 | 2 ill, 1 well | not known" in text
     assert "Counted by `python launch/tables.py --table 1 --sources hospital`." in text
@@ -740,24 +745,24 @@ def elsewhere(tmp_path, monkeypatch):
             return "/ped_pneumonia_low/resnet8" not in str(output)
 
         monkeypatch.setattr(experiments, "run_program", run_program)
-        groups = tables.plan(
-            chosen={name: tables.SOURCES[name] for name in names},
+        cells = plan.make(
+            chosen={name: films.SOURCES[name] for name in names},
             networks=["resnet8"],
             rows=["resnet"],
-            preset=tables.presets("cpu"),
+            preset=layouts.presets("cpu"),
             seeds=1,
             root="DIR",
             workdir=tmp_path,
         )
-        for group in groups:
-            folder = group.runs[0].folder
+        for cell in cells:
+            folder = cell.runs[0].folder
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "results.json").write_text("{}")
         console = rich.console.Console(file=io.StringIO())
-        runs = tables.by_seed(groups)
-        tests = {name: films_of(name) for name in names}
-        tests["hospital"] = tables.films_below("films/hospital.zip")
-        failures = tables.evaluate_elsewhere(groups, runs, tests, console)
+        runs = plan.by_seed(cells)
+        tests = {name: fields_of(name) for name in names}
+        tests["hospital"] = films.fields_below("films/hospital.zip")
+        failures = cross_source.evaluate(cells, runs, tests, console)
         return failures, commands
 
     return test
@@ -768,8 +773,8 @@ def test_finished_runs_are_tested_on_the_sources_of_the_others_once(
 ):
     done = tmp_path / "rsna_pneumonia/resnet8/resnet/seed-0/on/phantom_medium.json"
     done.parent.mkdir(parents=True)
-    films = config.override_all(config.Config(), films_of("phantom_medium"))
-    done.write_text(json.dumps({"config": config.to_dict(films)}))
+    tested = config.override_all(config.Config(), fields_of("phantom_medium"))
+    done.write_text(json.dumps({"config": config.to_dict(tested)}))
     names = ["phantom_medium", "ped_pneumonia_low", "rsna_pneumonia"]
     failures, commands = elsewhere(names)
     first = tmp_path / "phantom_medium/resnet8/resnet/seed-0"
@@ -808,13 +813,13 @@ def test_finished_runs_are_tested_on_the_sources_of_the_others_once(
     assert [failure.output for failure in failures] == failed
 
 
-@pytest.mark.parametrize("tested", tables.SOURCES)
+@pytest.mark.parametrize("tested", films.SOURCES)
 def test_films_of_another_source_are_those_that_its_own_networks_see(tested, elsewhere):
-    _, commands = elsewhere(tuple(tables.SOURCES))
+    _, commands = elsewhere(tuple(films.SOURCES))
     configs = {
-        group.source: config_of(group.runs[0])
-        for group in plan("3", rows=["resnet"])
-        if group.net == "resnet8"
+        cell.source: config_of(cell.runs[0])
+        for cell in make_plan("3", rows=["resnet"])
+        if cell.net == "resnet8"
     }
     own = configs[tested].data
     names = ["name", "root", "degrade"]
@@ -828,7 +833,7 @@ def test_films_of_another_source_are_those_that_its_own_networks_see(tested, els
             for name in names:
                 assert getattr(data, name) == getattr(own, name), (trained, name)
             seen.append(trained)
-    assert seen == [source for source in tables.SOURCES if source != tested]
+    assert seen == [source for source in films.SOURCES if source != tested]
 
 
 # What the paper says.
@@ -858,21 +863,21 @@ def test_published_tables_agree_where_they_overlap():
         assert PAPER["5"][net]["ours"] == PAPER["4"][net]["resnet"]["ours"]
     for row, scores in PAPER["4"]["resnet18"].items():
         assert scores == PAPER["2"][row]
-    for films in PAPER["1"].values():
-        classes = [count for name, count in films.items() if name != "images"]
-        assert sum(classes) == films["images"]
+    for counts in PAPER["1"].values():
+        classes = [count for name, count in counts.items() if name != "images"]
+        assert sum(classes) == counts["images"]
 
 
 def test_published_tables_have_all_rows_of_ours_and_whole_scores():
     ours = {"dre_net_official", "random_crop", "true_lungs"}
-    assert set(PAPER["2"]) == set(tables.LAYOUTS["2"].rows) - ours
-    assert set(PAPER["4"]) == set(tables.presets("paper").nets)
-    assert set(PAPER["5"]) == set(tables.presets("paper").backbones)
+    assert set(PAPER["2"]) == set(layouts.LAYOUTS["2"].rows) - ours
+    assert set(PAPER["4"]) == set(layouts.presets("paper").nets)
+    assert set(PAPER["5"]) == set(layouts.presets("paper").backbones)
     for rows in PAPER["4"].values():
-        assert set(rows) == set(tables.LAYOUTS["4"].rows)
+        assert set(rows) == set(layouts.LAYOUTS["4"].rows)
     for nets in PAPER["3"].values():
         for rows in nets.values():
-            assert set(rows) == set(tables.LAYOUTS["3"].rows)
+            assert set(rows) == set(layouts.LAYOUTS["3"].rows)
     count = 0
 
     def check(value):

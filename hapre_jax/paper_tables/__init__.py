@@ -1,0 +1,1 @@
+"""The tables of the paper: their films, runs, tests and records."""

@@ -1,0 +1,61 @@
+"""Tests of finished runs on films of other sources."""
+
+import pathlib
+from collections.abc import Sequence
+
+import rich.console
+
+from hapre_jax import config as config_lib
+from hapre_jax import experiments, json_file, log
+from hapre_jax.experiments import Experiment
+from hapre_jax.paper_tables import films
+from hapre_jax.paper_tables.plan import Cell
+
+
+def is_test_of(file: pathlib.Path, values: dict[str, str]) -> bool:
+    """Whether a file has a test on films with such config fields, see `films.fields`.
+
+    Films of another folder, or another part of the same ones, may have had its name.
+    """
+    config = json_file.read(file).get("config") if file.exists() else None
+    if config is None:
+        return False
+    fields = config_lib.options(config_lib.from_dict(config))
+    stored = {path: config_lib.to_text(fields[path].value) for path in values}
+    if values["data.name"] == "folder":
+        if not films.is_same_place(stored["data.root"], values["data.root"]):
+            return False
+    return stored | {"data.root": ""} == values | {"data.root": ""}
+
+
+def is_tested(cell: Cell, name: str, values: dict[str, str]) -> bool:
+    """Whether all finished runs of a cell were tested on a source."""
+    return name == cell.source or all(
+        is_test_of(run.folder / "on" / f"{name}.json", values) for run in cell.finished
+    )
+
+
+def evaluate(
+    cells: Sequence[Cell],
+    runs: Sequence[Experiment],
+    tests: dict[str, dict[str, str]],
+    console: rich.console.Console,
+) -> list[experiments.Failure]:
+    """Tests those of `runs` that are finished on films with config fields `tests`."""
+    jobs = []
+    for cell in cells:
+        for run in (run for run in cell.finished if run in runs):
+            for name, values in tests.items():
+                output = run.folder / "on" / f"{name}.json"
+                if name != cell.source and not is_test_of(output, values):
+                    jobs.append((run, values, output))
+    failures = []
+    with log.progress_bar(console, "tests") as update:
+        for done, (run, values, output) in enumerate(jobs, 1):
+            flags = [f"--{path}={value}" for path, value in values.items()]
+            command = ["hapre_jax.evaluate", str(run.folder), "--out", str(output)]
+            said = output.with_suffix(".log")
+            if not experiments.run_program([*command, *flags], said):
+                failures.append(experiments.Failure(str(output), said))
+            update(done, len(jobs), str(output))
+    return failures

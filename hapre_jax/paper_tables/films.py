@@ -1,0 +1,91 @@
+"""Films that tables are of: phantoms, public data sets, and one's own."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from hapre_jax import config_file
+from hapre_jax.data import files
+from hapre_jax.errors import UserError
+
+
+class Source(NamedTuple):
+    """Films to train and test on."""
+
+    recipe: str  # of configs/baselines.py
+    values: dict[str, str] = {}
+
+    @property
+    def needs_root(self) -> bool:
+        """Whether it is read from files whose place it does not know."""
+        return self.recipe != "phantom" and not self.is_folder
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is films of one's own."""
+        return "data.root" in self.values
+
+
+SOURCES = {
+    "phantom_high": Source("phantom", {"data.quality": "high"}),
+    "phantom_medium": Source("phantom", {"data.quality": "medium"}),
+    "phantom_low": Source("phantom", {"data.quality": "low"}),
+    "ped_pneumonia": Source("ped_pneumonia"),
+    "ped_pneumonia_low": Source("ped_pneumonia_low"),
+    "rsna_pneumonia": Source("ped_pneumonia", {"data.name": "rsna_pneumonia"}),
+    "nih_chest_xray": Source("ped_pneumonia", {"data.name": "nih_chest_xray"}),
+}
+# What films of one's own are trained by.
+_RECIPE_OF_FOLDERS = "ped_pneumonia"
+
+
+def choose(text: str | None, default: Sequence[str]) -> dict[str, Source]:
+    """Sources by name; films of one's own are called after their folder or zip."""
+    found: dict[str, Source] = {}
+    for word in dict.fromkeys(text.split(",")) if text else default:
+        name, source = word, SOURCES.get(word)
+        if source is None:
+            if not word or not files.expand(word).exists():
+                raise UserError(
+                    f"there is no source {word!r}; there are {', '.join(SOURCES)}, and "
+                    "folders or zips of your own films"
+                )
+            name = name_of(word)
+            source = Source(
+                _RECIPE_OF_FOLDERS, {"data.name": "folder", "data.root": word}
+            )
+        if name in found or (word != name and name in SOURCES):
+            raise UserError(f"--sources: two are called {name}; rename {word}")
+        found[name] = source
+    return found
+
+
+def name_of(path: str) -> str:
+    """What films of one's own are called: as their folder, or zip without its end."""
+    place = files.expand(path).resolve()
+    return place.name if place.is_dir() else place.stem
+
+
+def is_same_place(one: str, other: str) -> bool:
+    """Whether two paths lead to the same folder or file."""
+    return files.expand(one).resolve() == files.expand(other).resolve()
+
+
+def fields(source: Source, root: str) -> dict[str, str]:
+    """Config fields of a source's films."""
+    recipe = config_file.load(f"configs/hapre_krs_best.py:{source.recipe}")
+    values = {
+        "data.name": recipe.data.name,
+        "data.degrade": recipe.data.degrade,
+        "data.root": root if source.needs_root else "",
+    }
+    return values | source.values
+
+
+def fields_below(path: str) -> dict[str, str]:
+    """Config fields of the films of a folder or zip, nearly all of them for a test."""
+    return {
+        "data.name": "folder",
+        "data.degrade": "none",
+        "data.root": path,
+        "data.split_fractions": "0.05,0.05,0.9",
+    }
