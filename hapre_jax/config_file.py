@@ -23,8 +23,7 @@ def load(spec: str) -> Config:
     Raises:
       UserError: there is no such file, or it gives no config.
     """
-    name, colon, argument = spec.partition(".py:")
-    path = _find(f"{name}.py" if colon else spec)
+    path, argument = find(spec)
     if path.suffix == ".json":
         return _load_json(path)
     if path.suffix != ".py":
@@ -43,10 +42,17 @@ def available() -> list[str]:
     return []
 
 
-def _find(name):
+def find(spec: str) -> tuple[pathlib.Path, str]:
+    """The file of `FILE[:ARG]`, see `load`, and its argument or "".
+
+    Raises:
+      UserError: there is no such file.
+    """
+    name, colon, argument = spec.partition(".py:")
+    name = f"{name}.py" if colon else spec
     for folder in (pathlib.Path(), _PACKAGE.parent, _PACKAGE):
         if (folder / name).is_file():
-            return folder / name
+            return folder / name, argument
     raise UserError(
         f"there is no config file {name!r}; there are {', '.join(available())}"
     )

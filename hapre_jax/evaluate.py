@@ -75,11 +75,9 @@ def main(argv: list[str]) -> int:
             whole=arguments.all,
             progress=update,
         )
-    if known:
-        said = "the run was trained on them, or on others of their patients"
-        log.say(console, f"{known} films are left out: {said}")
+    other_films.say_what_is_left_out(known, console)
     method = methods.make(trained, len(results["classes"]))
-    evaluation.check_lungs(method, tested_on)
+    evaluation.check_lungs(config.method, method, tested_on)
     best = checkpoint.restore_best(workdir, trained, method)
     tested = evaluation.evaluate(
         evaluation.make_predict(method),

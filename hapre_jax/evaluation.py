@@ -50,12 +50,12 @@ def make_predict(method: Method, mesh: Mesh | None = None) -> Callable:
     return predict
 
 
-def check_lungs(method: Method, source: datasets.Dataset) -> None:
+def check_lungs(name: str, method: Method, source: datasets.Dataset) -> None:
     """Raises `UserError` where a method needs lung boxes that a split does not have."""
     if method.needs_lungs and not source.lungs_known.any():
         raise UserError(
-            "method true_lungs needs lung boxes, and of a split of this data set none "
-            "is known"
+            f"method {name} needs lung boxes, and of a split of this data set none is "
+            "known"
         )
 
 

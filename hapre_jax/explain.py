@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hapre_jax import boxes, evaluation, heatmap, methods
+from hapre_jax import boxes, evaluation, heatmap, methods, nets
 from hapre_jax.config import Config
 from hapre_jax.data import dataset as datasets
 from hapre_jax.method import network_variables, to_float
@@ -16,17 +16,6 @@ from hapre_jax.tasks import normalize, resize
 from hapre_jax.train_state import TrainState
 
 SIZE = 64  # cells of a side of a map of the whole film
-# Those whose task network classifies the whole film or its key area by itself.
-EXPLAINED = (
-    "hapre",
-    "plain",
-    "random_crop",
-    "random_aug",
-    "cutout",
-    "cutmix",
-    "mixup",
-    "drl_da",
-)
 # After which the classifier sees a part of a film, or all of it, as it is.
 _OPERATIONS = ("key_area", "none")
 
@@ -44,9 +33,9 @@ def make(config: Config, num_classes: int) -> Callable | None:
     is as for `Method.predict`. There is none for methods whose answer is more than that
     of one network, nor for operations that turn, mask or recolor what it sees.
     """
-    if config.method not in EXPLAINED or not is_of_film(config):
-        return None
     method = methods.make(config, num_classes)
+    if not method.has_one_network or not is_of_film(config):
+        return None
     task = plain.classification(config, num_classes)
 
     def explain(params, model_state, batch):
@@ -63,7 +52,7 @@ def make(config: Config, num_classes: int) -> Callable | None:
                 lambda image: task.network.apply(variables, image, train=False),
                 seen[None],
             )
-            feature = max(outputs.features)
+            feature = nets.stages(outputs.features)[-1]
             heat = heatmap.grad_cam(task.network, variables, seen, answer, feature)
             return heatmap.paste(heat, area, size=SIZE)
 

@@ -51,7 +51,9 @@ def make(
     """
     _check_estimator(config.policy.estimator, operation)
     made = _Framework(task, prober or task, policy_network, operation, config)
-    return Method(made.init, made.loss, made.predict, made.task_losses)
+    return Method(
+        made.init, made.loss, made.predict, made.task_losses, has_one_network=True
+    )
 
 
 def _check_estimator(name: str, operation: Operation) -> None:

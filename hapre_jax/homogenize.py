@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import rich.console
 
-from hapre_jax import cli, log, other_films, predictions, run_folder
+from hapre_jax import cli, csv_file, log, other_films, run_folder
 from hapre_jax.data import dataset, files, inputs, sources
 from hapre_jax.errors import UserError
 from hapre_jax.reporting import figures
@@ -71,8 +71,8 @@ def homogenize(
             continue
         label = source.classes[record.label]
         rows.append((names[row], label, record.group, record.view, record.official))
-    predictions.write_rows(out / ERRORS, errors)
-    predictions.write_rows(out / TABLE, rows)
+    csv_file.write(out / ERRORS, errors)
+    csv_file.write(out / TABLE, rows)
     return len(rows) - 1, len(refused)
 
 

@@ -5,6 +5,7 @@ so it can be mailed, and read on a phone, in light or dark.
 """
 
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,12 +13,13 @@ from hapre_jax import atomic, bootstrap, cli, predictions, probabilities, run_fo
 from hapre_jax import config as config_lib
 from hapre_jax.predictions import Predictions
 from hapre_jax.reporting import html_page, report
+from hapre_jax.result_table import Table
 
 # Heading -> pictures that a run, or a test, may have left, and what they show.
 _PICTURES = {
     "What it looks at": {
         "key_areas.png": "Test films with the key area, the lungs where they are "
-        "known, and what the classifier sees.",
+        "known, and the key area enlarged.",
         "heatmaps.png": "Where the classifiers look: the brighter, the more a place "
         "speaks for the class that is answered (Grad-CAM); 0 outside of a key area.",
     },
@@ -243,8 +245,8 @@ def _settings(results) -> list[str]:
     ]
 
 
-def of_table(title: str, tables: list, notes: str) -> str:
-    """The page about tables, a list of `result_table.Table`."""
+def of_table(title: str, tables: Sequence[Table], notes: str) -> str:
+    """The page about tables, with notes in Markdown."""
     body = []
     for one in tables:
         if one.words:

@@ -10,8 +10,11 @@ import jax.numpy as jnp
 class Aux(NamedTuple):
     """What a loss gives besides its value."""
 
-    model_state: dict  # new BatchNorm statistics of each network
-    metrics: dict[str, jax.Array]  # f32[] each, for the log
+    model_state: dict  # as a `Method`'s, with new BatchNorm statistics
+    # f32[] each, for the log: means over all images, so that those of parts and steps
+    # may be averaged. What is known of some images alone is 0 for the others, and
+    # "NAME/known" the share of these: NAME over it is the mean over them.
+    metrics: dict[str, jax.Array]
 
 
 class Prediction(NamedTuple):
@@ -32,11 +35,14 @@ class Method(NamedTuple):
     """A way to train a task network, as pure functions.
 
     `params` and `model_state` hold one sub-tree a network: "task", and "policy" where
-    there is one; `average` is a pair of both, averaged over the last steps. `batch`
-    holds "image" f32[B, H, W, C] in [0, 1], "label" i32[B], "index" i32[B] (rows of the
-    training split), and "lung_box" f32[B, 4] in a data set with known lungs; `predict`
-    gets the image and the lung box only. A batch of one has a "partner", another such
-    batch, where the method needs one.
+    there is one; the model state also what `prepare` learned. `average` is a pair of
+    both, of networks alone, averaged over the last steps. `batch` holds "image"
+    f32[B, H, W, C] in [0, 1], "label" i32[B], "index" i32[B] (rows of the training
+    split), "lung_box" f32[B, 4] in a data set with known lungs, and what a task asks
+    for: "lungs" f32[B, H, W, 1] in [0, 1], the lung masks, or "boxes" f32[B, M, 4],
+    lesion boxes, NaN where an image has fewer. `predict` gets the image and the lung
+    box only. A batch of one has a "partner", another such batch, where the method
+    needs one.
     """
 
     init: Callable  # (key, image) -> (params, model_state)
@@ -45,6 +51,8 @@ class Method(NamedTuple):
     task_losses: Callable  # (params, model_state, batch, areas [B, 4]) -> f32[B]
     needs_lungs: bool = False  # only of use where the batch has "lung_box"
     needs_partner: bool = False  # mixes images; of a batch of one with its "partner"
+    # The task network alone gives the answer, to the key area or the whole film.
+    has_one_network: bool = False
     # What is learned before the first step, from the plain classifier's averages:
     # (params, model_state, training batches, validation split, progress) -> a part of
     # the model state.
@@ -54,6 +62,11 @@ class Method(NamedTuple):
 def network_variables(name: str, params: dict, model_state: dict) -> dict:
     """Flax variables of one network of a `Method`, by name."""
     return {"params": params[name], **model_state[name]}
+
+
+def of_networks(params: dict, model_state: dict) -> tuple[dict, dict]:
+    """A pair like these, without what of the model state is of no learning network."""
+    return params, {name: model_state[name] for name in params}
 
 
 def split_variables(variables: dict) -> tuple[dict, dict]:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import rich.console
 
 from hapre_jax import config as config_lib
-from hapre_jax import evaluation
+from hapre_jax import evaluation, log
 from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import files, labels, pipeline, sources, splits
@@ -68,7 +69,7 @@ def never_seen(
     )
 
 
-class Test(NamedTuple):
+class Films(NamedTuple):
     """Films that a run is tested on."""
 
     films: datasets.Dataset
@@ -81,19 +82,22 @@ def load(
     trained: Config,
     workdir: pathlib.Path,
     *,
-    classes: Sequence[str],
+    classes: Sequence[str] | None,
+    split: str = "test",
     whole: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Test:
+) -> Films:
     """The films that a config names, as far as a run has never seen them.
 
-    The run's own films are divided as they were; of others the test part is taken.
+    The run's own films are divided as they were, others anew.
 
     Args:
       config: see `config_of`.
       trained: of the run.
       workdir: of the run.
-      classes: that the run tells apart.
+      classes: that the run tells apart; None where it does not say yet.
+      split: that is taken, "test" or "validation"; the run has chosen its best
+        checkpoint by its own validation films, but was not trained on them.
       whole: whether all films of another source are taken.
       progress: called with the number of images read and their total.
 
@@ -108,22 +112,30 @@ def load(
             f"--all is for films of another source: {workdir} was trained on these"
         )
     source = sources.open_source(config.data, seed=config.seed)
-    labels.common(classes, source.classes)  # before hours of reading
+    if classes is not None:  # before hours of reading
+        labels.common(classes, source.classes)
     found = pipeline.read(source, config.data, seed=config.seed, progress=progress)
     mean_box = None
     if whole:
         films = pipeline.whole(found)
     else:
         data = pipeline.divide(found, splits_file=saved if is_own else None)
-        films, mean_box = data.test, evaluation.mean_lung_box(data.train)
+        films, mean_box = getattr(data, split), evaluation.mean_lung_box(data.train)
     if is_own:
-        return Test(films, mean_box, 0)
+        return Films(films, mean_box, 0)
     patients = same_patients(config.data, trained.data)
     kept = never_seen(films, splits.read(saved), patients=patients)
     if not len(kept):
-        raise UserError("the run was trained on all of these test films")
+        raise UserError(f"the run was trained on all of these {split} films")
     known = len(films) - len(kept)
-    return Test(films.take(kept) if known else films, mean_box, known)
+    return Films(films.take(kept) if known else films, mean_box, known)
+
+
+def say_what_is_left_out(known: int, console: rich.console.Console) -> None:
+    """Says of how many `Films` the run knows, if there are any."""
+    if known:
+        said = "the run was trained on them, or on others of their patients"
+        log.say(console, f"{known} films are left out: {said}")
 
 
 def splits_file(workdir: pathlib.Path) -> pathlib.Path:

@@ -18,7 +18,7 @@ from typing import IO
 
 import rich.console
 
-from hapre_jax import cli, log, predictions
+from hapre_jax import cli, csv_file, log
 from hapre_jax.data import inputs
 from hapre_jax.errors import UserError
 from hapre_jax.reporting import figures
@@ -62,8 +62,8 @@ class Writer:
         names = (f"p_{name}" for name in self._classes)
         header = ["path", "answer", *names, "calibrated"]
         header += [*_EDGES, "kept", "flags", "picture"]
-        predictions.write_row(self._table, header)
-        predictions.write_row(self._errors, ["path", "reason"])
+        csv_file.write_row(self._table, header)
+        csv_file.write_row(self._errors, ["path", "reason"])
         whole = 0
         for line in _whole_lines(lines):
             told = json.loads(line)
@@ -88,12 +88,12 @@ class Writer:
         kept = "" if one.kept is None else f"{one.kept:.4f}"
         flags = "; ".join(one.flags)
         cells = [one.path, one.answer, *numbers, *area, kept, flags, picture]
-        predictions.write_row(self._table, cells)
+        csv_file.write_row(self._table, cells)
 
     def refuse(self, one: Refused) -> None:
         """A film that could not be read."""
         with self._saying_where():
-            predictions.write_row(self._errors, [one.input.path, one.reason])
+            csv_file.write_row(self._errors, [one.input.path, one.reason])
 
     def close(self) -> None:
         """Ends the files."""

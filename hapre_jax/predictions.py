@@ -1,14 +1,12 @@
 """A run's answer for each image of a split, as a CSV file: `predictions.csv`."""
 
 import csv
-import io
 import pathlib
-from collections.abc import Iterable
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from hapre_jax import atomic
+from hapre_jax import csv_file
 from hapre_jax.errors import UserError
 
 _PROBABILITY = "p_"  # before the name of a class
@@ -32,22 +30,6 @@ class Predictions(NamedTuple):
         return np.argmax(self.probabilities, axis=1).astype(np.int32)
 
 
-def write_row(stream: IO[str], cells: Iterable[Any]) -> None:
-    """Writes a line of CSV that ends in a line feed."""
-    line = io.StringIO()
-    # Of what ends a line, Python before 3.13 quotes only that which ends its own.
-    csv.writer(line, lineterminator="\r\n").writerow(cells)
-    stream.write(line.getvalue().removesuffix("\r\n") + "\n")
-
-
-def write_rows(file: pathlib.Path, rows: Iterable[Iterable[Any]]) -> None:
-    """Writes a table: the file is there whole or not at all."""
-    text = io.StringIO(newline="")
-    for cells in rows:
-        write_row(text, cells)
-    atomic.write_text(file, text.getvalue())
-
-
 def write(file: pathlib.Path, predictions: Predictions) -> None:
     """Writes a line an image: the file is there whole or not at all."""
     classes = predictions.classes
@@ -63,7 +45,7 @@ def write(file: pathlib.Path, predictions: Predictions) -> None:
         if predictions.key_areas is not None:
             line += [f"{edge:.9g}" for edge in predictions.key_areas[row]]
         rows.append(line)
-    write_rows(file, rows)
+    csv_file.write(file, rows)
 
 
 def read(file: pathlib.Path, *, count: int | None = None) -> Predictions:

@@ -1,13 +1,11 @@
 """Tables of results as Markdown, LaTeX, CSV and JSON, the best figures marked."""
 
-import csv
-import io
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from hapre_jax import atomic, json_file
+from hapre_jax import atomic, csv_file, json_file
 
 _BEST, _SECOND = 1, 2
 
@@ -146,15 +144,12 @@ def write(
     text = "\n".join(map(markdown, tables)) + f"\n{notes}\n"
     flat = [_flatten(one) for one in records]
     columns = list(dict.fromkeys(name for one in flat for name in one))
-    csv_text = io.StringIO()
-    writer = csv.DictWriter(csv_text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(flat)
     atomic.write_text(stem.with_suffix(".md"), text)
     comment = "".join(f"% {line}\n" for line in notes.splitlines())
     latex_text = comment + "\n".join(map(latex, tables))
     atomic.write_text(stem.with_suffix(".tex"), latex_text)
-    atomic.write_text(stem.with_suffix(".csv"), csv_text.getvalue())
+    cells = [[one.get(name, "") for name in columns] for one in flat]
+    csv_file.write(stem.with_suffix(".csv"), [columns, *cells])
     json_file.write(stem.with_suffix(".json"), {"notes": notes, "records": records})
     return text
 

@@ -28,6 +28,7 @@ from hapre_jax import (
     methods,
     predictions,
     probabilities,
+    reward_landscape,
     run_folder,
     sharding,
     train_state,
@@ -87,7 +88,7 @@ def train_and_evaluate(
             config,
             workdir,
             lambda classes: methods.make(config, len(classes)),
-            _check_lungs,
+            functools.partial(_check_lungs, config.method),
             console=console,
             claims=claims,
         )
@@ -112,10 +113,10 @@ def _plain(config: Config) -> Config:
     return dataclasses.replace(config, method="plain", compare_plain=False)
 
 
-def _check_lungs(method: Method, data: datasets.Splits) -> None:
+def _check_lungs(name: str, method: Method, data: datasets.Splits) -> None:
     """Raises `UserError` where the method needs lungs, and a split knows none."""
     for split in data:
-        evaluation.check_lungs(method, split)
+        evaluation.check_lungs(name, method, split)
 
 
 def _run(config, method, workdir, data, console, stop_after, plain=None) -> dict | None:
@@ -211,10 +212,10 @@ def _best_of_plain(config, workdir, data) -> train_state.TrainState:
 
 def _best_scale(measured, areas, lung_boxes) -> dict | None:
     """Where the loss leads to, by validation images, and how near the areas are."""
-    zoom = landscape.best_zoom(measured)
+    zoom = reward_landscape.best_zoom(measured)
     if zoom is None or not datasets.is_known(lung_boxes).any():
         return None
-    return {"best_zoom": zoom, "iou": landscape.overlap(areas, lung_boxes, zoom)}
+    return {"best_zoom": zoom, "iou": reward_landscape.overlap(areas, lung_boxes, zoom)}
 
 
 def _learn_before(

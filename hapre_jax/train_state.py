@@ -8,7 +8,7 @@ import optax
 
 from hapre_jax import optimization
 from hapre_jax.config import Config
-from hapre_jax.method import Method
+from hapre_jax.method import Method, of_networks
 
 
 class TrainState(NamedTuple):
@@ -18,7 +18,8 @@ class TrainState(NamedTuple):
     params: dict
     model_state: dict
     opt_state: optax.OptState
-    average: tuple[dict, dict]  # moving average of (params, model_state): what is used
+    # Moving average of (params, model_state), see `method.of_networks`: what is used.
+    average: tuple[dict, dict]
 
 
 def init(
@@ -50,7 +51,7 @@ def init(
             params,
             model_state,
             optimizer.init(params),
-            average=(params, model_state),
+            average=of_networks(params, model_state),
         )
 
     # Copies, since the step donates its state, and no buffer may be donated twice; put
@@ -63,9 +64,10 @@ def init(
 def start_from(state: TrainState, params: dict, model_state: dict) -> TrainState:
     """The state before the first step with other variables, their average too."""
     # Two copies: the step donates its state.
-    (params, model_state), average = (
-        jax.device_put((params, model_state), jax.local_devices()[0], may_alias=False)
-        for _ in range(2)
+    device = jax.local_devices()[0]
+    average = of_networks(params, model_state)
+    (params, model_state), average = jax.device_put(
+        ((params, model_state), average), device, may_alias=False
     )
     return state._replace(params=params, model_state=model_state, average=average)
 

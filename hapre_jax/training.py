@@ -436,10 +436,11 @@ def _films_of(step, config, films) -> list[str]:
 
 
 def mean_metrics(pending: Sequence[tuple[int, dict]], step: int) -> dict[str, float]:
-    """Means over steps; the lung IoU is that of films whose lungs are known.
+    """Means over steps; of what is known of some films alone, over those.
 
     Args:
-      pending: step and metrics of those since the last record that were not skipped.
+      pending: step and metrics of those since the last record that were not skipped,
+        see `method.Aux`.
       step: the newest.
 
     Raises:
@@ -454,11 +455,11 @@ def mean_metrics(pending: Sequence[tuple[int, dict]], step: int) -> dict[str, fl
         name: float(np.mean([values[name] for _, values in pending]))
         for name in pending[0][1]
     }
-    known = means.pop("lungs_known", None)  # see `operations.KeyArea.metrics`
-    if known:
-        means["lung_iou"] /= known
-    elif known is not None:
-        del means["lung_iou"]
+    for share in [name for name in means if name.endswith("/known")]:
+        name, known = share.removesuffix("/known"), means.pop(share)
+        of_all = means.pop(name)
+        if known:
+            means[name] = of_all / known
     return means
 
 

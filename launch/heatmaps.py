@@ -105,10 +105,11 @@ def _named(text: str) -> tuple[str, pathlib.Path]:
 
 def _config(folder: pathlib.Path, root: str | None) -> Config:
     config = run_folder.read_config(folder)
-    if config.method not in explain.EXPLAINED:
+    classes = run_folder.read_results(folder)["classes"]
+    if not methods.make(config, len(classes)).has_one_network:
         raise UserError(
-            f"{folder} is of method {config.method}, whose network has a head of its "
-            f"own; heatmaps are drawn of {', '.join(explain.EXPLAINED)}"
+            f"{folder} is of method {config.method}: heatmaps are drawn where one "
+            "ordinary network gives the answer alone"
         )
     if not explain.is_of_film(config):
         raise UserError(

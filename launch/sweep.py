@@ -38,7 +38,6 @@ from hapre_jax import config as config_lib
 from hapre_jax.errors import UserError
 from hapre_jax.experiments import Experiment, Failure
 
-_REPOSITORY = pathlib.Path(__file__).parents[1]
 _POLL_SECONDS = 0.5
 _BEAT_SECONDS = 60  # between two signs of life of a worker, in a database
 _GRACE_SECONDS = 300  # without one, after which it counts as dead
@@ -57,9 +56,9 @@ def load_space(file: str) -> dict:
     """
     _optuna()  # which the file imports
     base = config_file.load(file)
-    places = (pathlib.Path(file), _REPOSITORY / file)
-    path = next((p for p in places if p.is_file() and p.suffix == ".py"), None)
-    space = runpy.run_path(str(path)).get("get_space") if path else None
+    path, _ = config_file.find(file)
+    is_python = path.suffix == ".py"  # a run's config.json has fields alone
+    space = runpy.run_path(str(path)).get("get_space") if is_python else None
     if not callable(space):
         raise UserError(f"config file {file} has no get_space()")
     try:

@@ -597,7 +597,8 @@ def test_networks_of_the_method(tiny_config):
     # ResNet-8 ends in 64 channels.
     assert guide["agent"] == _shapes(channels=64)[1]
     assert not method.needs_lungs and not method.needs_partner
-    # Without the guide: predictions are the plain classifier's.
+    # Without the guide: what is averaged, and answers, is the plain classifier's.
+    assert train_state.blank(method, tiny_config).average == expected
     shapes = [
         jax.eval_shape(each.predict, *expected, {"image": image})
         for each in (method, base)

@@ -247,12 +247,13 @@ def test_true_lungs_needs_lung_boxes(tiny_config):
     method = METHODS["true_lungs"](tiny_config, 3)
     unknown = _dataset([0, 1])
     with pytest.raises(UserError) as error:
-        evaluation.check_lungs(method, unknown)
+        evaluation.check_lungs("true_lungs", method, unknown)
     assert str(error.value) == NO_LUNGS
     # One film is enough, the others are shown whole; other methods need none.
     some = np.array([NOWHERE, (0.0, 0.0, 0.5, 0.5)])
-    evaluation.check_lungs(method, _dataset([0, 1], some))
-    evaluation.check_lungs(METHODS["random_crop"](tiny_config, 3), unknown)
+    evaluation.check_lungs("true_lungs", method, _dataset([0, 1], some))
+    other = METHODS["random_crop"](tiny_config, 3)
+    evaluation.check_lungs("random_crop", other, unknown)
 
 
 def _score(areas, lungs, **kwargs):

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import struct
 import subprocess
 import sys
+import zlib
 from typing import NamedTuple
 
 import jax
@@ -74,6 +76,7 @@ def test_the_program_of_a_bundle_needs_jax_and_numpy_alone(
     # Not the repository's folder, nor what it is installed as: jax and numpy are.
     program = f"""
 import sys
+import zlib
 sys.path.insert(0, {str(bundle)!r})
 import jax
 import jax.numpy as jnp
@@ -120,6 +123,52 @@ def test_the_program_reads_16_bits_or_refuses(tmp_path):
     Image.fromarray(film[:8]).save(tmp_path / "film.png")
     with pytest.raises(ValueError, match=r"^has 16 x 8 pixels"):
         standalone.square(tmp_path / "film.png", 16, "squash")
+
+
+def _png(levels):
+    """A PNG file of 16-bit `u16[H, W, C]`, which Pillow cannot write."""
+    height, width, channels = levels.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]  # gray, alpha, color, both
+    lines = [b"\0" + row.astype(">u2").tobytes() for row in levels]
+
+    def chunk(name, content):
+        code = zlib.crc32(name + content)
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", code)
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"".join(lines)))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("bits", [12, 16])
+@pytest.mark.parametrize("has_marker", [False, True])
+def test_the_program_takes_what_the_library_takes(channels, bits, has_marker, tmp_path):
+    """And refuses a detector's 12 bits in 16, which would be nearly black."""
+    from hapre_jax.data import images
+
+    levels = np.random.default_rng(0).integers(0, 2**bits, (40, 40, channels))
+    if has_marker:
+        levels[:3, :4] = 65_535  # 12 of 1,600 pixels
+    file = tmp_path / "film.png"
+    file.write_bytes(_png(levels.astype(np.uint16)))
+    if bits == 12:
+        with pytest.raises(UserError, match="scale"):
+            images.open_gray(file.read_bytes(), name="film.png")
+        with pytest.raises(ValueError, match="scale the film's to 0..65535"):
+            standalone.square(file, 16, "squash")
+    else:
+        film = images.open_gray(file.read_bytes(), name="film.png")
+        np.testing.assert_array_equal(
+            standalone.square(file, 16, "squash"),
+            images.fit(film, size=16, geometry="squash"),
+        )
 
 
 def test_the_program_answers_a_film(bundle, tmp_path):

@@ -911,7 +911,7 @@ def test_logged_lung_iou_is_that_of_the_mean_boxes():
     # Sums over three films, of two of which the lungs are known.
     expected = (1 + float(boxes.area(areas[1]))) / 3
     assert metrics["lung_iou"] == pytest.approx(expected, rel=1e-5)
-    assert metrics["lungs_known"] == pytest.approx(2 / 3)
+    assert metrics["lung_iou/known"] == pytest.approx(2 / 3)
     sides = np.sqrt(np.prod(areas[:, 2:] - areas[:, :2], axis=1))
     assert metrics["side"] == pytest.approx(sides.mean(), rel=1e-5)
     assert metrics["sigma"] == pytest.approx(0.4)

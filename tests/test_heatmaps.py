@@ -79,7 +79,9 @@ def test_what_cannot_be_compared_is_refused(finished_run, tmp_path):
     runs = [f"a={finished_run}", f"b={other}", "--films", "1"]
     assert heatmaps.main([*runs, "--out", str(out)]) == 0
     pretend(method="mag_sd")
-    with pytest.raises(UserError, match="method mag_sd, whose network has a head"):
+    with pytest.raises(
+        UserError, match="is of method mag_sd: heatmaps are drawn where one"
+    ):
         heatmaps.main([f"a={other}"])
     assert json.loads((other / "config.json").read_text())["method"] == "mag_sd"
     pretend(policy=dataclasses.replace(settings.policy, operation="rotation"))

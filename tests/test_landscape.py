@@ -13,6 +13,7 @@ from hapre_jax import (
     json_file,
     landscape,
     optimization,
+    reward_landscape,
     run_folder,
     train_state,
 )
@@ -85,13 +86,13 @@ LUNGS = [(0.4, 0.4, 0.6, 0.6), (0.2, 0.5, 0.4, 0.7), (0.0, 0.25, 0.5, 0.75)]
     ],
 )
 def test_place(box, zoom, shift, expected, variant):
-    placed = variant(landscape.place)(jnp.array(box), zoom, shift)
+    placed = variant(reward_landscape.place)(jnp.array(box), zoom, shift)
     np.testing.assert_allclose(placed, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 64])  # 2 pads the last batch
 def test_measure_gives_the_means_of_each_class_and_of_all(batch_size):
-    found = landscape.measure(
+    found = reward_landscape.measure(
         _method(_linear),
         STATE,
         _dataset(LUNGS),
@@ -117,7 +118,7 @@ def test_measure_gives_the_means_of_each_class_and_of_all(batch_size):
 
 def test_images_of_unknown_lungs_are_left_out_of_every_number():
     lungs = [LUNGS[0], (np.nan,) * 4, LUNGS[2]]
-    found = landscape.measure(
+    found = reward_landscape.measure(
         _method(_linear), STATE, _dataset(lungs), zooms=(1.0,), shifts=(0.0,)
     )
     np.testing.assert_array_equal(found.counts, [1, 1, 2])
@@ -130,7 +131,7 @@ def test_images_of_unknown_lungs_are_left_out_of_every_number():
 
 def test_a_class_without_images_is_nan():
     source = _dataset(LUNGS, classes=("normal", "viral", "other"))
-    found = landscape.measure(
+    found = reward_landscape.measure(
         _method(_linear), STATE, source, zooms=(1.0,), shifts=(0.0,)
     )
     assert np.isnan(found.losses[2]).all() and np.isnan(found.whole[2])
@@ -139,7 +140,7 @@ def test_a_class_without_images_is_nan():
 
 @pytest.mark.parametrize("lungs", [[], [(np.nan,) * 4] * 3])
 def test_boxes_lie_around_the_key_area_where_no_lungs_are_known(lungs):
-    found = landscape.measure(
+    found = reward_landscape.measure(
         _method(_linear), STATE, _dataset(lungs), zooms=(1.0, 1.5), shifts=(0.0,)
     )
     assert found.reference == "policy"
@@ -150,12 +151,14 @@ def test_boxes_lie_around_the_key_area_where_no_lungs_are_known(lungs):
 
 def test_without_lungs_and_policy_there_is_nothing_to_place_boxes_around():
     with pytest.raises(UserError, match="needs known lungs or a policy"):
-        landscape.measure(_method(_linear, has_policy=False), STATE, _dataset([]))
+        reward_landscape.measure(
+            _method(_linear, has_policy=False), STATE, _dataset([])
+        )
 
 
 def test_a_method_without_a_policy_has_no_key_area():
     method = _method(_linear, has_policy=False)
-    found = landscape.measure(
+    found = reward_landscape.measure(
         method, STATE, _dataset(LUNGS), zooms=(1.0,), shifts=(0.0,)
     )
     assert found.policy is None
@@ -168,7 +171,7 @@ def test_at_most_max_images_of_all_classes():
     # Every third image is of one class, as in phantoms: a stride would take one class.
     source = _dataset([LUNGS[0]] * 90, labels=[0, 1, 2] * 30, classes=tuple("abc"))
     found, again = (
-        landscape.measure(
+        reward_landscape.measure(
             _method(_linear),
             STATE,
             source,
@@ -191,17 +194,19 @@ def _valley(gray, label, box):
 
 def test_the_default_grid_finds_the_minimum():
     source = _dataset([(0.3, 0.3, 0.7, 0.7)] * 3)
-    found = landscape.measure(_method(_valley), STATE, source)
-    row, column = landscape.lowest(found.losses[-1])
+    found = reward_landscape.measure(_method(_valley), STATE, source)
+    row, column = reward_landscape.lowest(found.losses[-1])
     # Lungs of 0.4 about 0.5: 0.5 is 1.25 times 0.4, and 0.6 a quarter of 0.4 away.
-    assert landscape.ZOOMS[row] == 1.25 and landscape.SHIFTS[column] == 0.25
+    assert (
+        reward_landscape.ZOOMS[row] == 1.25 and reward_landscape.SHIFTS[column] == 0.25
+    )
     np.testing.assert_allclose(found.losses[-1, row, column], 0, atol=1e-12)
 
 
 def _of_all(losses, *, whole=1.0, reference="lungs"):
     """A landscape of zooms 0.5, 1, 2 and shifts -0.5, 0."""
     losses = np.array([losses, losses], np.float32)
-    return landscape.Landscape(
+    return reward_landscape.Landscape(
         losses=losses,
         zooms=np.array([0.5, 1.0, 2.0], np.float32),
         shifts=np.array([-0.5, 0.0], np.float32),
@@ -242,7 +247,7 @@ def _of_all(losses, *, whole=1.0, reference="lungs"):
     ],
 )
 def test_verdict(losses, reference, phrases):
-    text = landscape.verdict(_of_all(losses, reference=reference))
+    text = reward_landscape.verdict(_of_all(losses, reference=reference))
     for phrase in phrases:
         assert phrase in text
 
@@ -252,16 +257,16 @@ def test_best_zoom_is_of_centered_boxes_around_the_lungs():
     found = _of_all(losses)._replace(
         zooms=np.array([0.8, 1.25, 2.0]), shifts=np.array([0.5, 0.0])
     )
-    assert landscape.best_zoom(found) == 1.25
-    assert landscape.best_zoom(found._replace(reference="policy")) is None
+    assert reward_landscape.best_zoom(found) == 1.25
+    assert reward_landscape.best_zoom(found._replace(reference="policy")) is None
 
 
 def test_overlap_is_with_the_scaled_lungs():
     lungs = np.array([(0.4, 0.4, 0.6, 0.6), (np.nan,) * 4, (0, 0, 0.2, 0.2)], "f4")
     areas = np.array([(0.4, 0.4, 0.6, 0.6), (0, 0, 1, 1), (0, 0, 0.4, 0.4)], "f4")
     # Twice the lungs: a quarter of it is kept; the one in the corner is moved inside.
-    assert landscape.overlap(areas, lungs, 2.0) == pytest.approx((0.25 + 1) / 2)
-    assert landscape.overlap(areas, lungs, 1.0) == pytest.approx((1 + 0.25) / 2)
+    assert reward_landscape.overlap(areas, lungs, 2.0) == pytest.approx((0.25 + 1) / 2)
+    assert reward_landscape.overlap(areas, lungs, 1.0) == pytest.approx((1 + 0.25) / 2)
 
 
 def test_measure_and_draw_writes_a_picture_and_its_numbers(tmp_path):
@@ -338,7 +343,7 @@ def test_program_measures_a_run_on_its_own_split(tmp_path, capsys):
     assert f"{len(data.validation)} images" in output
     assert "The loss is lowest" in output and "landscape.png" in output
     values = json.loads((run / "landscape.json").read_text())
-    expected = landscape.measure(method, trained, data.validation)
+    expected = reward_landscape.measure(method, trained, data.validation)
     np.testing.assert_allclose(values["losses"], expected.losses, rtol=1e-5)
     assert values["policy"] is None and (run / "landscape.png").exists()
     assert not (run / "splits.csv").exists()
@@ -349,6 +354,9 @@ def test_program_measures_a_run_on_its_own_split(tmp_path, capsys):
     assert json.loads((run / "landscape.json").read_text()) == values
     other = json.loads((run / "landscape_elsewhere.json").read_text())
     assert other["losses"] != values["losses"]
+    # Fewer phantoms are divided anew: those of its training do not count.
+    with pytest.raises(UserError, match="trained on all of these validation films"):
+        landscape.main([str(run), "--data.train_images", "9"])
     with pytest.raises(UserError, match=r"^task\.image_size was 16 in training; land"):
         landscape.main([str(run), "--task.image_size", "32"])
     scores = ("n", "accuracy", "macro_precision", "macro_recall", "macro_f1")

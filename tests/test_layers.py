@@ -75,3 +75,13 @@ def test_gradients_of_no_images_are_zero():
         image, kernel
     )
     assert of_image.shape == image.shape and not of_kernel.any()
+
+
+@pytest.mark.parametrize(
+    "setting", [{"rhs_dilation": (2, 2)}, {"feature_group_count": 2}]
+)
+def test_convolve_refuses_what_its_gradient_does_not_know(setting):
+    image, kernel = jnp.ones((1, 8, 8, 2)), jnp.ones((3, 3, 2, 2))
+    (name,) = setting
+    with pytest.raises(ValueError, match=f"^{name} is .* but must be 1$"):
+        layers.convolve(image, kernel, (1, 1), ((1, 1), (1, 1)), **SETTINGS | setting)

@@ -164,7 +164,7 @@ def test_what_is_logged_of_mean_actions_by_hand():
     expected = {
         "side": 0.75,
         "lung_iou": 0.25,  # 0.5 of the first, whose lungs alone are known
-        "lungs_known": 0.5,
+        "lung_iou/known": 0.5,
         "rotation": 0.0,
         "rotation_std": 20.0,
         "log2_gamma": 0.5,

@@ -56,6 +56,15 @@ def space(tmp_path):
     return str(file)
 
 
+def test_a_space_may_be_of_an_argument(tmp_path):
+    """As `--config FILE.py:ARGUMENT` is of every program."""
+    file = tmp_path / "searched.py"
+    file.write_text(SPACE.replace("get_config():", "get_config(which):"))
+    assert set(sweep.load_space(f"{file}:a")) == {"policy.sigma", "policy.train_crops"}
+    with pytest.raises(UserError, match="needs an argument"):
+        sweep.load_space(str(file))
+
+
 @pytest.fixture
 def training(tmp_path, monkeypatch):
     """Puts a small program in the place of `hapre_jax.train`."""

@@ -728,9 +728,9 @@ def test_the_logged_lung_iou_is_of_films_whose_lungs_are_known():
     # Batches of which half, none, and all have known lungs: IoU 0.4 of one film in
     # two, and 0.7 of two.
     logged = [
-        {"lung_iou": 0.2, "lungs_known": 0.5, "side": 0.1},
-        {"lung_iou": 0.0, "lungs_known": 0.0, "side": 0.2},
-        {"lung_iou": 0.7, "lungs_known": 1.0, "side": 0.3},
+        {"lung_iou": 0.2, "lung_iou/known": 0.5, "side": 0.1},
+        {"lung_iou": 0.0, "lung_iou/known": 0.0, "side": 0.2},
+        {"lung_iou": 0.7, "lung_iou/known": 1.0, "side": 0.3},
     ]
     steps = list(enumerate(logged, 1))
     found = training.mean_metrics(steps, 3)

@@ -242,7 +242,7 @@ def test_loss_is_the_cross_entropy_of_each_stage(started, image):
         areas = cam_boxes(started, image)
         expected["side"] = jnp.sqrt(jax.vmap(boxes.area)(areas)).mean()
         expected["lung_iou"] = jax.vmap(boxes.iou)(areas, batch["lung_box"]).mean()
-        expected["lungs_known"] = 1.0
+        expected["lung_iou/known"] = 1.0
     assert set(aux.metrics) == set(expected)
     for name, value in expected.items():
         assert aux.metrics[name] == pytest.approx(float(value), rel=1e-3), name

@@ -6,8 +6,6 @@ are kept in memory, if they fit; if not, each batch reads its films again (`feed
 
 import collections
 import concurrent.futures
-import csv
-import io
 import logging
 import pathlib
 from collections.abc import Callable, Sequence
@@ -15,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hapre_jax import atomic
+from hapre_jax import csv_file
 from hapre_jax.config import DataConfig
 from hapre_jax.data import dataset, frames, sources, splits
 from hapre_jax.errors import UserError, listing
@@ -172,9 +170,7 @@ def division(divided: dataset.Splits) -> list[splits.Row]:
 
 def write_unreadable(path: pathlib.Path, films: Sequence[Unreadable]) -> None:
     """Lists films that were left out, and why, as CSV with the columns path,reason."""
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([("path", "reason"), *films])
-    atomic.write_text(path, text.getvalue())
+    csv_file.write(path, [("path", "reason"), *films])
 
 
 def _examples(

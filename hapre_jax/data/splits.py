@@ -1,14 +1,13 @@
 """Which image is trained on, chosen by or tested on; and the file that remembers it."""
 
 import csv
-import io
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from hapre_jax import atomic
+from hapre_jax import csv_file
 from hapre_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -151,9 +150,7 @@ def refuse_leaks(rows: Iterable[Row], *, groups: bool = True) -> None:
 def write(path: pathlib.Path, rows: Iterable[Row]) -> None:
     """Writes a split file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([Row._fields, *rows])
-    atomic.write_text(path, text.getvalue())
+    csv_file.write(path, [Row._fields, *rows])
 
 
 def read(path: pathlib.Path) -> list[Row]:

@@ -77,7 +77,7 @@ def make(config: Config, num_classes: int) -> Method:
     )
     task = Classification(network, settings.image_size, settings.normalize)
 
-    return plain.classifier(task)
+    return plain.classifier(task)._replace(has_one_network=False)
 
 
 def make_official(config: Config, num_classes: int) -> Method:

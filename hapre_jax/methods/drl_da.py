@@ -55,6 +55,7 @@ import optax
 
 from hapre_jax import image_ops, nets, q_learning, replay
 from hapre_jax.config import Config
+from hapre_jax.data.dataset import Dataset
 from hapre_jax.method import Aux, Method, network_variables, to_float
 from hapre_jax.methods import plain
 from hapre_jax.tasks import Classification, resize
@@ -175,7 +176,8 @@ def make(config: Config, num_classes: int) -> Method:
 def see(task: Classification, classifier: dict, image: jax.Array) -> jax.Array:
     """States `f32[B, 10, 10, C]` of images `f32[B, S, S, 1]`: the last features."""
     outputs, _ = task.apply(classifier, image, train=False)
-    features = outputs.features[max(outputs.features)].astype(jnp.float32)
+    last = nets.stages(outputs.features)[-1]
+    features = outputs.features[last].astype(jnp.float32)
     shape = (len(image), _FEATURES, _FEATURES, features.shape[-1])
     return jax.image.resize(features, shape, "linear")
 
@@ -384,7 +386,7 @@ def train_agent(
     task: Classification,
     classifier: dict,
     batches: Iterator[dict],
-    validation: Any,
+    validation: Dataset,
     progress: Callable[[int, int, str], None],
 ) -> dict:
     """The variables of the Q-network after `baseline.drl_da_steps` actions.
@@ -394,7 +396,7 @@ def train_agent(
       task: the task network.
       classifier: its variables, of the trained plain classifier.
       batches: of training films, as `feed.TrainIterator` gives them.
-      validation: split, a `data.dataset.Dataset`, for the rewards.
+      validation: split, for the rewards.
       progress: called with actions taken, of how many, and a word on how it goes.
     """
     settings = config.baseline

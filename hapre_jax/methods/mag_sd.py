@@ -102,7 +102,7 @@ def make(config: Config, num_classes: int) -> Method:
         metrics = {"task_loss": task_loss, **distances}
         return task_loss + sum(distances.values()), Aux({"task": state}, metrics)
 
-    return plain.classifier(task)._replace(loss=loss)
+    return plain.classifier(task)._replace(loss=loss, has_one_network=False)
 
 
 def augment(key: jax.Array, image: jax.Array, maps: jax.Array) -> Views:

@@ -83,4 +83,4 @@ def classifier(task: Classification, show: Callable | None = None) -> Method:
         outputs, _ = task.apply(variables, crops, train=False)
         return task.loss(outputs, batch["label"])
 
-    return Method(init, loss, predict, task_losses)
+    return Method(init, loss, predict, task_losses, has_one_network=True)

@@ -35,4 +35,5 @@ def make(config: Config, num_classes: int) -> Method:
         crop = functools.partial(boxes.crop_and_resize, size=task.image_size)
         return jax.vmap(crop)(batch["image"], areas)
 
-    return plain.classifier(task, show)._replace(needs_lungs=True)
+    method = plain.classifier(task, show)
+    return method._replace(needs_lungs=True, has_one_network=False)

@@ -45,7 +45,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from hapre_jax import boxes, heatmap
+from hapre_jax import boxes, heatmap, nets
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
 from hapre_jax.method import Aux, Method, Prediction, network_variables, split_variables
@@ -96,7 +96,8 @@ def make(config: Config, num_classes: int) -> Method:
 
     def place(params, outputs):
         """The boxes `f32[B, 4]` that stage 1 finds; no gradient."""
-        feature = outputs.features[max(outputs.features)].astype(jnp.float32)
+        last = nets.stages(outputs.features)[-1]
+        feature = outputs.features[last].astype(jnp.float32)
         kernel = params["gate"]["head"]["kernel"]
         evidence = kernel[:, 1 - _NORMAL] - kernel[:, _NORMAL]
 

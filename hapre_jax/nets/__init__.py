@@ -10,7 +10,7 @@ from hapre_jax.nets.detector import CenterNet
 from hapre_jax.nets.dre_net import PartNet, PyramidNet
 from hapre_jax.nets.dueling import DuelingNet
 from hapre_jax.nets.mag_sd import MANet
-from hapre_jax.nets.output import Output
+from hapre_jax.nets.output import Output, stages
 from hapre_jax.nets.policy_net import PolicyNet
 from hapre_jax.nets.unet import UNet
 
@@ -49,5 +49,6 @@ __all__ = [
     "UNet",
     "densenet",
     "resnet",
+    "stages",
     "vgg",
 ]

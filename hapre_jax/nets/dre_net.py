@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from hapre_jax.nets.layers import conv, tap
-from hapre_jax.nets.output import Output
+from hapre_jax.nets.output import Output, stages
 
 _PROPOSAL_WIDTH = 128  # of the released code, as of NTS-Net
 _PROPOSAL_STRIDES = (1, 2, 2)
@@ -51,7 +51,7 @@ class PyramidNet(nn.Module):
         levels: dict[str, jax.Array] = {}
         logits: list[jax.Array] = []
         merged: jax.Array | None = None
-        for stage in sorted(features, reverse=True):
+        for stage in reversed(stages(features)):
             # A 1x1 convolution with a bias.
             lateral = nn.Dense(self.width, dtype=self.dtype, name=f"lateral_{stage}")(
                 features[stage]
@@ -129,7 +129,7 @@ class PartNet(nn.Module):
         `Reading.choice` becomes.
         """
         whole = self.trunk(image, train=train)
-        last = whole.features[max(whole.features)]
+        last = whole.features[stages(whole.features)[-1]]
         propose = ProposalNet(self.dtype, name="proposal")
         parts, detail, choice = look(propose(jax.lax.stop_gradient(last)))
         batch, count = parts.shape[:2]
@@ -139,7 +139,7 @@ class PartNet(nn.Module):
 
         def see(image):
             features = self.trunk(image, train=train).features
-            return pool(features[max(features)])
+            return pool(features[stages(features)[-1]])
 
         detail_feature = see(detail)
         part_features = see(parts.reshape(-1, *parts.shape[2:]))

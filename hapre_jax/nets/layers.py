@@ -8,8 +8,10 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hapre_jax.errors import check_choice
+from hapre_jax.nets.output import stages
 
 NORMS = ("batch", "frozen", "group")
 _GROUP = 8
@@ -115,8 +117,14 @@ def convolve(
       x: `f32[B, H, W, C]`.
       kernel: `f32[k, k, C, C']`.
       strides, padding: of both sides.
-      settings: as `nn.Conv` gives them: neither dilation nor groups.
+      settings: as `nn.Conv` gives them.
+
+    Raises:
+      ValueError: a dilation or groups, of which the gradient knows nothing.
     """
+    for name in ("lhs_dilation", "rhs_dilation", "feature_group_count"):
+        if any(n != 1 for n in np.ravel(settings.get(name, 1))):
+            raise ValueError(f"{name} is {settings[name]}, but must be 1")
 
     def usual(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **settings)
@@ -265,9 +273,9 @@ def top_down(
         convolve = nn.Conv(width, (1, 1), dtype=dtype, name=f"lateral_{stage}")
         return convolve(features[stage])
 
-    top, *rest = sorted(features, reverse=True)
+    *rest, top = stages(features)
     merged = lateral(top)
-    for stage in rest:
+    for stage in reversed(rest):
         if merged.shape[1] >= grid:
             break
         finer = lateral(stage)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from hapre_jax.nets.layers import Norm, conv, tap
-from hapre_jax.nets.output import Output
+from hapre_jax.nets.output import Output, stages
 
 _NORM_EPSILON = 1e-3  # of the attention's normalization; the trunk has 1e-5
 _ROOT_EPSILON = 1e-12  # keeps the slope of the square root finite
@@ -58,7 +58,7 @@ class MANet(nn.Module):
         The feature "attention" has the maps `f32[B, h, w, M]`, all >= 0.
         """
         features = self.trunk(image, train=train).features
-        fine, coarse = (features[stage] for stage in sorted(features)[-2:])
+        fine, coarse = (features[stage] for stage in stages(features)[-2:])
         attend = TwoScaleAttention(self.maps, self.norm, self.dtype, name="attention")
         attention = attend(fine, coarse, train=train).astype(jnp.float32)
         attention = tap(self, "attention", attention)

@@ -96,10 +96,8 @@ class KeyArea:
         if "lung_box" in batch:  # NaN where the lungs are not known
             known = jnp.isfinite(batch["lung_box"][:, 0])
             ious = jax.vmap(boxes.iou)(actions, batch["lung_box"])
-            # Means over all films, so that those of parts and steps may be averaged;
-            # the first over the second is the IoU of films whose lungs are known.
             logged["lung_iou"] = jnp.mean(jnp.where(known, ious, 0.0))
-            logged["lungs_known"] = jnp.mean(known)
+            logged["lung_iou/known"] = jnp.mean(known)
         return logged
 
     def neighbor_names(self):

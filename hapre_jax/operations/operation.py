@@ -59,7 +59,7 @@ class Operation(Protocol):
         """
 
     def metrics(self, actions: jax.Array, batch: dict) -> dict[str, jax.Array]:
-        """What to log of valid mean actions `f32[B, d]`: name to `f32[]`."""
+        """What to log of valid mean actions `f32[B, d]`, as `method.Aux` has it."""
 
     def neighbors(self, action: jax.Array) -> jax.Array:
         """The valid actions next to an action, tried beside it: `f32[n, d]`.

@@ -46,7 +46,7 @@ def key_area_sheet(
       An RGB picture.
     """
     note = "The first images of each class, none picked by hand. p: probability."
-    title = "What is kept of each film, and what the classifier sees"
+    title = "What is kept of each film, and that part enlarged"
     rows = first_of_each_class(source.labels, count)
     return _sheet(source, predictions, rows, title, note)
 
@@ -270,12 +270,12 @@ def shortened(text: str, font: ImageFont.FreeTypeFont, width: float) -> str:
     return text + "..."
 
 
-@functools.cache
 def counted(images: int) -> str:
     """As "1 image" or "1,200 images"."""
     return f"{images:,} image{'s' if images != 1 else ''}"
 
 
+@functools.cache
 def font(size: int) -> ImageFont.FreeTypeFont:
     """The one typeface of all pictures, in pixels."""
     loaded = ImageFont.load_default(size)

@@ -1,14 +1,10 @@
 """The reward landscape as a picture: a panel for each class."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from PIL import Image, ImageDraw
 
 from hapre_jax.reporting import figures
-
-if TYPE_CHECKING:
-    from hapre_jax.landscape import Landscape
+from hapre_jax.reward_landscape import Landscape
 
 _EMPTY = (228,) * 3
 # Blue over white to orange: lower and higher than what the cell is compared with.
@@ -17,7 +13,7 @@ _CELL_WIDTH, _CELL_HEIGHT = 58, 34
 _PANELS_IN_A_ROW = 4
 
 
-def draw(landscape: "Landscape") -> Image.Image:
+def draw(landscape: Landscape) -> Image.Image:
     """Mean loss of the task network against zoom and shift, a panel for each class.
 
     A cell is blue where the loss is lower than on the whole image, orange where it is
@@ -25,7 +21,7 @@ def draw(landscape: "Landscape") -> Image.Image:
     a panel is outlined.
 
     Args:
-      landscape: see `landscape.measure`.
+      landscape: see `reward_landscape.measure`.
 
     Returns:
       An RGB picture; its width depends on the numbers of classes and shifts.

@@ -3,6 +3,7 @@
 Mitchell et al., "Model Cards for Model Reporting", 2019.
 """
 
+from hapre_jax import explain
 from hapre_jax.config import Config
 from hapre_jax.reporting import report
 
@@ -45,6 +46,11 @@ def write(results: dict, config: Config, about: dict, *, with_onnx: bool) -> str
         if area
         else "The classifier sees the whole film."
     )
+    if not explain.is_of_film(config):
+        sees = (
+            f"A network chooses what `{config.policy.operation}` makes of a film, and "
+            "the classifier sees that."
+        )
     temperature = about["temperature"]
     calibrated = (
         ""

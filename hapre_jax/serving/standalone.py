@@ -56,17 +56,19 @@ def square(path, size, geometry):
     """
     from PIL import Image, ImageOps
 
-    data = io.BytesIO(pathlib.Path(path).read_bytes())
-    film = ImageOps.exif_transpose(Image.open(data, formats=FORMATS))
+    data = pathlib.Path(path).read_bytes()
+    film = ImageOps.exif_transpose(Image.open(io.BytesIO(data), formats=FORMATS))
     if min(film.size) < MIN_SIDE:
         found = f"{film.width} x {film.height} pixels"
         raise ValueError(f"has {found}: films have at least {MIN_SIDE} a side")
     if film.mode.startswith(("I", "F")):
         levels = np.asarray(film)
-        if film.mode == "F" or 0 < levels.max() < 16384 or levels.max() > 65535:
-            raise ValueError(f"has gray levels up to {levels.max()}, not 65535")
+        check_levels(levels)
         film = Image.fromarray(np.round(levels / 257.0).astype(np.uint8))
     film = film.convert("L")
+    # Of 16 bits with color or transparency Pillow keeps the upper 8.
+    if data.startswith(b"\x89PNG") and data[24] == 16:
+        check_levels(np.asarray(film, np.uint16) * 257)
     if geometry != "squash":
         sides = film.width, film.height
         side = max(sides) if geometry == "letterbox" else min(sides)
@@ -74,6 +76,19 @@ def square(path, size, geometry):
         film = film.crop((left, top, left + side, top + side))
     film = film.resize((size, size), Image.Resampling.BILINEAR)
     return np.asarray(film)[:, :, None]
+
+
+def check_levels(levels):
+    """Raises `ValueError` of a detector's 10, 12 or 14 bits in 16: they would be dark.
+
+    A marker may be as bright as 16 bits are, the film have 12 all the same.
+    """
+    high, most = levels.max(), np.percentile(levels, 99)
+    if high > 65535 or 0 < high < 16384 or 0 < most < 4096:
+        raise ValueError(
+            f"has gray levels up to {high:g}, 99 % of them up to {most:g}: scale the "
+            "film's to 0..65535"
+        )
 
 
 def main(paths):
