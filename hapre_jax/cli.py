@@ -14,7 +14,7 @@ import threading
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from hapre_jax import config as config_lib
 from hapre_jax import config_file
@@ -219,8 +219,8 @@ class Parser(argparse.ArgumentParser):
     Flags are written out, not abbreviated.
     """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, allow_abbrev=False, formatter_class=_Help, **kwargs)
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs, allow_abbrev=False, formatter_class=_Help)
         # Before Python 3.14, argparse takes -1e-3 for an option.
         self._negative_number_matcher = re.compile(
             r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.I

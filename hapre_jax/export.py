@@ -62,10 +62,6 @@ def write_bundle(
     def predict(variables, pixels):
         return _outputs(functions.predict(variables, pixels))
 
-    def explain(variables, pixels):
-        heat, found = functions.explain(variables, pixels)
-        return _outputs(found) | {inference.HEAT: heat}
-
     about: dict[str, Any] = {
         "format": 1,
         "classes": classes,
@@ -92,7 +88,12 @@ def write_bundle(
             difference = _write_graph(
                 predict, variables, config, folder / inference.GRAPH
             )
-            if functions.explain is not None:
+            if look := functions.explain:
+
+                def explain(variables, pixels, look=look):
+                    heat, found = look(variables, pixels)
+                    return _outputs(found) | {inference.HEAT: heat}
+
                 _write_graph(explain, variables, config, folder / inference.HEAT_GRAPH)
             if with_onnx:
                 _write_onnx(

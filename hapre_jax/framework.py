@@ -121,7 +121,7 @@ class _Framework:
         variables = network_variables("task", params, model_state)
         outputs, _ = self.task.apply(variables, seen, train=False)
         policy_map = _first_map(logits)
-        sigma = self.settings.final_sigma
+        sigma = jnp.asarray(self.settings.final_sigma)
         return Prediction(
             self.task.whole_answers(outputs, operation, action),
             jax.vmap(operation.area)(action),
@@ -134,7 +134,8 @@ class _Framework:
         actions = jax.vmap(self.operation.from_area)(areas)
         crops = jax.vmap(self._see)(batch["image"], actions)
         targets = self.task.target(batch)
-        return self._probe(self.task, params, model_state, crops, targets, actions)
+        average = params, model_state
+        return self._probe(self.task, average, crops, targets, actions)
 
     def _learn_policy(self, params, model_state, average, batch, key, step):
         """Policy loss, actions to train the task network on, new state, metrics."""
@@ -146,7 +147,7 @@ class _Framework:
         sigma = estimators.sigma_at(annealed, settings)
         cost = estimators.cost_at(annealed, settings)
         # Rewards come from the averaged task network, which is less noisy.
-        trials = self._try_actions(*average, batch, output.logits, key, sigma, cost)
+        trials = self._try_actions(average, batch, output.logits, key, sigma, cost)
         mean = jax.vmap(operation.mean)(output.logits)
         weights = divide(batch, settings.held_out)[0]
         policy_loss = weighted_mean(trials.policy_loss, weights)
@@ -159,7 +160,7 @@ class _Framework:
         }
         return policy_loss, trials.optimal, state, metrics
 
-    def _try_actions(self, params, model_state, batch, logits, key, sigma, cost):
+    def _try_actions(self, average, batch, logits, key, sigma, cost):
         """What trying actions on each image taught: a `Trial` with a first axis B."""
         operation, prober = self.operation, self.prober
         estimator = estimators.ESTIMATORS[self.settings.estimator]
@@ -169,7 +170,7 @@ class _Framework:
             crops = see(image, actions, prober.image_size)
             targets = jnp.broadcast_to(target, (len(actions), *target.shape))
             costs = cost * jax.vmap(operation.cost)(actions)
-            losses = self._probe(prober, params, model_state, crops, targets, actions)
+            losses = self._probe(prober, average, crops, targets, actions)
             return losses + costs
 
         def try_one(image, target, logits, key):
@@ -227,9 +228,9 @@ class _Framework:
         seen = self._thumbnail(image)
         return apply_network(self.policy_network, variables, seen, train=train)
 
-    def _probe(self, by, params, model_state, crops, targets, actions):
+    def _probe(self, by, average, crops, targets, actions):
         """Losses of a task with all statistics fixed: they differ by the crop alone."""
-        variables = network_variables("task", params, model_state)
+        variables = network_variables("task", *average)
         outputs, _ = by.apply(variables, crops, train=False)
         return by.whole_loss(outputs, targets, self.operation, actions)
 

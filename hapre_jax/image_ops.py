@@ -47,10 +47,12 @@ def transform(
     is_inside = (source_y >= 0) & (source_y < height)
     is_inside &= (source_x >= 0) & (source_x < width)
 
+    levels = image[:, :, 0]
+
     def pixels(rows, columns):
         rows = jnp.clip(rows.astype(jnp.int32), 0, height - 1)
         columns = jnp.clip(columns.astype(jnp.int32), 0, width - 1)
-        return image[rows, columns, 0]
+        return levels[rows, columns]
 
     if interpolation == "nearest":
         found = pixels(jnp.floor(source_y), jnp.floor(source_x))

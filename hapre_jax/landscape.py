@@ -4,6 +4,7 @@
 """
 
 import pathlib
+from typing import Any
 
 import numpy as np
 import rich.console
@@ -47,11 +48,13 @@ def measure_and_draw(
     return landscape
 
 
-def _jsonable(value):
+def _jsonable(value: Any) -> Any:
     """Arrays as lists, with null for NaN, which JSON does not know."""
     if not isinstance(value, np.ndarray):
         return value
-    return np.where(np.isnan(value), None, value.astype(object)).tolist()
+    found = value.astype(object)
+    found[np.isnan(value)] = None
+    return found.tolist()
 
 
 def table(landscape: Landscape) -> rich.table.Table:

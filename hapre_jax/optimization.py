@@ -19,7 +19,7 @@ def schedule(
     def rate(count):
         since = count - start
         rising = since / max(rise, 1) if rise else jnp.where(since < 0, 0.0, 1.0)
-        falling = 1.0
+        falling = jnp.ones(())
         if train.schedule == "cosine":
             progress = jnp.clip((since - rise) / length, 0.0, 1.0)
             falling = 0.5 * (1 + jnp.cos(jnp.pi * progress))

@@ -325,8 +325,8 @@ class _Loop:
         )
         for step in range(first + several, end + 1, several):
             taken = tuple(itertools.islice(upcoming, several))
-            taken = taken[0] if several == 1 else taken
-            self.state, metrics = self.step_fn(self.state, taken)
+            batch = taken[0] if several == 1 else taken
+            self.state, metrics = self.step_fn(self.state, batch)
             if step == first + several:
                 jax.block_until_ready(metrics)
                 took = time.perf_counter() - self.started

@@ -132,10 +132,9 @@ def _png(levels):
     lines = [b"\0" + row.astype(">u2").tobytes() for row in levels]
 
     def chunk(name, content):
-        code = zlib.crc32(name + content)
-        return (
-            struct.pack(">I", len(content)) + name + content + struct.pack(">I", code)
-        )
+        numbers = len(content), zlib.crc32(name + content)
+        length, code = (struct.pack(">I", number) for number in numbers)
+        return length + name + content + code
 
     header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
     return (

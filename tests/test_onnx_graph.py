@@ -77,17 +77,20 @@ def test_every_network_gives_the_same_logits(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "readout"),
+    ("name", "policy"),
     [
-        ("hapre", "moments"),
-        ("hapre", "anchors"),
-        ("mag_sd", "moments"),
-        ("two_stage", "moments"),
-        pytest.param("dre_net", "moments", marks=pytest.mark.slow),
+        ("hapre", {}),
+        ("hapre", {"readout": "anchors"}),
+        ("hapre", {"readout": "max_sum", "estimator": "elite"}),
+        ("hapre", {"operation": "key_area+rotation+gamma"}),
+        ("hapre", {"operation": "rotation+zoom"}),
+        ("mag_sd", {}),
+        ("two_stage", {}),
+        pytest.param("dre_net", {}, marks=pytest.mark.slow),
     ],
 )
-def test_methods_give_the_same_answers(tiny_config, name, readout):
-    policy = dataclasses.replace(tiny_config.policy, readout=readout)
+def test_methods_give_the_same_answers(tiny_config, name, policy):
+    policy = dataclasses.replace(tiny_config.policy, **policy)
     config = dataclasses.replace(tiny_config, method=name, policy=policy)
     method = METHODS[name](config, 3)
     side = config.data.image_size

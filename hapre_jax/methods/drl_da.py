@@ -194,7 +194,7 @@ def augment(
       image: `f32[B, S, S, 1]` in [0, 1].
       length: of an episode.
     """
-    network = nets.DuelingNet(len(ACTIONS))
+    network: Any = nets.DuelingNet(len(ACTIONS))
 
     def act(carry, key):
         image, is_over = carry
@@ -311,7 +311,7 @@ def make_learner(config: Config, task: Classification) -> tuple[Callable, Callab
       one update; the image is that of the next episode, should this one end.
     """
     settings = config.baseline
-    network = nets.DuelingNet(len(ACTIONS))
+    network: Any = nets.DuelingNet(len(ACTIONS))
     optimizer = optax.adam(config.train.policy_learning_rate)
     error = functools.partial(q_learning.td_error, discount=settings.drl_da_discount)
 

@@ -84,7 +84,7 @@ class Hybrid:
         return sum(part.imitation_loss(z, a, weight, gamma) for part, z, a in triples)
 
     def metrics(self, actions, batch):
-        logged = {}
+        logged: dict[str, jax.Array] = {}
         for part, of in self._each(actions):
             logged |= part.metrics(of, batch)
         return logged
@@ -145,7 +145,7 @@ class Hybrid:
         return jnp.concatenate([part.from_area(box) for part in self.parts])
 
     def parameters(self, action):
-        found = {}
+        found: dict[str, jax.Array] = {}
         for part, a in self._each(action):
             found |= part.parameters(a)
         return found

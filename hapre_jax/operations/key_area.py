@@ -69,8 +69,9 @@ class KeyArea:
 
     def random(self, key):
         size_key, place_key = jax.random.split(key)
-        bounds = {"minval": self.min_side, "maxval": self.max_side}
-        size = jax.random.uniform(size_key, (2,), **bounds)
+        size = jax.random.uniform(
+            size_key, (2,), minval=self.min_side, maxval=self.max_side
+        )
         low = (1 - size) * jax.random.uniform(place_key, (2,))
         return jnp.concatenate([low, low + size])
 

@@ -22,7 +22,7 @@ class Zoom(KeyArea):
 
     def apply(self, image, action, size):
         rows, columns = (
-            self._weights(*action[axis::2], image.shape[axis], size) for axis in (0, 1)
+            self._weights(action[axis::2], image.shape[axis], size) for axis in (0, 1)
         )
         return jnp.einsum("sh,hwc,tw->stc", rows, image, columns)
 
@@ -52,13 +52,13 @@ class Zoom(KeyArea):
         start = jnp.where(rest > 1e-6, (1 - width) * low / jnp.maximum(rest, 1e-6), 0.0)
         return (start, start + width), (low, high)
 
-    def _weights(self, low, high, pixels, size):
+    def _weights(self, ends, pixels, size):
         """Shares `f32[S, H]` of pixels in what is seen: means over what each covers.
 
         At least over a pixel's width, which interpolates where there are no more.
         """
         edges = jnp.arange(size + 1) / size
-        edges = _piecewise(edges, *self._edges(low, high)) * pixels
+        edges = _piecewise(edges, *self._edges(*ends)) * pixels
         middle = (edges[1:] + edges[:-1]) / 2
         half = jnp.maximum(edges[1:] - edges[:-1], 1.0) / 2
         middle = jnp.clip(middle, half, pixels - half)

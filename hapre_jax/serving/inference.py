@@ -109,10 +109,13 @@ def load_functions(
     def predict(variables, pixels):
         return method.predict(*variables, to_float({"image": pixels}))
 
+    if look is None:
+        return Functions(best.average, predict, None)
+
     def explain_films(variables, pixels):
         return look(*variables, to_float({"image": pixels}))
 
-    return Functions(best.average, predict, look and explain_films)
+    return Functions(best.average, predict, explain_films)
 
 
 def read_typical(workdir: pathlib.Path) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ _BATCH = "batch"
 _UNARY = {
     "abs": "Abs",
     "ceil": "Ceil",
+    "cos": "Cos",
     "erf": "Erf",
     "exp": "Exp",
     "floor": "Floor",
@@ -34,6 +35,7 @@ _UNARY = {
     "neg": "Neg",
     "not": "Not",
     "sign": "Sign",
+    "sin": "Sin",
     "sqrt": "Sqrt",
     "tanh": "Tanh",
 }
@@ -57,7 +59,7 @@ _ALIASES = ("copy", "stop_gradient")
 _REDUCTIONS = {"reduce_max": "Max", "reduce_min": "Min", "reduce_prod": "Prod"}
 _WINDOWS = {"reduce_window_max": "MaxPool", "reduce_window_sum": "AveragePool"}
 _ELEMENTWISE = {*_UNARY, *_BINARY, *_ALIASES, "convert_element_type", "integer_pow"}
-_ELEMENTWISE |= {"log1p", "ne", "rsqrt", "select_n", "square"}
+_ELEMENTWISE |= {"log1p", "ne", "rem", "rsqrt", "select_n", "square"}
 
 
 class _Linear(NamedTuple):
@@ -275,6 +277,10 @@ class _Graph:
             return [_constant(array) for array in folded]
         if primitive == "unstack":  # from jax 0.11 on; slices before
             return self._unstack(equation, values[0])
+        if primitive == "split":
+            return self._split(equation, values[0])
+        if len(equation.outvars) != 1:
+            raise UserError(f"operation {primitive!r} cannot be written as ONNX")
         (out,) = (variable.aval for variable in equation.outvars)
         if primitive in _ALIASES:
             return values
@@ -318,6 +324,8 @@ class _Graph:
             return self.emit((_UNARY | _BINARY)[primitive], names)
         if primitive == "ne":
             return self.emit("Not", [self.emit("Equal", names)])
+        if primitive == "rem":
+            return self.emit("Mod", names, fmod=1)
         if primitive == "square":
             return self.emit("Mul", names * 2)
         if primitive == "rsqrt":
@@ -408,8 +416,26 @@ class _Graph:
             for index, out in enumerate(equation.outvars)
         ]
 
+    def _split(self, equation, value) -> list[_Value]:
+        name, axis = self.whole(value, equation.invars[0].aval), equation.params["axis"]
+        ends = np.cumsum(equation.params["sizes"])
+        return [
+            _Value(
+                out.aval.shape,
+                name=self.emit(
+                    "Slice", [name, *self._numbers([end - size], [end], [axis])]
+                ),
+            )
+            for end, size, out in zip(
+                ends, equation.params["sizes"], equation.outvars, strict=True
+            )
+        ]
+
     def _gather(self, equation, values) -> str:
-        """What constants choose: a box, or rows of one axis or of axes side by side."""
+        """What constants choose: a box, or rows of one axis or of axes side by side.
+
+        Or single numbers, wherever computed indices say.
+        """
         numbers = equation.params["dimension_numbers"]
         axes, indices = numbers.start_index_map, values[1].array
         shape, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
@@ -425,9 +451,26 @@ class _Graph:
             and places == list(range(axes[0], axes[0] + len(places)))
         )
         others = [axis for axis in range(len(shape)) if axis not in axes]
+        batched = tuple(numbers.operand_batching_dims)
+        is_points = (
+            set(sizes) == {1}
+            and batched in ((), (0,))
+            and batched == tuple(numbers.start_indices_batching_dims)
+            and axes == tuple(sorted(axes))
+            and all(shape[axis] == 1 for axis in others if axis not in batched)
+        )
+        if is_points:
+            name, places = (
+                self.whole(value, variable.aval)
+                for value, variable in zip(values, equation.invars, strict=True)
+            )
+            name = self._reshape(name, [shape[axis] for axis in (*batched, *axes)])
+            places = self.emit("Cast", [places], to=_onnx_type(np.int64))
+            name = self.emit("GatherND", [name, places], batch_dims=len(batched))
+            return self._reshape(name, out)
         if (
             not (is_box or is_rows)
-            or numbers.operand_batching_dims
+            or batched
             or any(sizes[axis] != shape[axis] for axis in others)
         ):
             raise UserError("a gather of this kind cannot be written as ONNX")
@@ -495,6 +538,19 @@ def _write_argmax(graph, equation, names):
     (axis,) = equation.params["axes"]
     found = graph.emit("ArgMax", names, axis=axis, keepdims=0)
     return graph.emit("Cast", [found], to=_onnx_type(equation.params["index_dtype"]))
+
+
+def _write_cumsum(graph, equation, names):
+    axis = graph.constant(np.array(equation.params["axis"]))
+    reverse = int(equation.params["reverse"])
+    return graph.emit("CumSum", [*names, axis], reverse=reverse)
+
+
+def _write_pad(graph, equation, names):
+    low, high, inner = zip(*equation.params["padding_config"], strict=True)
+    if any(inner) or min(low + high) < 0:
+        raise UserError("a padding of this kind cannot be written as ONNX")
+    return graph.emit("Pad", [names[0], *graph._numbers((*low, *high)), names[1]])
 
 
 def _write_window(graph, equation, names):
@@ -568,7 +624,9 @@ def _grid(indices, count) -> list[np.ndarray]:
 _WHOLE = {
     "argmax": _write_argmax,
     "concatenate": _write_concatenate,
+    "cumsum": _write_cumsum,
     "dot_general": _write_product,
+    "pad": _write_pad,
     "reduce_sum": _write_sum,
     "reshape": _write_reshape,
     "slice": _write_slice,

@@ -34,8 +34,8 @@ def load(folder):
     for name, of in tensors.items():
         if name != "__metadata__":
             first, last = of["data_offsets"]
-            flat = np.frombuffer(data[first:last], types[of["dtype"]])
-            weights[name] = jax.numpy.asarray(flat.reshape(of["shape"]))
+            array: np.ndarray = np.frombuffer(data[first:last], types[of["dtype"]])
+            weights[name] = jax.numpy.asarray(array.reshape(of["shape"]))
     graph = export.deserialize(bytearray((folder / "model.stablehlo").read_bytes()))
     call = jax.jit(graph.call)
 
