@@ -103,7 +103,10 @@ def _resample(sets, statistic, seed, *, ends) -> Score:
             np.einsum("dg,ngij->ndij", weights[:, own], counts, optimize=True)
             for own, counts in counted
         ]
-        drawn.append(np.mean([statistic(macro_f1(of)) for of in of_sets], axis=0))
+        values = np.stack([statistic(macro_f1(of)) for of in of_sets])
+        # Of a set of few patients a draw may have none, which says nothing of it.
+        has_any = np.stack([of[0].sum((1, 2)) > 0 for of in of_sets])
+        drawn.append(np.sum(values * has_any, axis=0) / has_any.sum(axis=0))
     means = np.concatenate(drawn)
     low, high = np.quantile(means, [0.025, 0.975])
     # Never 0: so many draws cannot tell less than one in them.

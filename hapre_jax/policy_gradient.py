@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from hapre_jax import losses
 
 # Weight of the squared distance to the bounds beside an objective of order one, not
-# stated in the paper: a mean a tenth of the image out costs 0.03, as much as a typical
-# advantage is worth.
+# stated in the paper: a box whose center is a tenth of the image out costs 0.06, twice
+# what a typical advantage is worth.
 _BOUND_WEIGHT = 3.0
 
 

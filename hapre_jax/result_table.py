@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from hapre_jax import atomic, csv_file, json_file
 
 _BEST, _SECOND = 1, 2
+_SAME = 6  # decimals, beyond which figures differ by the rounding of float32
 
 
 class Table(NamedTuple):
@@ -34,8 +35,8 @@ def make(
       title: above it.
       columns: their names.
       rows: a text for each column.
-      ranked: name of a column -> a number for each row, the highest is best; None for a
-        row that does not compete.
+      ranked: name of a column -> a number for each row, the highest is best, equal
+        to six decimals share their place; None for a row that does not compete.
       contests: of each row; only rows of the same one compete. One for all by default.
     """
     marks = [[0] * len(columns) for _ in rows]
@@ -44,7 +45,7 @@ def make(
         column = tuple(columns).index(name)
         for contest in set(contests):
             rivals = {
-                row: value
+                row: round(value, _SAME)
                 for row, value in enumerate(values)
                 if contests[row] == contest and value is not None
             }

@@ -156,9 +156,13 @@ def in_words(lines: Sequence[tuple[dict, str]], reference: str) -> str:
     """What records and their names say, for those who read no table."""
     said = []
     if len({one.get("tested", "") for one, _ in lines}) == 1 and len(lines) > 1:
-        best, name = max(lines, key=lambda of: of[0]["scores"]["macro_f1"]["mean"])
-        score = shown(best["scores"]["macro_f1"])
-        said.append(f"The best macro-F1 has {name}, {score} per cent.")
+        means = [round(one["scores"]["macro_f1"]["mean"], 6) for one, _ in lines]
+        best = [
+            line for line, mean in zip(lines, means, strict=True) if mean == max(means)
+        ]
+        found = [f"{name}, {shown(one['scores']['macro_f1'])}" for one, name in best]
+        verb = "has" if len(best) == 1 else "have"
+        said.append(f"The best macro-F1 {verb} {'; '.join(found)} per cent.")
     gains: dict[str, list[str]] = {"better": [], "worse": []}
     for one, name in lines:
         if (gain := one["gain"]) and is_clear(gain):

@@ -74,6 +74,16 @@ def test_a_perfect_answer_is_perfect_in_every_draw():
     assert (found.value, found.low, found.high) == (1.0, 1.0, 1.0)
 
 
+def test_a_split_of_which_no_patient_was_drawn_does_not_count():
+    """Of two patients each, as others are in the next split, a draw may have none."""
+    perfect = [
+        predictions([0, 1, 2, 0], [0, 1, 2, 0], groups=[seed, seed, -seed, -seed])
+        for seed in (1, 2, 3)
+    ]
+    score = bootstrap.mean_f1(perfect)
+    assert (score.value, score.low, score.high) == (1.0, 1.0, 1.0)
+
+
 def test_value_is_scikit_learns_f1_of_the_split_and_the_mean_over_runs():
     rng = np.random.default_rng(0)
     runs, expected = [], []

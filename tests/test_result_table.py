@@ -27,6 +27,7 @@ def marks(values):
         ([0.5], [0]),
         ([None, 0.5], [0, 0]),
         ([0.5, 0.5], [0, 0]),
+        ([2 / 3 + 4e-8, 2 / 3, 0.5], [1, 1, 2]),
         ([None, None], [0, 0]),
     ],
     ids=[
@@ -38,6 +39,7 @@ def marks(values):
         "one row",
         "one competes",
         "all the same",
+        "the same but for rounding",
         "none competes",
     ],
 )

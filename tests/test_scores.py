@@ -296,6 +296,9 @@ def test_rows_of_fewer_seeds_do_not_compete_and_say_so():
         "The best macro-F1 has plain, 70.0 per cent. No difference from plain has "
         "intervals over seeds and over test patients that both leave out 0."
     )
+    same = [record(2 / 3), record(2 / 3 + 4e-8), record(0.6)]
+    words = scores.table("T", same, ["plain", "ours", "c"], reference="plain").words
+    assert words == "The best macro-F1 have plain, 66.7; ours, 66.7 per cent."
     single = [record(0.7), record(0.9, gain=gain)]
     words = scores.table("T", single, ["plain", "ours"], reference="plain").words
     assert words.endswith(

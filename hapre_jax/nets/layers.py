@@ -216,7 +216,7 @@ def stem_pool(x: jax.Array) -> jax.Array:
     """Max-pool 3x3 with stride 2 and padding 1, which halves H and W, rounded up.
 
     Along one side, then the other, each the largest of three strided slices: on CPUs
-    the gradient of `nn.max_pool` takes twenty times as long, an eighth of the whole
+    the gradient of `nn.max_pool` takes four times as long, an eighth of the whole
     backward pass of a ResNet-18. Equal values of a window share their gradient.
     """
     for axis in (1, 2):
