@@ -5,6 +5,7 @@
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import rich.console
 
@@ -22,6 +23,7 @@ from hapre_jax import (
     run_folder,
 )
 from hapre_jax import config as config_lib
+from hapre_jax.config import Config
 from hapre_jax.errors import UserError
 from hapre_jax.reporting import figures, report
 
@@ -58,50 +60,82 @@ def main(argv: list[str]) -> int:
     )
     console = rich.console.Console()
     workdir = pathlib.Path(arguments.run)
-    trained = run_folder.read_config(workdir)
-    config = other_films.config_of(config, trained, program="evaluate")
-    results = run_folder.read_results(workdir)
-    tested_with = {
-        "films": "all" if arguments.all else "test split",
-        "data": config_lib.to_dict(config)["data"],
-    }
-    output = _output(arguments.out, workdir, tested_with)
+    config = other_films.config_of(
+        config, run_folder.read_config(workdir), program="evaluate"
+    )
+    output = _output(arguments.out, workdir, _films_of(config, arguments.all))
+    results = test_run(workdir, config, output, whole=arguments.all, console=console)
+    console.print(report.summary_table(results))
+    by_image = output.with_name(f"{output.stem}_predictions.csv")
+    log.say(console, f"Written to {output}, image by image to {by_image}.")
+    log.say(console, f"Next: open {output.with_suffix('.html')}")
+    return 0
+
+
+def test_run(
+    workdir: pathlib.Path,
+    config: Config,
+    output: pathlib.Path,
+    *,
+    whole: bool = False,
+    console: rich.console.Console | None = None,
+) -> dict[str, Any]:
+    """Scores a finished run on films, and writes what there is to say of it.
+
+    Args:
+      workdir: of the run.
+      config: its own, but for the films, see `other_films.config_of`.
+      output: JSON file for the scores; beside it, called after it, come a CSV file
+        with a line a film, a page and its pictures.
+      whole: whether all films of another source are taken, see `other_films.load`.
+      console: where progress goes; a silent one by default.
+
+    Returns:
+      What the JSON file holds.
+
+    Raises:
+      UserError: the run is not finished, or cannot be tested on these films.
+    """
+    console = console or rich.console.Console(quiet=True)
+    trained, results = run_folder.read_config(workdir), run_folder.read_results(workdir)
     with log.progress_bar(console, f"{config.data.name} images") as update:
-        tested_on, mean_box, known = other_films.load(
+        films, mean_box, known = other_films.load(
             config,
             trained,
             workdir,
             classes=results["classes"],
-            whole=arguments.all,
+            whole=whole,
             progress=update,
         )
     other_films.say_what_is_left_out(known, console)
     method = methods.make(trained, len(results["classes"]))
-    evaluation.check_lungs(config.method, method, tested_on)
+    evaluation.check_lungs(config.method, method, films)
     best = checkpoint.restore_best(workdir, trained, method)
     tested = evaluation.evaluate(
         evaluation.make_predict(method),
         best,
-        tested_on,
+        films,
         config=config,
         classes=results["classes"],
         mean_box=mean_box,
-        temperature=results.get("temperature"),  # which older versions did not fit
+        temperature=results["temperature"],
     )
     results |= {"dataset": config.data.name, "test": tested.scores, "plain": None}
-    results |= {"config": config_lib.to_dict(config), "films": tested_with["films"]}
-    by_image = output.with_name(f"{output.stem}_predictions.csv")
-    predictions.write(by_image, tested.table)
-    _draw(tested_on, tested, output)
-    page = output.with_suffix(".html")
-    text = html_report.of_test(output, results, trained_on=trained.data.name)
-    atomic.write_text(page, text)
+    of = _films_of(config, whole)
+    results |= {"config": config_lib.to_dict(config), "films": of["films"]}
+    predictions.write(output.with_name(f"{output.stem}_predictions.csv"), tested.table)
+    _draw(films, tested, output)
+    page = html_report.of_test(output, results, trained_on=trained.data.name)
+    atomic.write_text(output.with_suffix(".html"), page)
     # Last: it says that the test is finished.
     json_file.write(output, results)
-    console.print(report.summary_table(results))
-    log.say(console, f"Written to {output}, image by image to {by_image}.")
-    log.say(console, f"Next: open {page}")
-    return 0
+    return results
+
+
+def _films_of(config: Config, whole: bool) -> dict[str, Any]:
+    """What tells a test on some films from one on others."""
+    films = "all" if whole else "test split"
+    return {"films": films, "data": config_lib.to_dict(config)["data"]}
 
 
 def _output(named: str | None, workdir: pathlib.Path, tested_with) -> pathlib.Path:

@@ -69,7 +69,7 @@ def write_bundle(
         "input": "image, u8[batch, image_size, image_size, 1]: gray levels",
         "image_size": config.data.image_size,
         "geometry": config.data.geometry,
-        "temperature": results.get("temperature"),
+        "temperature": results["temperature"],
         "typical": inference.read_typical(workdir),
         "test": results["test"],
         "versions": {

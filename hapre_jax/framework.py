@@ -1,4 +1,4 @@
-"""DRL-HAPre: task network x policy network x operation, and the step that trains both.
+"""DRL-HAPre: task network x policy network x operation, and the loss that trains both.
 
 `make` builds a `Method` from the three; HAPre-KRS (`methods.hapre`) is one instance.
 How the policy learns from what it tries is in `estimators`.

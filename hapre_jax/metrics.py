@@ -1,6 +1,6 @@
-"""Classification metrics, all from one integer confusion matrix of a whole split.
+"""Metrics of each task, and the interval of their mean over seeds.
 
-And the interval of their mean over seeds.
+Those of classification come from one integer confusion matrix of a whole split.
 """
 
 import math

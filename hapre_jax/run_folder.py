@@ -96,7 +96,8 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any]:
             f"{workdir / 'results.json'} does not say {', '.join(missing)}; delete it "
             "and give the run's command again"
         )
-    return {"plain": None} | results
+    # Older versions did not fit a temperature.
+    return {"plain": None, "temperature": None} | results
 
 
 def are_classes(value: Any) -> bool:

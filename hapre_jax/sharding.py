@@ -74,7 +74,7 @@ def join(train: TrainConfig) -> None:
 
 
 def largest(number: int) -> int:
-    """Of the numbers of all processes, which all have to ask at the same step."""
+    """The maximum over all processes, each of which must ask at the same step."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.int32(number)).max())

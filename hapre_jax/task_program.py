@@ -119,7 +119,7 @@ def _run(config, method, workdir, program, data, console, stop_after) -> dict | 
         method,
         workdir,
         data,
-        validate=lambda now: score(now, data.validation),
+        validate=lambda state: score(state, data.validation),
         best_by=program.best_by,
         mesh=mesh,
         console=console,
@@ -141,12 +141,12 @@ def _run(config, method, workdir, program, data, console, stop_after) -> dict | 
     return results
 
 
-def _score(config, program, answer, mean_box, now, films):
+def _score(config, program, answer, mean_box, state, films):
     """Scores of a split, as in results.json, and its key areas or None."""
     actions = []
 
     def answers():
-        for rows, found in answer(now, films):
+        for rows, found in answer(state, films):
             # Answers on whole films may be too large to keep.
             actions.append(found._replace(probabilities=None))
             yield rows, found

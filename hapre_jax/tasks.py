@@ -74,11 +74,11 @@ def normalize(image: jax.Array, how: str) -> jax.Array:
     Raises:
       ValueError: `how` is another word.
     """
-    mean, deviation = gray_scale(image, how)
+    mean, deviation = normalization(image, how)
     return (image - mean) / deviation
 
 
-def gray_scale(image: jax.Array, how: str) -> tuple[jax.Array, jax.Array]:
+def normalization(image: jax.Array, how: str) -> tuple[jax.Array, jax.Array]:
     """What `normalize` subtracts from an image and then divides it by.
 
     Both have the rank of the image, and broadcast to it.

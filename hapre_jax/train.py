@@ -219,7 +219,7 @@ def _best_scale(measured, areas, lung_boxes) -> dict | None:
 
 
 def _learn_before(
-    config, method, workdir, data, console, now
+    config, method, workdir, data, console, state
 ) -> train_state.TrainState:
     """The state with what the method learns from the plain classifier's best one.
 
@@ -233,13 +233,13 @@ def _learn_before(
         log.progress_bar(console, f"{config.method}, before training") as update,
     ):
         learned = method.prepare(*best.average, batches, data.validation, update)
-    return train_state.start_from(now, now.params, now.model_state | learned)
+    return train_state.start_from(state, state.params, state.model_state | learned)
 
 
-def _validate(evaluate, data, now) -> tuple[dict, np.ndarray | None]:
+def _validate(evaluate, data, state) -> tuple[dict, np.ndarray | None]:
     """Scores of the validation split, and its key areas."""
     mean_box = evaluation.mean_lung_box(data.train)
-    scores, found, _ = evaluate(now, data.validation, mean_box=mean_box)
+    scores, found, _ = evaluate(state, data.validation, mean_box=mean_box)
     return scores, found.area
 
 

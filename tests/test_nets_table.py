@@ -2,6 +2,7 @@ import pytest
 
 from hapre_jax import nets
 from hapre_jax.nets import __main__ as table
+from hapre_jax.nets import size as sizes
 
 
 @pytest.mark.parametrize(
@@ -14,7 +15,7 @@ from hapre_jax.nets import __main__ as table
     ],
 )
 def test_sizes(name, without_norms, multiply_adds):
-    size = table.measure(name)
+    size = sizes.measure(name)
     assert size.without_norms == without_norms
     # XLA leaves out the multiplications with padding, up to a tenth.
     assert 0.9 < size.gflops[224] / (2 * multiply_adds) < 1.02
@@ -24,8 +25,8 @@ def test_sizes(name, without_norms, multiply_adds):
 
 def test_program_prints_every_network(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    sizes = table.Size(1234, 1000, {224: 1.0, 640: 8.0}, {"stage1": (56, 56, 64)})
-    monkeypatch.setattr(table, "measure", lambda *args, **kwargs: sizes)
+    known = sizes.Size(1234, 1000, {224: 1.0, 640: 8.0}, {"stage1": (56, 56, 64)})
+    monkeypatch.setattr(table, "measure", lambda *args, **kwargs: known)
     assert table.main([]) == 0
     lines = capsys.readouterr().out.splitlines()
     for name in nets.NETS:

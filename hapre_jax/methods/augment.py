@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from hapre_jax.method import Aux, Method, network_variables
 from hapre_jax.methods import plain
-from hapre_jax.tasks import Classification, apply_network, gray_scale, resize
+from hapre_jax.tasks import Classification, apply_network, normalization, resize
 
 
 class Films(NamedTuple):
@@ -50,7 +50,7 @@ def classifier(
 
     def films(batch):
         image = resize(batch["image"], task.image_size)
-        mean, deviation = gray_scale(image, task.normalize)
+        mean, deviation = normalization(image, task.normalize)
         black = jnp.broadcast_to(-mean / deviation, (len(image), 1, 1, image.shape[-1]))
         return Films((image - mean) / deviation, batch["label"], black)
 

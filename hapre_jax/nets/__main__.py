@@ -1,16 +1,11 @@
 """Prints the table of networks: `python -m hapre_jax.nets`."""
 
-import functools
-import math
-from typing import NamedTuple
-
-import jax
-import jax.numpy as jnp
 import rich.console
 import rich.table
 
 from hapre_jax import cli
 from hapre_jax.nets import NETS
+from hapre_jax.nets.size import measure
 
 _CLASSES = 3
 # Parameters in millions of the paper's Table 5, and how ours are counted to match.
@@ -25,46 +20,6 @@ _PAPER = {
 }
 
 
-class Size(NamedTuple):
-    """What a network costs."""
-
-    parameters: int
-    without_norms: int
-    gflops: dict[int, float]  # of a forward pass, by pixels of a side
-    features: dict[str, tuple[int, ...]]  # (h, w, channels) at 224 pixels
-
-
-def measure(name: str, num_classes: int = _CLASSES, channels: int = 3) -> Size:
-    """Sizes of a network by shapes alone: nothing is computed.
-
-    A multiplication and an addition are two operations, as XLA counts them; it leaves
-    out those with padding.
-    """
-    net = NETS[name](num_classes=num_classes)
-
-    def forward(variables, image):
-        return net.apply(variables, image, train=False)
-
-    gflops = {}
-    for side in (224, 640):
-        image = jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
-        variables = jax.eval_shape(
-            functools.partial(net.init, train=False), jax.random.key(0), image
-        )
-        cost = jax.jit(forward).lower(variables, image).cost_analysis() or {}
-        gflops[side] = cost.get("flops", math.nan) / 1e9
-        if side == 224:
-            features = jax.eval_shape(forward, variables, image).features
-    leaves = jax.tree_util.tree_leaves_with_path(variables["params"])
-    sizes = [(jax.tree_util.keystr(path), math.prod(x.shape)) for path, x in leaves]
-    return Size(
-        sum(size for _, size in sizes),
-        sum(size for path, size in sizes if "BatchNorm" not in path),
-        gflops,
-        {stage: x.shape[1:] for stage, x in features.items()},
-    )
-
-
 def table() -> rich.table.Table:
     """All networks, a line each."""
     lines = rich.table.Table(title=f"Networks for {_CLASSES} classes, 3 channels")
@@ -74,7 +29,7 @@ def table() -> rich.table.Table:
     lines.add_column("features at 224: side x channels")
     lines.add_column("paper's Table 5, millions")
     for name in NETS:
-        size = measure(name)
+        size = measure(name, num_classes=_CLASSES)
         lines.add_row(
             name,
             f"{size.parameters:,}",

@@ -9,6 +9,7 @@ import numpy as np
 from hapre_jax import config as config_lib
 from hapre_jax import config_file, json_file, result_table, scores
 from hapre_jax.data import sources
+from hapre_jax.nets import size
 from hapre_jax.paper_tables import cross_source, films, layouts
 from hapre_jax.paper_tables.films import Source
 from hapre_jax.paper_tables.plan import Cell
@@ -104,9 +105,8 @@ def to_tables(table: str, records: Sequence[dict]) -> list[result_table.Table]:
 
 def count_parameters(one: dict) -> str:
     """Millions of the network of a record, for one channel and three classes."""
-    from hapre_jax.nets.__main__ import measure  # imports Flax, for this table only
-
-    return f"{measure(one['net'], channels=1).parameters / 1e6:.2f}M"
+    parameters = size.measure(one["net"], channels=1).parameters
+    return f"{parameters / 1e6:.2f}M"
 
 
 def of_data_sets(

@@ -31,12 +31,12 @@ PROBABILITIES, KEY_AREA, HEAT = "probabilities", "key_area", "heat"
 
 
 class Model(NamedTuple):
-    """What answers `u8[32, S, S, 1]`, squares made as `config.data` says."""
+    """What answers `u8[B, S, S, 1]`, squares made as `config.data` says."""
 
     config: Config
     classes: tuple[str, ...]
     predict: Callable[[np.ndarray], Prediction]
-    # The same with `f32[32, 64, 64]`, where the network looks, before it; or None.
+    # The same with `f32[B, 64, 64]`, where the network looks, before it; or None.
     explain: Callable[[np.ndarray], tuple[jax.Array, Prediction]] | None
     temperature: float | None  # see `probabilities.fit_temperature`
     typical: dict[str, Any] | None  # see `appearance.describe`
@@ -72,7 +72,7 @@ def load(folder: str | pathlib.Path) -> Model:
         tuple(results["classes"]),
         lambda pixels: predict(functions.variables, pixels),
         explain_films and (lambda pixels: explain_films(functions.variables, pixels)),
-        results.get("temperature"),  # which older versions did not fit
+        results["temperature"],
         read_typical(folder),
     )
 
