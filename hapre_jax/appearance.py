@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hapre_jax.data.dataset import Images
+
 FILE = "appearance.json"  # of a run: what `describe` says of its training films
 _CELLS = 16
 # Flags are for what hardly any film of the training would get: one in two hundred.
@@ -24,11 +26,11 @@ FLAT = "hardly any contrast"
 ASPECT = "unusual shape"
 
 
-def describe(images: np.ndarray) -> dict[str, Any]:
+def describe(images: Images) -> dict[str, Any]:
     """The typical film of a training split, and how far its films are from it.
 
     Args:
-      images: `u8[N, S, S, 1]`, or what reads like it.
+      images: `u8[N, S, S, 1]`.
 
     Returns:
       Of JSON's types: "mean", a list of 256 numbers; "correlation" and "contrast", the

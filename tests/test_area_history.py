@@ -13,8 +13,8 @@ GRAYS = np.array([40, 60, 80, 100, 120, 140, 160, 180], np.uint8)
 FILM = 160
 
 
-class _Stream:
-    """Films that are read one by one, as `frames.Stream` does for an integer."""
+class _LazyImages:
+    """Films that are read one by one, as `frames.LazyImages` does for an integer."""
 
     def __getitem__(self, index):
         assert type(index) is int
@@ -24,7 +24,7 @@ class _Stream:
 def _source(lung_boxes=NO_BOXES):
     names = tuple(f"film-{n}" for n in range(len(LABELS)))
     return Dataset(
-        images=_Stream(),
+        images=_LazyImages(),
         labels=np.array(LABELS, np.int32),
         names=names,
         groups=names,

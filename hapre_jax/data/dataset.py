@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -70,6 +70,21 @@ class Source:
     is_divided: bool = False
 
 
+class Images(Protocol):
+    """N squares `u8[N, H, W, 1]`: an array, or what reads them when asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> np.ndarray:
+        """The images of an index, a slice or an array of indices."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """N square images of H = W pixels.
@@ -77,7 +92,7 @@ class Dataset:
     Boxes are yxyx in [0, 1] of the stored frame.
     """
 
-    images: np.ndarray  # u8[N, H, W, 1], or what reads like it (`frames.Stream`)
+    images: Images
     labels: np.ndarray  # i32[N]
     names: tuple[str, ...]
     groups: tuple[str, ...]

@@ -185,7 +185,7 @@ def _deliver(batches, source: dataset.Dataset, threads: int, processes: int):
     """Iterates over a `grain.MapDataset` of batches, in order, reading ahead."""
     import grain
 
-    if not isinstance(source.images, frames.Stream):
+    if not isinstance(source.images, frames.LazyImages):
         threads = processes = 0  # nothing to wait for
     # Whole batches are read ahead, one a thread, and one that waits.
     options = grain.ReadOptions(

@@ -80,7 +80,7 @@ def _frame_boxes(boxes, facts, geometry):
     return np.array(shown, np.float32).reshape(-1, 4)
 
 
-class Stream:
+class LazyImages:
     """The stored squares of some films, read when asked for: `u8[N, S, S, 1]`.
 
     Takes an index, a slice or an array of indices, as an array in memory would.

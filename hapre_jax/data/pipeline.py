@@ -147,7 +147,10 @@ def _datasets(films: Films, members, *, boxes) -> list[dataset.Dataset]:
     """Parts of the films, by their places among them."""
     rows_of = [np.array(films.kept)[places] for places in members]
     images: list[Any] = (
-        [frames.Stream(films.source, films.data, films.seed, rows) for rows in rows_of]
+        [
+            frames.LazyImages(films.source, films.data, films.seed, rows)
+            for rows in rows_of
+        ]
         if films.pixels is None
         else _part(films.pixels, rows_of)
     )

@@ -460,13 +460,13 @@ class _Graph:
             and all(shape[axis] == 1 for axis in others if axis not in batched)
         )
         if is_points:
-            name, chosen = (
+            name, at = (
                 self.whole(value, variable.aval)
                 for value, variable in zip(values, equation.invars, strict=True)
             )
             name = self._reshape(name, [shape[axis] for axis in (*batched, *axes)])
-            chosen = self.emit("Cast", [chosen], to=_onnx_type(np.int64))
-            name = self.emit("GatherND", [name, chosen], batch_dims=len(batched))
+            at = self.emit("Cast", [at], to=_onnx_type(np.int64))
+            name = self.emit("GatherND", [name, at], batch_dims=len(batched))
             return self._reshape(name, out)
         if (
             not (is_box or is_rows)
