@@ -15,6 +15,14 @@ def get_config() -> Config:
     return Config(
         data=DataConfig(name="rsna_pneumonia", draw=(1849, 1962)),
         task=TaskConfig(net="resnet18", image_size=224),
-        policy=PolicyConfig(image_size=128, min_side=0.4),
+        # As in configs/films.py, which says why.
+        policy=PolicyConfig(
+            image_size=128,
+            area_cost=0.4,
+            final_area_cost=0.1,
+            min_side=0.4,
+            train_crops=2,
+            warmup_steps=300,
+        ),
         train=TrainConfig(steps=3000, task_learning_rate=1e-3),
     )

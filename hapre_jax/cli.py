@@ -24,8 +24,8 @@ from hapre_jax.errors import UserError
 _EXAMPLES: Sequence[str] = (
     "",
     "--train.steps 300 --task.net resnet18 --workdir runs/resnet18",
-    "--config configs/ped_pneumonia.py --data.root DIR",
-    "--config configs/ped_pneumonia.py --help",
+    "--config configs/films.py --data.root my_hospital",
+    "--config configs/films.py --help",
 )
 # Of disks and permissions, wherever a program meets them: no fault of ours.
 _MACHINE_ERRORS = (

@@ -160,8 +160,8 @@ def main(argv: list[str]) -> int:
         log.say(console, f"{failed} could not be read: {out / ERRORS}")
     log.say(
         console,
-        "Next: python -m hapre_jax.train --config configs/ped_pneumonia.py --method "
-        f"plain --data.name folder --data.root {shlex.quote(str(out / TABLE))}",
+        "Next: python -m hapre_jax.train --config configs/films.py --method plain "
+        f"--data.root {shlex.quote(str(out / TABLE))}",
     )
     return 1 if failed else 0
 

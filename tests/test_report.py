@@ -32,14 +32,14 @@ def _scores(accuracy, key_area=None):
     }
 
 
-def _results(method, test, plain=None, estimator="reinforce"):
+def _results(method, test, plain=None, **policy):
     return {
         "method": method,
         "dataset": "phantom",
         "seed": 3,
         "test": test,
         "plain": plain,
-        "config": {"policy": {"estimator": estimator}},
+        "config": {"policy": {"estimator": "reinforce", "area_cost": 0.0} | policy},
     }
 
 
@@ -141,7 +141,12 @@ def _verdict(changes, **kwargs):
         (
             WHOLE,
             "The key area is still the whole image: the policy did not learn to crop.",
-            ("policy.warmup_steps", "policy.train_crops"),
+            (
+                "policy.warmup_steps",
+                "policy.train_crops",
+                "policy.area_cost",
+                "policy.final_area_cost",
+            ),
         ),
         (
             WHOLE | {"map_change": 0.019},
@@ -172,6 +177,11 @@ def test_verdict_says_what_went_wrong_and_what_to_change(changes, said, settings
     known = options(Config())
     for name in settings:
         assert name in sentences and name in known
+
+
+def test_verdict_asks_for_a_cost_of_area_where_there_is_none():
+    assert "policy.area_cost" not in _verdict(WHOLE, area_cost=0.4)
+    assert "configs/films.py" in _verdict(WHOLE)
 
 
 @pytest.mark.parametrize("changes", [WHOLE, {"displacement": 0.01}])

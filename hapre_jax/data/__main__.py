@@ -228,7 +228,7 @@ def _training_command(arguments) -> str:
     """What trains on the films that were prepared."""
     name, file = arguments.name, f"configs/{arguments.name}.py"
     if file not in config_file.available():
-        file = "configs/ped_pneumonia.py"
+        file = "configs/films.py"
     words = ["--config", file, "--data.name", name, "--data.root", arguments.out]
     if name == "rsna_pneumonia" and arguments.variant:
         words += ["--data.rsna_labels", arguments.variant]

@@ -128,6 +128,12 @@ def verdict(results: dict) -> str | None:
             "Raise policy.warmup_steps or policy.train_crops, so that the classifier "
             "can read crops before the policy learns."
         )
+        if not results["config"]["policy"]["area_cost"]:
+            change += (
+                " Where a crop is worth little at first, as of most real films, a cost "
+                "of area leads away from the whole image: policy.area_cost 0.4 and "
+                "policy.final_area_cost 0.1, as in configs/films.py."
+            )
         return (
             "The key area is still the whole image: the policy did not learn to crop. "
             + (_PUBLISHED_RULE if is_published_rule else change)
