@@ -36,13 +36,12 @@ class Method(NamedTuple):
 
     `params` and `model_state` hold one sub-tree a network: "task", and "policy" where
     there is one; the model state also what `prepare` learned. `average` is a pair of
-    both, of networks alone, averaged over the last steps. `batch` holds "image"
-    f32[B, H, W, C] in [0, 1], "label" i32[B], "index" i32[B] (rows of the training
-    split), "lung_box" f32[B, 4] in a data set with known lungs, and what a task asks
-    for: "lungs" f32[B, H, W, 1] in [0, 1], the lung masks, or "boxes" f32[B, M, 4],
-    lesion boxes, NaN where an image has fewer. `predict` gets the image and the lung
-    box only. A batch of one has a "partner", another such batch, where the method
-    needs one.
+    both, averaged over the last steps. `batch` holds "image" f32[B, H, W, C] in [0, 1],
+    "label" i32[B], "index" i32[B] (rows of the training split), "lung_box" f32[B, 4] in
+    a data set with known lungs, and what a task asks for: "lungs" f32[B, H, W, 1] in
+    [0, 1], the lung masks, or "boxes" f32[B, M, 4], lesion boxes, NaN where an image
+    has fewer. `predict` gets the image and the lung box only. A batch of one has a
+    "partner", another such batch, where the method needs one.
     """
 
     init: Callable  # (key, image) -> (params, model_state)
@@ -65,7 +64,7 @@ def network_variables(name: str, params: dict, model_state: dict) -> dict:
 
 
 def of_networks(params: dict, model_state: dict) -> tuple[dict, dict]:
-    """A pair like these, without what of the model state is of no learning network."""
+    """A pair like these, without what of the model state `prepare` learned."""
     return params, {name: model_state[name] for name in params}
 
 

@@ -8,7 +8,7 @@ import optax
 
 from hapre_jax import optimization
 from hapre_jax.config import Config
-from hapre_jax.method import Method, of_networks
+from hapre_jax.method import Method
 
 
 class TrainState(NamedTuple):
@@ -18,8 +18,7 @@ class TrainState(NamedTuple):
     params: dict
     model_state: dict
     opt_state: optax.OptState
-    # Moving average of (params, model_state), see `method.of_networks`: what is used.
-    average: tuple[dict, dict]
+    average: tuple[dict, dict]  # moving average of (params, model_state): what is used
 
 
 def init(
@@ -51,7 +50,7 @@ def init(
             params,
             model_state,
             optimizer.init(params),
-            average=of_networks(params, model_state),
+            average=(params, model_state),
         )
 
     # Copies, since the step donates its state, and no buffer may be donated twice; put
@@ -64,10 +63,9 @@ def init(
 def start_from(state: TrainState, params: dict, model_state: dict) -> TrainState:
     """The state before the first step with other variables, their average too."""
     # Two copies: the step donates its state.
-    device = jax.local_devices()[0]
-    average = of_networks(params, model_state)
-    (params, model_state), average = jax.device_put(
-        ((params, model_state), average), device, may_alias=False
+    (params, model_state), average = (
+        jax.device_put((params, model_state), jax.local_devices()[0], may_alias=False)
+        for _ in range(2)
     )
     return state._replace(params=params, model_state=model_state, average=average)
 

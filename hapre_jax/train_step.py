@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from hapre_jax import random_views, sharding
 from hapre_jax.config import Config
-from hapre_jax.method import Aux, Method, of_networks, to_float
+from hapre_jax.method import Aux, Method, to_float
 from hapre_jax.train_state import TrainState
 
 
@@ -57,7 +57,7 @@ def make_step(
         }
         average = move_average(
             state.average,
-            of_networks(params, aux.model_state),
+            (params, aux.model_state),
             state.step,
             decay=config.train.average_decay,
         )

@@ -20,7 +20,7 @@ from hapre_jax import (
 )
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
-from hapre_jax.method import Prediction, to_float
+from hapre_jax.method import Prediction, of_networks, to_float
 
 BATCH = 32  # films in a forward pass, a shape that is compiled once
 # Files of a bundle.
@@ -105,17 +105,18 @@ def load_functions(
         )
     best = checkpoint.restore_best(workdir, config, method)
     look = explain.make(config, num_classes)
+    variables = of_networks(*best.average)  # DRL-DA's guide answers no film
 
     def predict(variables, pixels):
         return method.predict(*variables, to_float({"image": pixels}))
 
     if look is None:
-        return Functions(best.average, predict, None)
+        return Functions(variables, predict, None)
 
     def explain_films(variables, pixels):
         return look(*variables, to_float({"image": pixels}))
 
-    return Functions(best.average, predict, explain_films)
+    return Functions(variables, predict, explain_films)
 
 
 def read_typical(workdir: pathlib.Path) -> dict[str, Any] | None:
