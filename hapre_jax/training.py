@@ -200,10 +200,11 @@ class _Progress(NamedTuple):
     @classmethod
     def of(cls, saved: dict) -> "_Progress":
         """Of a checkpoint's JSON."""
-        # Versions that only classified called it so.
+        # Older versions had other names.
         named = "best_score" if "best_score" in saved else "best_f1"
+        renamed = {"lungs_known": "lung_iou/known"}
         pending = tuple(
-            (number, {name: np.float32(value) for name, value in values.items()})
+            (number, {renamed.get(k, k): np.float32(v) for k, v in values.items()})
             for number, values in saved.get("pending", ())
         )
         return cls(saved[named], saved["seconds"], pending)

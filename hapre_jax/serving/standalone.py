@@ -65,10 +65,11 @@ def square(path, size, geometry):
         levels = np.asarray(film)
         check_levels(levels)
         film = Image.fromarray(np.round(levels / 257.0).astype(np.uint8))
-    film = film.convert("L")
-    # Of 16 bits with color or transparency Pillow keeps the upper 8.
-    if data.startswith(b"\x89PNG") and data[24] == 16:
-        check_levels(np.asarray(film, np.uint16) * 257)
+    else:
+        film = film.convert("L")
+        # Of 16 bits with color or transparency Pillow keeps the upper 8.
+        if data.startswith(b"\x89PNG") and data[24] == 16:
+            check_levels(np.asarray(film, np.uint16) * 257)
     if geometry != "squash":
         sides = film.width, film.height
         side = max(sides) if geometry == "letterbox" else min(sides)
