@@ -64,7 +64,9 @@ def main(argv: list[str]) -> int:
         config, run_folder.read_config(workdir), program="evaluate"
     )
     output = _output(arguments.out, workdir, _films_of(config, arguments.all))
-    results = evaluate_run(workdir, config, output, whole=arguments.all, console=console)
+    results = evaluate_run(
+        workdir, config, output, whole=arguments.all, console=console
+    )
     console.print(report.summary_table(results))
     by_image = output.with_name(f"{output.stem}_predictions.csv")
     log.say(console, f"Written to {output}, image by image to {by_image}.")
