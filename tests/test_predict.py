@@ -16,9 +16,9 @@ from hapre_jax import (
     appearance,
     checkpoint,
     config_file,
+    csv_file,
     evaluation,
     predict,
-    predictions,
 )
 from hapre_jax.data import images, inputs
 from hapre_jax.errors import UserError
@@ -436,7 +436,7 @@ def test_a_full_disk_is_named_and_what_was_done_is_said(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     out = tmp_path / "out"
-    monkeypatch.setattr(predictions, "write_row", full)
+    monkeypatch.setattr(csv_file, "write_row", full)
     with pytest.raises(UserError, match=r"out cannot be written: No space left on"):
         predict.main([str(finished_run), *films, "--out", str(out)])
     said = capsys.readouterr().out
