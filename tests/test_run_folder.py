@@ -133,7 +133,7 @@ def _write(folder, **changes):
 
 def test_results_of_older_versions_are_read(tmp_path):
     _write(tmp_path)
-    added = {"task": "classification", "plain": None}
+    added = {"task": "classification", "plain": None, "temperature": None}
     assert run_folder.read_results(tmp_path) == _RESULTS | added
     _write(tmp_path, temperature=1)
     assert run_folder.read_results(tmp_path)["temperature"] == 1
