@@ -7,22 +7,19 @@ Hardware: one GPU.
 Expected result: not measured.
 """
 
-from hapre_jax.config import Config, DataConfig, PolicyConfig, TaskConfig, TrainConfig
+import dataclasses
+import pathlib
+
+from hapre_jax import config_file
+from hapre_jax.config import Config, DataConfig, TaskConfig, TrainConfig
 
 
 def get_config() -> Config:
     """The paper's numbers of films; which ones it chose was not published."""
+    films = config_file.load(str(pathlib.Path(__file__).with_name("films.py")))
     return Config(
         data=DataConfig(name="rsna_pneumonia", draw=(1849, 1962)),
         task=TaskConfig(net="resnet18", image_size=224),
-        # As in configs/films.py, which says why.
-        policy=PolicyConfig(
-            image_size=128,
-            area_cost=0.4,
-            final_area_cost=0.1,
-            min_side=0.4,
-            train_crops=2,
-            warmup_steps=300,
-        ),
+        policy=dataclasses.replace(films.policy, image_size=128),
         train=TrainConfig(steps=3000, task_learning_rate=1e-3),
     )

@@ -44,8 +44,7 @@ def same_patients(first: DataConfig, second: DataConfig) -> bool:
         return False
     if "image" in (first.split_level, second.split_level):  # each film its own patient
         return False
-    roots = [files.expand(data.root).resolve() for data in (first, second)]
-    return first.name != "folder" or roots[0] == roots[1]
+    return first.name != "folder" or files.is_same_place(first.root, second.root)
 
 
 def never_seen(

@@ -78,7 +78,7 @@ def train_and_evaluate(
     if results := training.finished(workdir, "classification"):
         root = results["config"].get("data", {}).get("root", "")
         named = config.data.root
-        if named and files.expand(named).resolve() != files.expand(root).resolve():
+        if named and not files.is_same_place(named, root):
             whose = root or "the program itself"
             said = f"This run is finished, with films of {whose}: {named} was not"
             log.say(console, f"{said} looked at")

@@ -196,6 +196,11 @@ def expand(root: str) -> pathlib.Path:
     return pathlib.Path(root if is_there else os.path.expanduser(root))
 
 
+def is_same_place(one: str, other: str) -> bool:
+    """Whether two paths lead to the same folder or file."""
+    return expand(one).resolve() == expand(other).resolve()
+
+
 def read_file(path: pathlib.Path) -> bytes:
     """The bytes of a file.
 

@@ -7,8 +7,8 @@ import rich.console
 
 from hapre_jax import config as config_lib
 from hapre_jax import experiments, json_file, log
+from hapre_jax.data import files
 from hapre_jax.experiments import Experiment
-from hapre_jax.paper_tables import films
 from hapre_jax.paper_tables.plan import Cell
 
 
@@ -23,7 +23,7 @@ def is_test_of(file: pathlib.Path, values: dict[str, str]) -> bool:
     fields = config_lib.options(config_lib.from_dict(config))
     stored = {path: config_lib.to_text(fields[path].value) for path in values}
     if values["data.name"] == "folder":
-        if not films.is_same_place(stored["data.root"], values["data.root"]):
+        if not files.is_same_place(stored["data.root"], values["data.root"]):
             return False
     return stored | {"data.root": ""} == values | {"data.root": ""}
 

@@ -65,11 +65,6 @@ def name_of(path: str) -> str:
     return place.name if place.is_dir() else place.stem
 
 
-def is_same_place(one: str, other: str) -> bool:
-    """Whether two paths lead to the same folder or file."""
-    return files.expand(one).resolve() == files.expand(other).resolve()
-
-
 def fields(source: Source, root: str) -> dict[str, str]:
     """Config fields of a source's films."""
     recipe = config_file.load(f"configs/hapre_krs_best.py:{source.recipe}")

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import rich.console
 
 from hapre_jax import config_file, log, run_folder
+from hapre_jax.data import files
 from hapre_jax.errors import UserError
 from hapre_jax.experiments import Experiment
-from hapre_jax.paper_tables import films
 from hapre_jax.paper_tables.films import Source
 from hapre_jax.paper_tables.layouts import TITLES, Preset
 
@@ -100,7 +100,7 @@ def check_films(cells: Sequence[Cell], chosen: dict[str, Source]) -> None:
             if not (run.folder / "config.json").exists():
                 continue
             before = run_folder.read_config(run.folder).data.root
-            if not films.is_same_place(before, run.values["data.root"]):
+            if not files.is_same_place(before, run.values["data.root"]):
                 raise UserError(
                     f"{run.folder} was trained on the films of {before}, not of "
                     f"{run.values['data.root']}: give another --workdir"
