@@ -8,15 +8,17 @@ A case is NETWORK:BATCH:SIDE:TYPE. Each library has a process of its own, and th
 weights, images and boxes; what both say of the first step is compared. (Gradients
 through the statistics of a batch differ most: there, PyTorch's float32 is further from
 double precision than ours.) On a CPU their runs alternate, so that what else the
-machine does meets both alike. Ratios are PyTorch's median time over ours, above 1 where
-we are faster; on a busy machine those of processor time tell more, on one core
-(`taskset -c 0`), where threads do not wait for each other. On a GPU they mean nothing.
+machine does meets both alike. On a GPU ours run alone, and then those of PyTorch, which
+start together, as compiling takes them a minute, and are timed in turns. Ratios are
+PyTorch's median time over ours, above 1 where we are faster; on a busy machine those of
+processor time tell more, on one core (`taskset -c 0`), where threads do not wait for
+each other. On a GPU they mean nothing.
+
 Needs JAX, Flax, Optax, chex, NumPy and PyTorch, no package of data or pictures.
 
-float32 is TF32 on a GPU in both libraries, but for resampling, which JAX does in
-float32 and PyTorch in TF32. The bound of a step is the larger of what its operations
-take at the speed of a large matrix product and what the bytes of its kernels take at
-the speed of a large copy, both measured here.
+float32 is TF32 on a GPU in both libraries. The bound of a step is the larger of what
+its operations take at the speed of a large matrix product and what the bytes of its
+kernels take at the speed of a large copy, both measured here.
 """
 
 import argparse
@@ -104,8 +106,11 @@ def inputs(case):
 # else there is to tell.
 
 
-def ours(case):
-    """The step of `hapre_jax`."""
+def ours(case, per_call=1):
+    """The step of `hapre_jax`, so many of them in one call."""
+    from hapre_jax import xla_flags
+
+    xla_flags.add()
     import jax
     import numpy as np
 
@@ -137,6 +142,11 @@ def ours(case):
             clip_norm=0.0,
             average_decay=0.0,
             policy_adam_b2=0.999,
+            steps_per_call=per_call,
+            steps=100 * per_call,
+            eval_every=10 * per_call,
+            checkpoint_every=10 * per_call,
+            log_every=per_call,
         ),
     )
     method, optimizer = hapre.make(config, CLASSES), optimization.make_optimizer(config)
@@ -158,15 +168,18 @@ def ours(case):
             "index": np.arange(case.batch, dtype=np.int32),
         }
     )
+    batch = batch if per_call == 1 else (batch,) * per_call
     step = train_step.make_step(method, optimizer, config)
     (root,) = step.args
-    lowered = step.func.lower(root, now, batch)
-    step = lowered.compile()
+    # Counted as written and for a CPU: XLA counts nothing for a GPU's libraries.
+    with jax.default_device(jax.devices("cpu")[0]):
+        shapes = jax.eval_shape(lambda *given: given, root, now, batch)
+        operations = step.func.lower(*shapes).cost_analysis()["flops"]
+    step = step.func.lower(root, now, batch).compile()
     memory = step.memory_analysis()
     peak = memory.temp_size_in_bytes + memory.argument_size_in_bytes
     told = {
-        # As written, not as compiled: what a GPU's libraries compute is not counted.
-        "flops": lowered.cost_analysis()["flops"],
+        "flops": operations,
         "bytes": traffic(step.as_text()),
         "peak": peak + memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "device": jax.devices()[0].device_kind,
@@ -174,9 +187,9 @@ def ours(case):
 
     def run(steps):
         nonlocal now
-        for _ in range(steps):
+        for _ in range(-(-steps // per_call)):
             now, metrics = step(root, now, batch)
-        return {name: float(value) for name, value in metrics.items()}
+        return {name: float(np.ravel(value)[0]) for name, value in metrics.items()}
 
     return run, lambda: told
 
@@ -292,8 +305,12 @@ def theirs(case, mode=None):
     return run, tell
 
 
-CONTENDERS = {
+OURS = {
     "hapre_jax": ours,
+    # `train.steps_per_call`: what helps where the host is too slow for a step.
+    "20 steps a call": lambda case: ours(case, 20),
+}
+CONTENDERS = OURS | {
     "eager": theirs,
     "compiled": lambda case: theirs(case, "default"),
     # CUDA graphs: what helps where a step is so short that its launches cost most.
@@ -444,37 +461,37 @@ def compare(text, names, *, rounds, steps, device, stop_at):
     """
     case, results, firsts = Case.read(text), {}, {}
 
-    def start(name):
-        contender = Contender(name, text, stop_at - time.perf_counter())
-        said = contender.read()
-        if said is not None:
-            firsts[name] = said["first"]
-            contender.start = said["start"]
-        return contender
+    def start(names):
+        """Processes that have all done their first step."""
+        contenders = [
+            Contender(name, text, stop_at - time.perf_counter()) for name in names
+        ]
+        for contender in contenders:
+            if said := contender.read():
+                firsts[contender.name] = said["first"]
+                contender.start = said["start"]
+        return contenders
 
-    def finish(contender):
-        contender.close()
-        if contender.times:
-            results[contender.name] = {
-                **contender.told,
-                "seconds": statistics.median(contender.times),
-                "busy": statistics.median(contender.busy),
-                "start": contender.start,
-            }
-
-    if device == "cpu":
-        contenders = [start(name) for name in names]
+    def finish(contenders):
         for _ in range(rounds):
             for contender in contenders:
                 contender.time(steps)
         for contender in contenders:
-            finish(contender)
-    else:  # one after the other: together they do not fit
-        for name in names:
-            contender = start(name)
-            for _ in range(rounds):
-                contender.time(steps)
-            finish(contender)
+            contender.close()
+            if contender.times:
+                results[contender.name] = {
+                    **contender.told,
+                    "seconds": statistics.median(contender.times),
+                    "busy": statistics.median(contender.busy),
+                    "start": contender.start,
+                }
+
+    if device == "cpu":
+        finish([contender for name in names for contender in start([name])])
+    else:
+        mine = [[name] for name in names if name in OURS]
+        for group in (*mine, [name for name in names if name not in OURS]):
+            finish(start(group))
     if "hapre_jax" in firsts and "eager" in firsts:
         results["differences"] = differences(firsts["hapre_jax"], firsts["eager"])
         limit = TOLERANCE.get(f"{device} {case.dtype}", ROUGH)
@@ -573,10 +590,11 @@ def main():
         if time.perf_counter() > start_until:
             print(f"\nout of time before {text}; --cases {text} runs it")
             continue
-        extra = ["reduce-overhead"] if device == "cuda" and ":1:" in text else []
+        extra = ["20 steps a call", "reduce-overhead"]
+        is_short = device == "cuda" and ":1:" in text
         result = compare(
             text,
-            names + extra,
+            names + extra * is_short,
             rounds=arguments.rounds,
             steps=arguments.steps or (1 if device == "cpu" else 20),
             device=device,

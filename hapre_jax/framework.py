@@ -231,7 +231,11 @@ class _Framework:
     def _probe(self, by, average, crops, targets, actions):
         """Losses of a task with all statistics fixed: they differ by the crop alone."""
         variables = network_variables("task", *average)
-        outputs, _ = by.apply(variables, crops, train=False)
+
+        def see(crops):
+            return by.apply(variables, crops, train=False)[0]
+
+        outputs = as_one_batch(see)(crops)
         return by.whole_loss(outputs, targets, self.operation, actions)
 
     def _see(self, image, action, size=None):
@@ -248,6 +252,30 @@ def _first_map(logits):
         if leaf.ndim > 2:
             return leaf if leaf.ndim == 3 else leaf[..., 0]
     return None
+
+
+def as_one_batch(function: Callable) -> Callable:
+    """The same function of a batch `[N, ...]`, which under `vmap` sees all as one.
+
+    `vmap` adds an axis to each operation of a network instead, and XLA cannot join a
+    convolution on a GPU with what follows it across the change of shape.
+
+    Args:
+      function: of one array, to a tree of arrays `[N, ...]`, each element of its own.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def one(x):
+        return function(x)
+
+    @one.def_vmap
+    def of_all(axis_size, is_batched, x):
+        del is_batched
+        results = function(x.reshape(-1, *x.shape[2:]))
+        split = jax.tree.map(lambda y: y.reshape(axis_size, -1, *y.shape[1:]), results)
+        return split, jax.tree.map(lambda y: True, split)
+
+    return one
 
 
 def compute_if_any_needs(function: Callable) -> Callable:

@@ -13,6 +13,9 @@ from hapre_jax.config import Config
 from hapre_jax.method import Aux, Method, to_float
 from hapre_jax.train_state import TrainState
 
+# Numbers of an array that is not worth a kernel of its own on a GPU.
+_SMALL = 4096
+
 
 def make_step(
     method: Method,
@@ -50,10 +53,10 @@ def make_step(
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        norms = {f"grad_norm/{k}": optax.tree.norm(g) for k, g in gradients.items()}
+        params, opt_state = _computed_once((params, opt_state))
+        norms = {f"grad_norm/{k}": norm(g) for k, g in gradients.items()}
         norms |= {
-            f"weight_norm/{k}": optax.tree.norm((params[k], aux.model_state[k]))
-            for k in params
+            f"weight_norm/{k}": norm((params[k], aux.model_state[k])) for k in params
         }
         average = move_average(
             state.average,
@@ -116,6 +119,32 @@ def _gradients(loss, state, batch, key, *, parts):
     gradients = jax.tree.map(lambda x: x / parts, total)
     metrics = jax.tree.map(lambda x: jnp.mean(x, axis=0), metrics)
     return gradients, Aux(model_state, metrics)
+
+
+def _computed_once(tree):
+    """The same tree; XLA computes large arrays of it no second time for other uses.
+
+    For these it would need, and copy, all that an optimizer's update overwrites.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    large = [i for i, leaf in enumerate(leaves) if leaf.size > _SMALL]
+    held = jax.lax.optimization_barrier([leaves[i] for i in large])
+    for i, leaf in zip(large, held, strict=True):
+        leaves[i] = leaf
+    return jax.tree.unflatten(structure, leaves)
+
+
+def norm(tree) -> jax.Array:
+    """Euclidean norm `f32[]` of all numbers of a tree of arrays.
+
+    As `optax.tree.norm`, but the many small arrays of a network are squared together: a
+    GPU takes as long for each as for all.
+    """
+    leaves = jax.tree.leaves(tree)
+    small = [leaf.ravel() for leaf in leaves if leaf.size <= _SMALL]
+    together = [jnp.concatenate(small)] if small else []
+    large = [leaf for leaf in leaves if leaf.size > _SMALL]
+    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in (*together, *large)))
 
 
 def move_average(average, new, step: jax.Array, *, decay: float):

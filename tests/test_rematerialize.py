@@ -189,9 +189,10 @@ def test_every_gradient_of_a_step_computes_blocks_again(tiny_config, method, blo
         )
     train = dataclasses.replace(config.train, rematerialize=True)
     again = _lower(dataclasses.replace(config, train=train))
-    assert again.as_text().count("optimization_barrier") == blocks
+    # One more is of the optimizer's update.
+    assert again.as_text().count("optimization_barrier") == blocks + 1
     if method == "hapre":
-        assert "optimization_barrier" not in _lower(config).as_text()
+        assert _lower(config).as_text().count("optimization_barrier") == 1
 
 
 def test_what_is_only_tried_is_computed_once(tiny_config):

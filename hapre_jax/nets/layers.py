@@ -22,6 +22,8 @@ _CACHED_BYTES = 800_000
 _MOST_GROUPS = 32  # or compiling takes long
 # Numbers of the kernel for one of the cotangent, above which it is not turned.
 _TURNED = 2
+# Pixels of a block's side where `convolve` reads blocks, and outputs of one.
+_BLOCK, _OUTPUTS = 4, 2
 
 
 class Norm(nn.Module):
@@ -78,24 +80,77 @@ class Norm(nn.Module):
             self.put_variable("batch_stats", "BatchNorm", {**new, "var": var})
         return y
 
+    def affine(self) -> tuple[jax.Array, jax.Array] | None:
+        """Factor and shift `f32[C]` that it is in use; None without statistics."""
+        if self.kind == "group" or self.is_initializing():
+            return None
+        params = self.get_variable("params", "BatchNorm")
+        statistics = self.get_variable("batch_stats", "BatchNorm")
+        factor = params["scale"] * jax.lax.rsqrt(statistics["var"] + self.epsilon)
+        return factor, params["bias"] - statistics["mean"] * factor
 
-class Pointwise(nn.Module):
-    """A 1x1 convolution as a matrix product, with the parameters of `nn.Conv`.
 
-    XLA's gradient of a 1x1 convolution takes up to 6 times as long on a CPU.
+class Convolution(nn.Module):
+    """A square convolution without bias, with the parameters of `nn.Conv`.
+
+    One of 1x1 is a matrix product: XLA's gradient of the convolution takes up to 6
+    times as long on a CPU. A strided one is a convolution on a GPU, where XLA aborts
+    the process as it joins products with every second pixel (jax 0.11.2).
     """
 
     features: int
+    size: int
     stride: int = 1
     kernel_init: Any = nn.initializers.lecun_normal()
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (1, 1, x.shape[-1], self.features)
+    def __call__(
+        self, x: jax.Array, affine: tuple[jax.Array, jax.Array] | None = None
+    ) -> jax.Array:
+        """The convolution of `x` f32[B, H, W, C].
+
+        Args:
+          x: the features.
+          affine: `f32[features]` each, a factor and a shift of the result.
+        """
+        shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
-        x = x[:, :: self.stride, :: self.stride].astype(self.dtype)
-        return x @ kernel[0, 0].astype(self.dtype)
+        x = x.astype(self.dtype)
+        if affine is None:
+            return self._apply(x, kernel)
+
+        # On a GPU the factor is a part of the kernel, and the shift a bias that its
+        # library adds before it writes the result. A CPU joins them itself, and
+        # kernels may be larger than what they are applied to.
+        def after(x, kernel, factor, shift):
+            y = self._apply(x, kernel) * factor + shift
+            return y.astype(self.dtype)
+
+        def within(x, kernel, factor, shift):
+            return self._apply(x, kernel * factor) + shift.astype(self.dtype)
+
+        factor, shift = (numbers.reshape(1, 1, 1, -1) for numbers in affine)
+        return jax.lax.platform_dependent(
+            x, kernel, factor, shift, cpu=after, default=within
+        )
+
+    def _apply(self, x, kernel):
+        kernel = kernel.astype(self.dtype)
+        if self.size == self.stride == 1:
+            return x @ kernel[0, 0]
+        padding = (self.size // 2, self.size // 2)
+        return convolve(x, kernel, (self.stride, self.stride), (padding, padding))
+
+
+def normalized(
+    convolution: Convolution, norm: Norm, x: jax.Array, *, train: bool
+) -> jax.Array:
+    """`norm(convolution(x), train=train)`, in use in one pass over the features."""
+    affine = None if train else norm.affine()
+    if affine is None:
+        return norm(convolution(x), train=train)
+    return convolution(x, affine)
 
 
 def convolve(
@@ -103,15 +158,17 @@ def convolve(
     kernel: jax.Array,
     strides: Sequence[int],
     padding: Sequence[tuple[int, int]],
+    *,
+    dimension_numbers: Any = ("NHWC", "HWIO", "NHWC"),
     **settings: Any,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated`, whose gradient takes CPUs less time.
+    """`jax.lax.conv_general_dilated` in less time, the same but for the order of sums.
 
     XLA's CPU backend reads all images for each place of the kernel's gradient, and
     turns the kernel for the image's, which costs more than the convolution itself where
-    a kernel is larger than what it is applied to. The gradient is the same but for the
-    order of its sums; other devices compute it as usual. There is no forward mode
-    (`jax.jvp`).
+    a kernel is larger than what it is applied to. A GPU's matrix units want eight
+    channels or more, so that elsewhere a stem reads blocks of pixels as channels. There
+    is no forward mode (`jax.jvp`).
 
     Args:
       x: `f32[B, H, W, C]`.
@@ -126,13 +183,15 @@ def convolve(
         if any(n != 1 for n in np.ravel(settings.get(name, 1))):
             raise ValueError(f"{name} is {settings[name]}, but must be 1")
 
+    settings["dimension_numbers"] = dimension_numbers
+
     def usual(x, kernel):
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **settings)
 
-    def usual_gradient(x, kernel, cotangent):
-        return jax.vjp(usual, x, kernel)[1](cotangent)
+    def product(x, kernel):
+        return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
 
-    def cpu_gradient(x, kernel, cotangent):
+    def gradient_by_parts(x, kernel, cotangent):
         if kernel.size < _TURNED * cotangent.size:
             (of_x,) = jax.vjp(lambda x: usual(x, kernel), x)[1](cotangent)
         else:
@@ -145,17 +204,76 @@ def convolve(
             of_kernel += gradient(cotangent[at : at + count])[0]
         return of_x, of_kernel.astype(kernel.dtype)
 
+    def gradient_of(function):
+        return lambda x, kernel, cotangent: jax.vjp(function, x, kernel)[1](cotangent)
+
+    on_cpu, elsewhere, gradient_on_cpu = usual, usual, gradient_by_parts
+    if kernel.shape[:2] == (1, 1):
+        on_cpu, gradient_on_cpu = product, gradient_of(product)
+    elif _is_stem(kernel.shape, strides, padding):
+        elsewhere = functools.partial(_by_blocks, precision=settings.get("precision"))
+
     @jax.custom_vjp
     def differentiable(x, kernel):
-        return usual(x, kernel)
+        if on_cpu is elsewhere:
+            return usual(x, kernel)
+        return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
 
     differentiable.defvjp(
-        lambda x, kernel: (usual(x, kernel), (x, kernel)),
+        lambda x, kernel: (differentiable(x, kernel), (x, kernel)),
         lambda saved, cotangent: jax.lax.platform_dependent(
-            *saved, cotangent, cpu=cpu_gradient, default=usual_gradient
+            *saved, cotangent, cpu=gradient_on_cpu, default=gradient_of(elsewhere)
         ),
     )
     return differentiable(x, kernel)
+
+
+def _is_stem(shape, strides, padding):
+    """Whether `_by_blocks` computes it: an odd kernel that fits, of a few channels."""
+    height, width, channels, _ = shape
+    is_square = height == width <= 2 * _BLOCK - 1 and height % 2 == 1
+    pads = {height // 2, *itertools.chain(*padding)}
+    has_pads = len(pads) == 1
+    return is_square and has_pads and set(strides) == {_OUTPUTS} and channels <= _BLOCK
+
+
+def _by_blocks(x, kernel, *, precision):
+    """A stem's convolution with stride 2, reading blocks of 4 x 4 pixels as channels.
+
+    Each block has the outputs of its even pixels, 2 x 2, as channels, which depend on
+    the block and on those around it: a convolution of 3 x 3 blocks.
+    """
+    batch, height, width, channels = x.shape
+    size, features = kernel.shape[0], kernel.shape[-1]
+    x = jnp.pad(x, ((0, 0), (0, -height % _BLOCK), (0, -width % _BLOCK), (0, 0)))
+    rows, columns = x.shape[1] // _BLOCK, x.shape[2] // _BLOCK
+    x = x.reshape(batch, rows, _BLOCK, columns, _BLOCK, channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows, columns, -1)
+    for axis in (0, 1):  # for each output, where the kernel lies in the three blocks
+        places = []
+        for output in range(_OUTPUTS):
+            before = _BLOCK - size // 2 + _OUTPUTS * output
+            edges = [(0, 0)] * kernel.ndim
+            edges[axis] = before, 3 * _BLOCK - size - before
+            places.append(jnp.pad(kernel, edges))
+        kernel = jnp.stack(places, axis=-1)
+    kernel = kernel.reshape(3, _BLOCK, 3, _BLOCK, channels, features, 2, 2)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 6, 7, 5)
+    kernel = kernel.reshape(3, 3, x.shape[-1], -1)
+    y = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        ((1, 1), (1, 1)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
+    )
+    # Or XLA adds a later bias to the blocks, for which it writes it for each pixel.
+    y = jax.lax.optimization_barrier(y)
+    y = y.reshape(batch, rows, columns, _OUTPUTS, _OUTPUTS, features)
+    y = y.transpose(0, 1, 3, 2, 4, 5)
+    y = y.reshape(batch, _OUTPUTS * rows, _OUTPUTS * columns, features)
+    return y[:, : -(-height // 2), : -(-width // 2)]
 
 
 def _by_products(cotangent, kernel, shape, strides, padding):
@@ -197,8 +315,8 @@ def conv(
     It starts as torchvision's `kaiming_normal_(mode=mode, nonlinearity="relu")`.
     """
     kernel_init = nn.initializers.variance_scaling(2.0, mode, "normal")
-    if kernel == 1 and not use_bias:
-        return Pointwise(features, stride, kernel_init, dtype, name=name)
+    if not use_bias:
+        return Convolution(features, kernel, stride, kernel_init, dtype, name=name)
     return nn.Conv(
         features,
         (kernel, kernel),

@@ -35,15 +35,15 @@ class BasicBlock(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         conv = functools.partial(layers.conv, dtype=self.dtype)
         norm = functools.partial(Norm, self.norm, self.dtype)
-        y = conv(self.features, 3, self.stride, name="conv1")(x)
-        y = nn.relu(norm(name="norm1")(y, train=train))
-        y = conv(self.features, 3, name="conv2")(y)
-        y = norm(name="norm2")(y, train=train)
+        joined = functools.partial(layers.normalized, train=train)
+        conv1 = conv(self.features, 3, self.stride, name="conv1")
+        y = nn.relu(joined(conv1, norm(name="norm1"), x))
+        y = joined(conv(self.features, 3, name="conv2"), norm(name="norm2"), y)
         if self.cbam:
             y = CBAM(self.norm, self.dtype, name="cbam")(y, train=train)
         if x.shape != y.shape:
-            x = conv(self.features, 1, self.stride, name="downsample_conv")(x)
-            x = norm(name="downsample_norm")(x, train=train)
+            shortcut = conv(self.features, 1, self.stride, name="downsample_conv")
+            x = joined(shortcut, norm(name="downsample_norm"), x)
         return nn.relu(x + y)
 
 
@@ -61,17 +61,16 @@ class Bottleneck(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         conv = functools.partial(layers.conv, dtype=self.dtype)
         norm = functools.partial(Norm, self.norm, self.dtype)
-        y = conv(self.features, 1, name="conv1")(x)
-        y = nn.relu(norm(name="norm1")(y, train=train))
-        y = conv(self.features, 3, self.stride, name="conv2")(y)
-        y = nn.relu(norm(name="norm2")(y, train=train))
-        y = conv(4 * self.features, 1, name="conv3")(y)
-        y = norm(name="norm3")(y, train=train)
+        joined = functools.partial(layers.normalized, train=train)
+        y = nn.relu(joined(conv(self.features, 1, name="conv1"), norm(name="norm1"), x))
+        conv2 = conv(self.features, 3, self.stride, name="conv2")
+        y = nn.relu(joined(conv2, norm(name="norm2"), y))
+        y = joined(conv(4 * self.features, 1, name="conv3"), norm(name="norm3"), y)
         if self.cbam:
             y = CBAM(self.norm, self.dtype, name="cbam")(y, train=train)
         if x.shape != y.shape:
-            x = conv(4 * self.features, 1, self.stride, name="downsample_conv")(x)
-            x = norm(name="downsample_norm")(x, train=train)
+            shortcut = conv(4 * self.features, 1, self.stride, name="downsample_conv")
+            x = joined(shortcut, norm(name="downsample_norm"), x)
         return nn.relu(x + y)
 
 
@@ -117,8 +116,8 @@ class ResNet(nn.Module):
         stem = layers.conv(
             self.width, kernel, stride, dtype=self.dtype, name="stem_conv"
         )
-        x = stem(x)
-        x = nn.relu(Norm(self.norm, self.dtype, name="stem_norm")(x, train=train))
+        norm = Norm(self.norm, self.dtype, name="stem_norm")
+        x = nn.relu(layers.normalized(stem, norm, x, train=train))
         if not self.small_stem:
             x = stem_pool(x)
         features = {}

@@ -55,7 +55,7 @@ _BINARY = {
     "pow": "Pow",
     "sub": "Sub",
 }
-_ALIASES = ("copy", "stop_gradient")
+_ALIASES = ("copy", "optimization_barrier", "stop_gradient")
 _REDUCTIONS = {"reduce_max": "Max", "reduce_min": "Min", "reduce_prod": "Prod"}
 _WINDOWS = {"reduce_window_max": "MaxPool", "reduce_window_sum": "AveragePool"}
 _ELEMENTWISE = {*_UNARY, *_BINARY, *_ALIASES, "convert_element_type", "integer_pow"}
@@ -266,6 +266,12 @@ class _Graph:
         """The outputs of an equation."""
         primitive, parameters = equation.primitive.name, equation.params
         inner = parameters.get("jaxpr") or parameters.get("call_jaxpr")
+        if platforms := parameters.get("branches_platforms"):
+            # The same computation for each of them: the one for CPUs is the plain one.
+            (of_cpu,) = (
+                i for i, names in enumerate(platforms) if "cpu" in (names or ())
+            )
+            inner, primitive, values = parameters["branches"][of_cpu], "", values[1:]
         if inner is not None and primitive not in ("scan", "while", "cond"):
             for value in values:
                 if value.linear is not None:
