@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hapre_jax import nets
-from hapre_jax.nets import layers
+from hapre_jax.nets import convolution
 
 CASES = ("resnet18:1:224", "resnet18:4:224", "resnet8:128:32")
 _NEVER = 10**12
@@ -31,9 +31,9 @@ _NEVER = 10**12
 # image's gradient is by products, and bytes that the kernel's is summed over at once.
 VARIANTS = {
     "XLA's": (_NEVER, _NEVER),
-    "image's by products": (layers._TURNED, _NEVER),
-    "kernel's by parts": (_NEVER, layers._CACHED_BYTES),
-    "both": (layers._TURNED, layers._CACHED_BYTES),
+    "image's by products": (convolution._TURNED, _NEVER),
+    "kernel's by parts": (_NEVER, convolution._CACHED_BYTES),
+    "both": (convolution._TURNED, convolution._CACHED_BYTES),
 }
 
 
@@ -73,7 +73,7 @@ def main():
         name, batch, side = text.split(":")
         variants = {}
         for variant, (turned, cached) in VARIANTS.items():
-            layers._TURNED, layers._CACHED_BYTES = turned, cached
+            convolution._TURNED, convolution._CACHED_BYTES = turned, cached
             variants[variant] = compiled(name, int(batch), int(side))
         times = {variant: [] for variant in variants}
         for _ in range(arguments.rounds):

@@ -170,6 +170,26 @@ def test_what_one_image_does_not_ask_for_is_not_computed(wanted, expected):
     assert bool(ran) == wanted
 
 
+def test_a_function_of_a_batch_sees_all_batches_as_one():
+    seen = []
+
+    def function(x):
+        seen.append(x.shape)
+        return {"double": 2 * x, "sum": x.sum((1, 2))}
+
+    x = jnp.arange(2 * 3 * 4 * 5, dtype=jnp.float32).reshape(2, 3, 4, 5)
+    one = framework.as_one_batch(function)
+    for compile_it in (lambda f: f, jax.jit):
+        seen.clear()
+        found = compile_it(jax.vmap(one))(x)
+        assert (6, 4, 5) in seen and (2, 3, 4, 5) not in seen
+        np.testing.assert_array_equal(found["double"], 2 * x)
+        np.testing.assert_array_equal(found["sum"], x.sum((2, 3)))
+    alone = one(x[0])
+    assert alone["sum"].shape == (3,)
+    np.testing.assert_array_equal(alone["double"], 2 * x[0])
+
+
 @pytest.mark.parametrize("bias", [-9.0, 0.0, 9.0], ids=["helped", "some", "not helped"])
 def test_skipped_neighbors_change_nothing(monkeypatch, bias):
     """Same loss, gradients and log, whether all, some or no areas help."""

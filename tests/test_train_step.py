@@ -199,6 +199,18 @@ def test_gradients_are_clipped_before_adam():
         np.testing.assert_allclose(found[(9,)], np.full(9, expected), rtol=1e-5)
 
 
+@pytest.mark.parametrize("shapes", [[(2, 3)], [(5000,)], [(3,), (), (70, 70), (0, 2)]])
+def test_norm_is_that_of_all_numbers(shapes):
+    rng = np.random.default_rng(0)
+    tree = {str(i): jnp.array(rng.normal(size=shape)) for i, shape in enumerate(shapes)}
+    expected = np.linalg.norm(np.concatenate([np.ravel(x) for x in tree.values()]))
+    np.testing.assert_allclose(train_step.norm(tree), expected, rtol=1e-6)
+
+
+def test_norm_of_no_arrays_is_zero():
+    assert train_step.norm({}) == 0
+
+
 def test_step_says_its_norms_and_counts():
     config = _config()
     method, optimizer = _quadratic(), optimization.make_optimizer(config)
