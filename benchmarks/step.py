@@ -106,16 +106,10 @@ def inputs(case):
 # else there is to tell.
 
 
-def ours(case, per_call=1):
-    """The step of `hapre_jax`, so many of them in one call."""
-    from hapre_jax import xla_flags
-
-    xla_flags.add()
-    import jax
-    import numpy as np
-
+def program(case, per_call=1):
+    """Config, method and optimizer of our step."""
     from hapre_jax import config as config_lib
-    from hapre_jax import optimization, train_state, train_step
+    from hapre_jax import optimization
     from hapre_jax.methods import hapre
 
     norm = "batch" if case.trains_statistics else "frozen"
@@ -149,7 +143,21 @@ def ours(case, per_call=1):
             log_every=per_call,
         ),
     )
-    method, optimizer = hapre.make(config, CLASSES), optimization.make_optimizer(config)
+    method = hapre.make(config, CLASSES)
+    return config, method, optimization.make_optimizer(config)
+
+
+def ours(case, per_call=1):
+    """The step of `hapre_jax`, so many of them in one call."""
+    from hapre_jax import xla_flags
+
+    xla_flags.add()
+    import jax
+    import numpy as np
+
+    from hapre_jax import train_state, train_step
+
+    config, method, optimizer = program(case, per_call)
     like = train_state.blank(method, config)
     params, model_state = as_ours(case.net, like.params, like.model_state)
     now = train_state.TrainState(
@@ -195,7 +203,12 @@ def ours(case, per_call=1):
 
 
 def traffic(hlo):
-    """Bytes that the instructions of a compiled step read and write, once each.
+    """Bytes that the instructions of a compiled step read and write, once each."""
+    return sum(size for _, _, size in instructions(hlo))
+
+
+def instructions(hlo):
+    """Name, kind and bytes read and written of a compiled step's instructions.
 
     Those of the entry alone: a fusion's own instructions stay in registers. XLA's own
     count leaves out what a GPU's libraries do.
@@ -204,20 +217,21 @@ def traffic(hlo):
     sizes |= {"f32": 4, "s64": 8, "u64": 8, "f64": 8}
     free = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant")
     entry = hlo[hlo.index("\nENTRY ") :]
-    results, total = {}, 0
+    results, found = {}, []
     for line in entry.splitlines()[1:]:
-        found = re.match(r"\s+(?:ROOT )?%([\w.-]+) = (.*?) ([\w-]+)\((.*?)\)", line)
-        if found is None:
+        match = re.match(r"\s+(?:ROOT )?%([\w.-]+) = (.*?) ([\w-]+)\((.*?)\)", line)
+        if match is None:
             continue
-        name, shape, kind, operands = found.groups()
+        name, shape, kind, operands = match.groups()
         results[name] = sum(
             sizes.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n)
             for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shape)
         )
         if kind not in free:
             read = re.findall(r"%([\w.-]+)", operands)
-            total += results[name] + sum(results.get(of, 0) for of in read)
-    return total
+            size = results[name] + sum(results.get(of, 0) for of in read)
+            found.append((name, kind, size))
+    return found
 
 
 def as_ours(net, params, model_state):

@@ -59,7 +59,8 @@ def test_largest_operations_of_a_trace(monkeypatch):
 
 # The others need PyTorch to start.
 @pytest.mark.parametrize(
-    "name", ["step", "scaling", "skip_neighbors", "rematerialize", "gradients"]
+    "name",
+    ["step", "scaling", "skip_neighbors", "rematerialize", "gradients", "gpu_program"],
 )
 def test_benchmarks_say_what_they_take(name):
     said = subprocess.run(

@@ -72,14 +72,14 @@ class Norm(nn.Module):
         """Factor and shift `f32[C]` that it is in use; None without statistics."""
         if self.kind == "group" or self.is_initializing():
             return None
-        params = self.get_variable("params", "BatchNorm")
-        statistics = self.get_variable("batch_stats", "BatchNorm")
+        params: Any = self.get_variable("params", "BatchNorm")
+        statistics: Any = self.get_variable("batch_stats", "BatchNorm")
         factor = params["scale"] * jax.lax.rsqrt(statistics["var"] + self.epsilon)
         return factor, params["bias"] - statistics["mean"] * factor
 
 
 class Convolution(nn.Module):
-    """A square convolution without bias, with the parameters of `nn.Conv`.
+    """A square convolution with the parameters of `nn.Conv`.
 
     One of 1x1 is a matrix product: XLA's gradient of the convolution takes up to 6
     times as long on a CPU. A strided one is a convolution on a GPU, where XLA aborts
@@ -89,6 +89,7 @@ class Convolution(nn.Module):
     features: int
     size: int
     stride: int = 1
+    use_bias: bool = False
     kernel_init: Any = nn.initializers.lecun_normal()
     dtype: Any = jnp.float32
 
@@ -101,12 +102,21 @@ class Convolution(nn.Module):
         Args:
           x: the features.
           affine: `f32[features]` each, a factor and a shift of the result.
+
+        Raises:
+          ValueError: it has a bias and is given a shift.
         """
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape)
         x = x.astype(self.dtype)
         if affine is None:
-            return self._apply(x, kernel)
+            y = self._apply(x, kernel)
+            if self.use_bias:
+                bias = self.param("bias", nn.initializers.zeros, (self.features,))
+                y += bias.astype(self.dtype).reshape(1, 1, 1, -1)
+            return y
+        if self.use_bias:
+            raise ValueError("a convolution with a bias takes no factor and shift")
 
         # On a GPU the factor is a part of the kernel, and the shift a bias that its
         # library adds before it writes the result. A CPU joins them itself, and
@@ -150,24 +160,14 @@ def conv(
     mode: Literal["fan_in", "fan_out"] = "fan_out",
     dtype: Any = jnp.float32,
     name: str | None = None,
-) -> nn.Module:
+) -> Convolution:
     """A square convolution with PyTorch's padding, kernel // 2 on both sides.
 
     It starts as torchvision's `kaiming_normal_(mode=mode, nonlinearity="relu")`.
     """
     kernel_init = nn.initializers.variance_scaling(2.0, mode, "normal")
-    if not use_bias:
-        return Convolution(features, kernel, stride, kernel_init, dtype, name=name)
-    return nn.Conv(
-        features,
-        (kernel, kernel),
-        strides=stride,
-        padding=kernel // 2,
-        use_bias=use_bias,
-        kernel_init=kernel_init,
-        dtype=dtype,
-        conv_general_dilated=convolve,
-        name=name,
+    return Convolution(
+        features, kernel, stride, use_bias, kernel_init, dtype, name=name
     )
 
 
