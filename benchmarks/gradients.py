@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hapre_jax import nets
+from hapre_jax import nets, xla_flags
 from hapre_jax.nets import convolution
 
 CASES = ("resnet18:1:224", "resnet18:4:224", "resnet8:128:32")
@@ -69,6 +69,7 @@ def main():
     parser.add_argument("--cases", nargs="+", default=CASES, help="as resnet18:4:224")
     parser.add_argument("--rounds", type=int, default=9, help="runs (default 9)")
     arguments = parser.parse_args()
+    xla_flags.add()
     for text in arguments.cases:
         name, batch, side = text.split(":")
         variants = {}

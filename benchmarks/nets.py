@@ -20,7 +20,7 @@ import rich.console
 import rich.table
 import torch
 
-from hapre_jax import losses, nets, pretrained
+from hapre_jax import losses, nets, pretrained, xla_flags
 
 BACKBONES = (
     "resnet18",
@@ -148,6 +148,7 @@ def main():
     parser.add_argument("--batch", type=int, default=4, help="images (default 4)")
     parser.add_argument("--repeat", type=int, default=7, help="runs (default 7)")
     arguments = parser.parse_args()
+    xla_flags.add()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     table = rich.table.Table(
         title=f"{arguments.batch} x {arguments.side}², {jax.devices()[0].device_kind}, "

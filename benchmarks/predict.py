@@ -27,7 +27,7 @@ import torch_step
 from PIL import Image
 
 from hapre_jax import config as config_lib
-from hapre_jax import predict, train_state
+from hapre_jax import predict, train_state, xla_flags
 from hapre_jax.data import images, inputs
 from hapre_jax.method import to_float
 from hapre_jax.methods import hapre
@@ -146,6 +146,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2, help="that read films")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
+    xla_flags.add()
     model = ours(arguments.net, arguments.size, arguments.threads)
     rival = Rival(arguments.net, arguments.size, arguments.threads)
     times: dict[str, list[float]] = {"hapre_jax": [], "PyTorch": [], "reading": []}

@@ -17,7 +17,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from hapre_jax import losses, nets
+from hapre_jax import losses, nets, xla_flags
 
 CLASSES = 3
 
@@ -67,6 +67,7 @@ def main():
     parser.add_argument("--batch", type=int, default=8, help="images (default 8)")
     parser.add_argument("--side", type=int, default=224, help="pixels (default 224)")
     arguments = parser.parse_args()
+    xla_flags.add()
     print(f"{arguments.net}, {arguments.dtype}, {jax.devices()[0].device_kind}")
     for rematerialize in (False, True):
         kept, planned, flops = measure(

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hapre_jax import config as config_lib
-from hapre_jax import optimization, sharding, train_state, train_step
+from hapre_jax import optimization, sharding, train_state, train_step, xla_flags
 from hapre_jax.methods import hapre
 
 CLASSES = 3
@@ -83,6 +83,7 @@ def main():
     parser.add_argument("--repeat", type=int, default=5, help="runs (default 5)")
     parser.add_argument("--out", help="file for the results as JSON")
     arguments = parser.parse_args()
+    xla_flags.add()
     batch, side = arguments.batch, arguments.side
     base = {"batch": batch, "side": side, "tried": 4, "grid": 16, "devices": 1}
     axes = {

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hapre_jax import config as config_lib
-from hapre_jax import optimization, train_state, train_step
+from hapre_jax import optimization, train_state, train_step, xla_flags
 from hapre_jax.methods import hapre
 
 CLASSES = 3
@@ -82,6 +82,7 @@ def main():
     parser.add_argument("--dtype", default="float32", help="or bfloat16")
     parser.add_argument("--repeat", type=int, default=5, help="runs (default 5)")
     arguments = parser.parse_args()
+    xla_flags.add()
     clock = time.perf_counter
     if jax.default_backend() == "cpu":
         clock = time.process_time
