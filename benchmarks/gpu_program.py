@@ -57,7 +57,6 @@ device_description_str: "NVIDIA H200"
 def compile_for(target, case, per_call):
     """The compiled step."""
     import jax
-    import jax.numpy as jnp
     from jax.experimental import topologies
 
     from hapre_jax import train_state, train_step
@@ -68,27 +67,15 @@ def compile_for(target, case, per_call):
     mesh = topologies.make_mesh(topology, (1,), ("device",))
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     config, method, optimizer = step.program(case, per_call)
-    like = train_state.blank(method, config)
-
-    def start(params, model_state):
-        average = params, model_state
-        opt_state = optimizer.init(params)
-        zero = jnp.zeros((), jnp.int32)
-        return train_state.TrainState(zero, *average, opt_state, average)
-
-    state = jax.eval_shape(start, like.params, like.model_state)
-    batch = {
-        "image": jax.ShapeDtypeStruct((case.batch, case.side, case.side, 1), jnp.uint8),
-        "label": jax.ShapeDtypeStruct((case.batch,), jnp.int32),
-        "index": jax.ShapeDtypeStruct((case.batch,), jnp.int32),
-    }
-    batch = batch if per_call == 1 else (batch,) * per_call
-    root = jax.ShapeDtypeStruct((2,), jnp.uint32)  # data of a key
+    step_fn = train_step.make_step(method, optimizer, config)
     placed = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        (root, state, batch),
+        (
+            *step_fn.args,
+            train_state.blank(method, config),
+            step.our_batch(case, per_call),
+        ),
     )
-    step_fn = train_step.make_step(method, optimizer, config)
     return step_fn.func.lower(*placed).compile()
 
 

@@ -147,6 +147,19 @@ def program(case, per_call=1):
     return config, method, optimization.make_optimizer(config)
 
 
+def our_batch(case, per_call=1):
+    """What our step takes beside its state, on the host."""
+    import numpy as np
+
+    image, label = inputs(case)
+    batch = {
+        "image": image[..., None],
+        "label": label.astype(np.int32),
+        "index": np.arange(case.batch, dtype=np.int32),
+    }
+    return batch if per_call == 1 else (batch,) * per_call
+
+
 def ours(case, per_call=1):
     """The step of `hapre_jax`, so many of them in one call."""
     from hapre_jax import xla_flags
@@ -168,15 +181,7 @@ def ours(case, per_call=1):
         (params, model_state),
     )
     now = jax.device_put(now, jax.devices()[0], may_alias=False)
-    image, label = inputs(case)
-    batch = jax.device_put(
-        {
-            "image": image[..., None],
-            "label": label.astype(np.int32),
-            "index": np.arange(case.batch, dtype=np.int32),
-        }
-    )
-    batch = batch if per_call == 1 else (batch,) * per_call
+    batch = jax.device_put(our_batch(case, per_call))
     step = train_step.make_step(method, optimizer, config)
     (root,) = step.args
     # Counted as written and for a CPU: XLA counts nothing for a GPU's libraries.

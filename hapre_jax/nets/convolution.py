@@ -124,7 +124,9 @@ def _by_blocks(x, kernel, *, precision):
             edges[axis] = before, 3 * _BLOCK - size - before
             places.append(jnp.pad(kernel, edges))
         kernel = jnp.stack(places, axis=-1)
-    kernel = kernel.reshape(3, _BLOCK, 3, _BLOCK, channels, features, 2, 2)
+    kernel = kernel.reshape(
+        3, _BLOCK, 3, _BLOCK, channels, features, _OUTPUTS, _OUTPUTS
+    )
     kernel = kernel.transpose(0, 2, 1, 3, 4, 6, 7, 5)
     kernel = kernel.reshape(3, 3, x.shape[-1], -1)
     y = jax.lax.conv_general_dilated(
