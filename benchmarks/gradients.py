@@ -1,4 +1,4 @@
-"""Gradients of a classifier on CPUs: as XLA has them, and as `nets.layers` has them.
+"""Gradients of a classifier on CPUs: XLA's, and those of `nets.convolution`.
 
 python benchmarks/gradients.py
 taskset -c 0 python benchmarks/gradients.py --cases resnet18:4:224 --rounds 20
@@ -38,7 +38,7 @@ VARIANTS = {
 
 
 def compiled(name, batch, side):
-    """A function that computes the gradient once, as `layers` now has it."""
+    """A function that computes the gradient once, as `convolution` now has it."""
     network = nets.NETS[name](3)
     image = np.random.default_rng(0).normal(size=(batch, side, side, 1))
     image = jnp.array(image, jnp.float32)

@@ -11,20 +11,28 @@ import pytest
 from hapre_jax import nets
 from hapre_jax.nets import convolution, layers
 
-SETTINGS = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
-
 
 def _arrays(shape, kernel):
     rng = np.random.default_rng(0)
     return (jnp.array(rng.normal(size=of), jnp.float32) for of in (shape, kernel))
 
 
-def _gradients(convolve, image, kernel, stride, padding):
+def _usual(image, kernel, stride):
+    padding = ((kernel.shape[0] // 2,) * 2,) * 2
+    return jax.lax.conv_general_dilated(
+        image,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _gradients(of, stride):
     """Of a sum of squares, so that each number of the result has its own weight."""
 
     def loss(image, kernel):
-        window = ((stride, stride), [(padding, padding)] * 2)
-        return jnp.sum(convolve(image, kernel, *window, **SETTINGS) ** 2)
+        return jnp.sum(of(image, kernel, stride) ** 2)
 
     return jax.jit(jax.grad(loss, (0, 1)))
 
@@ -36,6 +44,8 @@ def _gradients(convolve, image, kernel, stride, padding):
         ((2, 5, 4, 6), (3, 3, 6, 16), 2),
         ((1, 6, 7, 3), (7, 7, 3, 8), 2),
         ((1, 1, 1, 2), (3, 3, 2, 2), 1),
+        ((2, 5, 4, 6), (1, 1, 6, 16), 1),  # products
+        ((2, 5, 4, 6), (1, 1, 6, 16), 2),
         ((5, 9, 9, 2), (3, 3, 2, 4), 1),  # smaller
         ((5, 9, 8, 2), (3, 3, 2, 4), 2),
     ],
@@ -46,11 +56,7 @@ def test_gradients_are_those_of_a_convolution(
 ):
     monkeypatch.setattr(convolution, "_CACHED_BYTES", cached)
     arrays = tuple(_arrays(shape, kernel))
-    padding = kernel[0] // 2
-    mine, usual = (
-        _gradients(of, *arrays, stride, padding)
-        for of in (convolution.convolve, jax.lax.conv_general_dilated)
-    )
+    mine, usual = (_gradients(of, stride) for of in (convolution.convolve, _usual))
     for found, expected in zip(mine(*arrays), usual(*arrays), strict=True):
         scale = np.abs(expected).max()
         np.testing.assert_allclose(found, expected, atol=1e-5 * scale)
@@ -60,10 +66,7 @@ def test_gradients_are_those_of_a_convolution(
 
 def test_gradients_of_a_batch_of_batches_and_of_bfloat16():
     image, kernel = _arrays((3, 2, 4, 4, 8), (3, 3, 8, 16))
-    mine, usual = (
-        _gradients(of, image, kernel, 1, 1)
-        for of in (convolution.convolve, jax.lax.conv_general_dilated)
-    )
+    mine, usual = (_gradients(of, 1) for of in (convolution.convolve, _usual))
     together = jax.vmap(mine, (0, None))(image, kernel)
     each = [usual(one, kernel) for one in image]
     for found, expected in zip(together, zip(*each, strict=True), strict=True):
@@ -77,22 +80,8 @@ def test_gradients_of_a_batch_of_batches_and_of_bfloat16():
 
 def test_gradients_of_no_images_are_zero():
     image, kernel = _arrays((0, 4, 4, 2), (3, 3, 2, 4))
-    of_image, of_kernel = _gradients(convolution.convolve, image, kernel, 1, 1)(
-        image, kernel
-    )
+    of_image, of_kernel = _gradients(convolution.convolve, 1)(image, kernel)
     assert of_image.shape == image.shape and not of_kernel.any()
-
-
-@pytest.mark.parametrize(
-    "setting", [{"rhs_dilation": (2, 2)}, {"feature_group_count": 2}]
-)
-def test_convolve_refuses_what_its_gradient_does_not_know(setting):
-    image, kernel = jnp.ones((1, 8, 8, 2)), jnp.ones((3, 3, 2, 2))
-    (name,) = setting
-    with pytest.raises(ValueError, match=f"^{name} is .* but must be 1$"):
-        convolution.convolve(
-            image, kernel, (1, 1), ((1, 1), (1, 1)), **SETTINGS | setting
-        )
 
 
 @pytest.fixture
@@ -123,22 +112,17 @@ def test_other_devices_compute_the_same(
 ):
     used, by_blocks = [], convolution._by_blocks
 
-    def spy(*arguments, **settings):
+    def spy(*arguments):
         used.append(True)
-        return by_blocks(*arguments, **settings)
+        return by_blocks(*arguments)
 
     monkeypatch.setattr(convolution, "_by_blocks", spy)
     image, weights = _arrays(shape, kernel)
-    window = (2, 2), [(kernel[0] // 2,) * 2] * 2
-    found, expected = (
-        of(image, weights, *window, **SETTINGS)
-        for of in (convolution.convolve, jax.lax.conv_general_dilated)
-    )
+    found, expected = (of(image, weights, 2) for of in (convolution.convolve, _usual))
     assert found.shape == expected.shape and bool(used) == is_by_blocks
     np.testing.assert_allclose(found, expected, atol=1e-4)
     mine, usual = (
-        _gradients(of, image, weights, 2, kernel[0] // 2)(image, weights)
-        for of in (convolution.convolve, jax.lax.conv_general_dilated)
+        _gradients(of, 2)(image, weights) for of in (convolution.convolve, _usual)
     )
     for one, other in zip(mine, usual, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())

@@ -2,12 +2,9 @@
 
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 # Of the gradients on CPUs, measured with those of a ResNet-8 and a ResNet-18
 # (docs/performance.md). Images that a kernel's gradient is summed over at once: a half
@@ -18,51 +15,46 @@ _MOST_GROUPS = 32  # or compiling takes long
 _TURNED = 2
 # Pixels of a block's side where `convolve` reads blocks, and outputs of one.
 _BLOCK, _OUTPUTS = 4, 2
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
-def convolve(
-    x: jax.Array,
-    kernel: jax.Array,
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    *,
-    dimension_numbers: Any = ("NHWC", "HWIO", "NHWC"),
-    **settings: Any,
-) -> jax.Array:
-    """`jax.lax.conv_general_dilated` in less time, the same but for the order of sums.
+def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """A square convolution, padded by k // 2 on all sides, in less time than XLA's.
 
     XLA's CPU backend reads all images for each place of the kernel's gradient, and
     turns the kernel for the image's, which costs more than the convolution itself where
     a kernel is larger than what it is applied to. A GPU's matrix units want eight
-    channels or more, so that elsewhere a stem reads blocks of pixels as channels. There
-    is no forward mode (`jax.jvp`).
+    channels or more, so that elsewhere a stem reads blocks of pixels as channels. All
+    compute the same but for the order of sums.
+
+    A kernel of one pixel is a matrix product: XLA's gradient of the convolution takes
+    up to 6 times as long on a CPU. With a stride it is a convolution on a GPU, where
+    XLA aborts the process as it joins products with every second pixel (jax 0.11.2).
+    There is no forward mode (`jax.jvp`) but for those of stride 1.
 
     Args:
       x: `f32[B, H, W, C]`.
       kernel: `f32[k, k, C, C']`.
-      strides, padding: of both sides.
-      settings: as `nn.Conv` gives them.
-
-    Raises:
-      ValueError: a dilation or groups, of which the gradient knows nothing.
+      stride: of both sides.
     """
-    for name in ("lhs_dilation", "rhs_dilation", "feature_group_count"):
-        if any(n != 1 for n in np.ravel(settings.get(name, 1))):
-            raise ValueError(f"{name} is {settings[name]}, but must be 1")
-
-    settings["dimension_numbers"] = dimension_numbers
+    size = kernel.shape[0]
+    if size == stride == 1:
+        return x @ kernel[0, 0]
 
     def usual(x, kernel):
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **settings)
+        padding = ((size // 2, size // 2),) * 2
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), padding, dimension_numbers=_LAYOUT
+        )
 
     def product(x, kernel):
-        return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+        return x[:, ::stride, ::stride] @ kernel[0, 0]
 
     def gradient_by_parts(x, kernel, cotangent):
         if kernel.size < _TURNED * cotangent.size:
             (of_x,) = jax.vjp(lambda x: usual(x, kernel), x)[1](cotangent)
         else:
-            of_x = _by_products(cotangent, kernel, x.shape, strides, padding)
+            of_x = _by_products(cotangent, kernel, x.shape, stride)
         groups = -(-x.size * x.dtype.itemsize // _CACHED_BYTES)
         count = -(-len(x) // max(min(groups, _MOST_GROUPS), 1))  # images of one
         of_kernel = jnp.zeros(kernel.shape, jnp.float32)
@@ -75,10 +67,10 @@ def convolve(
         return lambda x, kernel, cotangent: jax.vjp(function, x, kernel)[1](cotangent)
 
     on_cpu, elsewhere, gradient_on_cpu = usual, usual, gradient_by_parts
-    if kernel.shape[:2] == (1, 1):
+    if size == 1:
         on_cpu, gradient_on_cpu = product, gradient_of(product)
-    elif _is_stem(kernel.shape, strides, padding):
-        elsewhere = functools.partial(_by_blocks, precision=settings.get("precision"))
+    elif _is_stem(kernel.shape, stride):
+        elsewhere = _by_blocks
 
     @jax.custom_vjp
     def differentiable(x, kernel):
@@ -95,16 +87,18 @@ def convolve(
     return differentiable(x, kernel)
 
 
-def _is_stem(shape, strides, padding):
+def _is_stem(shape, stride):
     """Whether `_by_blocks` computes it: an odd kernel that fits, of a few channels."""
-    height, width, channels, _ = shape
-    is_square = height == width <= 2 * _BLOCK - 1 and height % 2 == 1
-    pads = {height // 2, *itertools.chain(*padding)}
-    has_pads = len(pads) == 1
-    return is_square and has_pads and set(strides) == {_OUTPUTS} and channels <= _BLOCK
+    size, _, channels, _ = shape
+    return (
+        size % 2 == 1
+        and size <= 2 * _BLOCK - 1
+        and stride == _OUTPUTS
+        and channels <= _BLOCK
+    )
 
 
-def _by_blocks(x, kernel, *, precision):
+def _by_blocks(x, kernel):
     """A stem's convolution with stride 2, reading blocks of 4 x 4 pixels as channels.
 
     Each block has the outputs of its even pixels, 2 x 2, as channels, which depend on
@@ -130,12 +124,7 @@ def _by_blocks(x, kernel, *, precision):
     kernel = kernel.transpose(0, 2, 1, 3, 4, 6, 7, 5)
     kernel = kernel.reshape(3, 3, x.shape[-1], -1)
     y = jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (1, 1),
-        ((1, 1), (1, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=precision,
+        x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=_LAYOUT
     )
     # Or XLA adds a later bias to the blocks, for which it writes it for each pixel.
     y = jax.lax.optimization_barrier(y)
@@ -145,9 +134,9 @@ def _by_blocks(x, kernel, *, precision):
     return y[:, : -(-height // 2), : -(-width // 2)]
 
 
-def _by_products(cotangent, kernel, shape, strides, padding):
+def _by_products(cotangent, kernel, shape, stride):
     """The image's gradient as one product of matrices, then moved and summed."""
-    height, width, channels, features = kernel.shape
+    size, _, channels, features = kernel.shape
     products = jax.lax.dot_general(
         cotangent,
         kernel.reshape(-1, features),
@@ -155,14 +144,12 @@ def _by_products(cotangent, kernel, shape, strides, padding):
         preferred_element_type=jnp.float32,
     )
     total = jnp.zeros(shape, jnp.float32)
-    for index, place in enumerate(itertools.product(range(height), range(width))):
+    for index, place in enumerate(itertools.product(range(size), repeat=2)):
         first = index * channels
         product = products[..., first : first + channels]
         edges = [(0, 0, 0)]
-        for axis, (at, stride, (before, _)) in enumerate(
-            zip(place, strides, padding, strict=True), 1
-        ):
-            low = at - before  # negative: outside of the image
+        for axis, at in enumerate(place, 1):
+            low = at - size // 2  # negative: outside of the image
             covered = stride * (cotangent.shape[axis] - 1) + 1
             edges.append((low, shape[axis] - low - covered, stride - 1))
         total += jax.lax.pad(product, jnp.float32(0), [*edges, (0, 0, 0)])

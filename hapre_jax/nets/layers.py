@@ -79,12 +79,7 @@ class Norm(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A square convolution with the parameters of `nn.Conv`.
-
-    One of 1x1 is a matrix product: XLA's gradient of the convolution takes up to 6
-    times as long on a CPU. A strided one is a convolution on a GPU, where XLA aborts
-    the process as it joins products with every second pixel (jax 0.11.2).
-    """
+    """`convolve`, with the parameters of `nn.Conv`."""
 
     features: int
     size: int
@@ -134,11 +129,7 @@ class Convolution(nn.Module):
         )
 
     def _apply(self, x, kernel):
-        kernel = kernel.astype(self.dtype)
-        if self.size == self.stride == 1:
-            return x @ kernel[0, 0]
-        padding = (self.size // 2, self.size // 2)
-        return convolve(x, kernel, (self.stride, self.stride), (padding, padding))
+        return convolve(x, kernel.astype(self.dtype), self.stride)
 
 
 def normalized(
