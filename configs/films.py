@@ -4,7 +4,7 @@ Command:  python -m hapre_jax.train --config configs/films.py --data.root DIR
           DIR holds one folder a class, or is a zip of them, or a CSV: docs/data.md.
           With a GPU, more pixels and a deeper network: --task.net resnet18
           --task.image_size 224 --policy.image_size 64 --data.image_size 512.
-Hardware: two CPU cores, a quarter of an hour.
+Hardware: one CPU core, a quarter of an hour.
 Expected result: docs/learning_the_key_area.md, "One recipe for all framings".
 """
 

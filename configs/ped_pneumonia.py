@@ -2,7 +2,7 @@
 
 Command:  python -m hapre_jax.train --config configs/ped_pneumonia.py --data.root DIR
           DIR holds chest_xray/{train,val,test}/{NORMAL,PNEUMONIA}, or is its zip file.
-Hardware: two CPU cores, a quarter of an hour.
+Hardware: one CPU core, a quarter of an hour.
 Expected result: docs/learning_the_key_area.md, "One recipe for all framings".
 """
 

@@ -631,7 +631,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that decides a run's result, apart from the machine."""
+    """Everything that a run can be told."""
 
     method: str = option(
         "hapre",

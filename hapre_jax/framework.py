@@ -5,14 +5,12 @@ How the policy learns from what it tries is in `estimators`.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
-from hapre_jax import estimators
+from hapre_jax import batching, estimators, losses
 from hapre_jax.config import Config, PolicyConfig
 from hapre_jax.method import (
     Aux,
@@ -150,7 +148,7 @@ class _Framework:
         trials = self._try_actions(average, batch, output.logits, key, sigma, cost)
         mean = jax.vmap(operation.mean)(output.logits)
         weights = divide(batch, settings.held_out)[0]
-        policy_loss = weighted_mean(trials.policy_loss, weights)
+        policy_loss = losses.weighted_mean(trials.policy_loss, weights)
         metrics = {
             "policy_loss": policy_loss,
             **estimators.summarize(trials, operation.neighbor_names()),
@@ -177,7 +175,9 @@ class _Framework:
             def evaluate(actions, needed=None):
                 if needed is None:
                     return losses_of(image, target, actions)
-                return compute_if_any_needs(losses_of)(needed, image, target, actions)
+                return batching.compute_if_any_needs(losses_of)(
+                    needed, image, target, actions
+                )
 
             return estimator(operation, self.settings, evaluate, logits, key, sigma)
 
@@ -196,7 +196,7 @@ class _Framework:
         inputs, targets, weights = self._show(batch, actions)
         variables = network_variables("task", params, model_state)
         outputs, state = self.task.apply(variables, inputs, train=True, key=key)
-        return weighted_mean(self.task.loss(outputs, targets), weights), state
+        return losses.weighted_mean(self.task.loss(outputs, targets), weights), state
 
     def _show(self, batch, actions):
         """What the task network learns of actions `[B, k, ...]`, one after the other.
@@ -235,7 +235,7 @@ class _Framework:
         def see(crops):
             return by.apply(variables, crops, train=False)[0]
 
-        outputs = as_one_batch(see)(crops)
+        outputs = batching.as_one_batch(see)(crops)
         return by.whole_loss(outputs, targets, self.operation, actions)
 
     def _see(self, image, action, size=None):
@@ -252,59 +252,6 @@ def _first_map(logits):
         if leaf.ndim > 2:
             return leaf if leaf.ndim == 3 else leaf[..., 0]
     return None
-
-
-def as_one_batch(function: Callable) -> Callable:
-    """The same function of a batch `[N, ...]`, which under `vmap` sees all as one.
-
-    `vmap` adds an axis to each operation of a network instead, and XLA cannot join a
-    convolution on a GPU with what follows it across the change of shape.
-
-    Args:
-      function: of one array, to a tree of arrays `[N, ...]`, each element of its own.
-    """
-
-    @jax.custom_batching.custom_vmap
-    def one(x):
-        return function(x)
-
-    @one.def_vmap
-    def of_all(axis_size, is_batched, x):
-        del is_batched
-        results = function(x.reshape(-1, *x.shape[2:]))
-        split = jax.tree.map(lambda y: y.reshape(axis_size, -1, *y.shape[1:]), results)
-        return split, jax.tree.map(lambda y: True, split)
-
-    return one
-
-
-def compute_if_any_needs(function: Callable) -> Callable:
-    """The same function of `(needed, *arguments)`, or zeros where it is not needed.
-
-    Under `vmap` a condition becomes a selection, which computes both sides. Here the
-    elements decide together: all are computed where `needed`, `bool[]`, is true of one
-    of them, and none where it is of none.
-
-    Args:
-      function: of arrays, to one array. Its gradient is not asked for.
-    """
-
-    def compute(needed, function, *arguments):
-        result = jax.eval_shape(function, *arguments)
-        zeros = jnp.zeros(result.shape, result.dtype)
-        return jax.lax.cond(needed, function, lambda *_: zeros, *arguments)
-
-    @jax.custom_batching.custom_vmap
-    def one(needed, *arguments):
-        return compute(needed, function, *arguments)
-
-    @one.def_vmap
-    def of_all(_, is_batched, needed, *arguments):
-        axes = [0 if each else None for each in is_batched[1:]]
-        together = jax.vmap(function, axes)
-        return compute(jnp.any(needed), together, *arguments), True
-
-    return one
 
 
 def divide(batch: dict, held_out: float) -> tuple[jax.Array, jax.Array]:
@@ -325,10 +272,3 @@ def divide(batch: dict, held_out: float) -> tuple[jax.Array, jax.Array]:
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), batch["index"])
     is_held_out = jax.vmap(jax.random.uniform)(keys) < held_out
     return is_held_out.astype(jnp.float32), 1.0 - is_held_out
-
-
-def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """Mean `f32[]` of values `f32[N]` of weight 1, not of those of weight 0."""
-    chex.assert_rank(values, 1)
-    chex.assert_equal_shape([values, weights])
-    return jnp.sum(weights * values) / jnp.maximum(jnp.sum(weights), 1.0)

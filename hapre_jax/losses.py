@@ -67,3 +67,10 @@ def dice_loss(probabilities: jax.Array, target: jax.Array) -> jax.Array:
     shared = jnp.sum(probabilities * target, axis=(0, 1))
     both = jnp.sum(probabilities**2, axis=(0, 1)) + jnp.sum(target**2, axis=(0, 1))
     return jnp.mean(1 - (2 * shared + 1) / (both + 1))
+
+
+def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """Mean `f32[]` of values `f32[N]` of weight 1, not of those of weight 0."""
+    chex.assert_rank(values, 1)
+    chex.assert_equal_shape([values, weights])
+    return jnp.sum(weights * values) / jnp.maximum(jnp.sum(weights), 1.0)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hapre_jax import nets
 from hapre_jax.config import Config
 from hapre_jax.errors import UserError
 
-_VGG_STAGES = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 _VGG_POOLED = 7  # places a side of what the classifier sees
 _LEAVES = {
     "kernel": "weight",
@@ -265,8 +265,9 @@ def _translator(base: str) -> Callable[[tuple[str, ...]], str | None] | None:
         return _resnet_name
     if base in ("densenet121", "densenet169"):
         return _densenet_name
-    if base in _VGG_STAGES:
-        return lambda keys: _vgg_name(keys, _VGG_STAGES[base])
+    if base in ("vgg16", "vgg19"):
+        stages = nets.NETS[base](1).stage_sizes
+        return lambda keys: _vgg_name(keys, stages)
     return None
 
 
@@ -329,7 +330,7 @@ def _to_flax(keys, value, base):
     if value.ndim == 4:  # output, input, height, width
         return value.transpose(2, 3, 1, 0)
     side = _VGG_POOLED
-    if base in _VGG_STAGES and keys[1] == "hidden1" and not value.shape[1] % side**2:
+    if base.startswith("vgg") and keys[1] == "hidden1" and not value.shape[1] % side**2:
         # PyTorch flattens channels first, we places first.
         value = value.reshape(len(value), -1, side, side).transpose(0, 2, 3, 1)
         value = value.reshape(len(value), -1)

@@ -41,7 +41,6 @@ from hapre_jax.errors import UserError
 from hapre_jax.method import Method
 from hapre_jax.reporting import area_history, figures, heatmap_sheet, report
 
-_SHEET_IMAGES = 12
 _HEATMAP_IMAGES = 6
 _PICTURES = (
     "learning.png",
@@ -149,16 +148,18 @@ def _run(config, method, workdir, data, console, stop_after, plain=None) -> dict
     )
     if fitted is None:
         return None
-    results = _test(config, method, evaluate, fitted, workdir, data)
+    # Not split over devices: pictures are of a few films.
+    whole = sharding.gather(fitted.best, mesh)
+    results = _test(config, method, evaluate, fitted, whole, workdir, data)
     results["plain"] = plain["test"] if plain else None
-    _draw_heatmaps(config, fitted.best, workdir, data, beside_plain=bool(plain))
+    _draw_heatmaps(config, whole, workdir, data, beside_plain=bool(plain))
     html_report.write(workdir, results)
     # Last: it says that the run is finished.
     json_file.write(workdir / "results.json", results)
     return results
 
 
-def _test(config, method, evaluate, fitted, workdir, data) -> dict[str, Any]:
+def _test(config, method, evaluate, fitted, whole, workdir, data) -> dict[str, Any]:
     """Scores of the best checkpoint on the test split, written and drawn."""
     best, mean_box = fitted.best, evaluation.mean_lung_box(data.train)
     validated = evaluate(best, data.validation).table
@@ -178,10 +179,9 @@ def _test(config, method, evaluate, fitted, workdir, data) -> dict[str, Any]:
     if mistakes is not None:
         figures.save(mistakes, workdir / "mistakes.png")
     if found.area is not None:
-        sheet = figures.key_area_sheet(data.test, found, count=_SHEET_IMAGES)
+        sheet = figures.key_area_sheet(data.test, found)
         figures.save(sheet, workdir / "key_areas.png")
         area_history.draw_run(workdir, data.validation)
-        whole = sharding.gather(best, sharding.make_mesh(config.train))
         measured = landscape.measure_and_draw(
             config, method, whole, data.validation, workdir
         )
@@ -189,7 +189,7 @@ def _test(config, method, evaluate, fitted, workdir, data) -> dict[str, Any]:
     return results
 
 
-def _draw_heatmaps(config, best, workdir, data, *, beside_plain):
+def _draw_heatmaps(config, whole, workdir, data, *, beside_plain):
     """Where the classifier looks, beside the plain one, if that can be said."""
     if explain.make(config, len(data.test.classes)) is None:
         return
@@ -198,7 +198,6 @@ def _draw_heatmaps(config, best, workdir, data, *, beside_plain):
     if beside_plain:
         plain_best = _best_of_plain(config, workdir, data)
         found["plain"] = explain.look(_plain(config), plain_best, films)
-    whole = sharding.gather(best, sharding.make_mesh(config.train))
     found[config.method] = explain.look(config, whole, films)
     sheet = heatmap_sheet.draw(films, found, count=_HEATMAP_IMAGES)
     figures.save(sheet, workdir / "heatmaps.png")

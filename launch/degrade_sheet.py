@@ -30,7 +30,7 @@ def draw_sheet(root: str, *, count: int, seed: int) -> Image.Image:
     masks = ped_pneumonia.lung_masks(root)
     levels = ("none", "medium", "low", "low", "low")
     size = (count * (_FILM + _GAP) - _GAP, len(levels) * (_FILM + _GAP) - _GAP)
-    sheet = Image.new("RGB", size, (18, 21, 26))
+    sheet = Image.new("RGB", size, figures.SHEET)
     chosen = np.linspace(0, len(records) - 1, count).astype(int)
     for column, index in enumerate(chosen):
         name = records[index].name

@@ -144,52 +144,6 @@ def test_paper_may_choose_among_six_neighbors():
     assert trial.policy_loss == pytest.approx(float(expected), rel=1e-3)
 
 
-def _count(ran):
-    def double(values, offset):
-        jax.debug.callback(lambda: ran.append(True))
-        return 2 * values.sum() + offset
-
-    return jax.jit(framework.compute_if_any_needs(double))
-
-
-@pytest.mark.parametrize("wanted", [(False, False), (False, True), (True, True)])
-def test_what_nobody_of_a_batch_asks_for_is_not_computed(wanted):
-    ran, values = [], jnp.arange(6.0).reshape(2, 3)
-    found = jax.vmap(_count(ran), (0, 0, None))(jnp.array(wanted), values, 1.0)
-    jax.effects_barrier()
-    expected = [7.0, 25.0] if any(wanted) else [0.0, 0.0]
-    np.testing.assert_array_equal(found, expected)
-    assert bool(ran) == any(wanted)
-
-
-@pytest.mark.parametrize(("wanted", "expected"), [(False, 0.0), (True, 7.0)])
-def test_what_one_image_does_not_ask_for_is_not_computed(wanted, expected):
-    ran = []
-    assert _count(ran)(jnp.array(wanted), jnp.arange(3.0), 1.0) == expected
-    jax.effects_barrier()
-    assert bool(ran) == wanted
-
-
-def test_a_function_of_a_batch_sees_all_batches_as_one():
-    seen = []
-
-    def function(x):
-        seen.append(x.shape)
-        return {"double": 2 * x, "sum": x.sum((1, 2))}
-
-    x = jnp.arange(2 * 3 * 4 * 5, dtype=jnp.float32).reshape(2, 3, 4, 5)
-    one = framework.as_one_batch(function)
-    for compile_it in (lambda f: f, jax.jit):
-        seen.clear()
-        found = compile_it(jax.vmap(one))(x)
-        assert (6, 4, 5) in seen and (2, 3, 4, 5) not in seen
-        np.testing.assert_array_equal(found["double"], 2 * x)
-        np.testing.assert_array_equal(found["sum"], x.sum((2, 3)))
-    alone = one(x[0])
-    assert alone["sum"].shape == (3,)
-    np.testing.assert_array_equal(alone["double"], 2 * x[0])
-
-
 @pytest.mark.parametrize("bias", [-9.0, 0.0, 9.0], ids=["helped", "some", "not helped"])
 def test_skipped_neighbors_change_nothing(monkeypatch, bias):
     """Same loss, gradients and log, whether all, some or no areas help."""
@@ -760,16 +714,6 @@ def test_an_image_is_held_out_or_trained_on_for_good(share, variant):
 
 def _rows(index):
     return {"label": jnp.zeros(len(index), jnp.int32), "index": jnp.asarray(index)}
-
-
-@pytest.mark.parametrize(
-    ("weights", "expected"),
-    [([1, 1, 1], 7 / 3), ([1, 0, 1], 2.5), ([0, 0, 1], 4.0), ([0, 0, 0], 0.0)],
-)
-def test_weighted_mean_by_hand(weights, expected):
-    values = jnp.array([1.0, 2.0, 4.0])
-    found = framework.weighted_mean(values, jnp.array(weights, jnp.float32))
-    assert found == pytest.approx(expected, rel=1e-6)
 
 
 def _hold_out(arguments, pattern, share=0.5):

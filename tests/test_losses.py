@@ -109,3 +109,13 @@ def test_focal_loss_gradient_agrees_with_finite_differences(gamma, float64):
 def test_focal_loss_needs_equal_shapes():
     with pytest.raises(AssertionError):
         losses.focal_loss(jnp.zeros((2, 2)), jnp.zeros((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [([1, 1, 1], 7 / 3), ([1, 0, 1], 2.5), ([0, 0, 1], 4.0), ([0, 0, 0], 0.0)],
+)
+def test_weighted_mean_by_hand(weights, expected):
+    values = jnp.array([1.0, 2.0, 4.0])
+    found = losses.weighted_mean(values, jnp.array(weights, jnp.float32))
+    assert found == pytest.approx(expected, rel=1e-6)

@@ -5,7 +5,6 @@ import collections
 import contextlib
 import fcntl
 import io
-import json
 import os
 import pathlib
 import shlex
@@ -18,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import rich.console
 import rich.table
 
-from hapre_jax import cli, config_file, log
+from hapre_jax import cli, config_file, json_file, log
 from hapre_jax.config import DataConfig
 from hapre_jax.data import (
     audit,
@@ -253,13 +252,8 @@ def _audit(arguments, console) -> int:
     for sentence in audit_report.verdict(audited):
         log.say(console, wrapper.fill(sentence))
     if arguments.json:
-        text = json.dumps(audit_report.to_dict(audited), indent=2)
-        try:
-            pathlib.Path(arguments.json).write_text(text + "\n")
-        except OSError as error:
-            raise UserError(
-                f"{arguments.json} cannot be written: {error.strerror}"
-            ) from error
+        found = audit_report.to_dict(audited)
+        json_file.write(pathlib.Path(arguments.json), found)
         log.say(console, f"Written to {arguments.json}.")
     return 0
 

@@ -55,7 +55,6 @@ import numpy as np
 
 from hapre_jax import boxes, losses, nets
 from hapre_jax.config import Config
-from hapre_jax.framework import weighted_mean
 from hapre_jax.method import Aux, Method, Prediction, network_variables, split_variables
 from hapre_jax.methods import plain
 from hapre_jax.tasks import Classification, normalize, resize
@@ -115,7 +114,7 @@ def make_official(config: Config, num_classes: int) -> Method:
         parts = {
             "task_loss": jnp.mean(cross_entropy(reading.logits, label)),
             "whole_loss": jnp.mean(cross_entropy(reading.whole_logits, label)),
-            "part_loss": weighted_mean(of_parts.ravel(), is_found.ravel()),
+            "part_loss": losses.weighted_mean(of_parts.ravel(), is_found.ravel()),
             "ranking_loss": jnp.mean(ranking),
         }
         return sum(parts.values()), Aux(state, parts)
