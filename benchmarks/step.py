@@ -28,6 +28,7 @@ import functools
 import gzip
 import json
 import math
+import operator
 import os
 import pathlib
 import re
@@ -60,9 +61,10 @@ GPU_CASES = (
     "resnet50:32:640:float32",
 )
 CPU_CASES = ("resnet18:1:224:float32", "resnet18:4:224:float32")
-# Of losses and rewards, relative; TF32 has 10 bits, bfloat16 7, over many layers.
-TOLERANCE = {"cpu float32": 1e-3, "cuda float32": 3e-2}
-ROUGH = 0.2
+# Relative, of losses and rewards, and of norms of gradients, which the statistics of a
+# batch magnify; TF32 has 10 bits, bfloat16 7, over many layers.
+TOLERANCE = {"cpu float32": (1e-3, 1e-2), "cuda float32": (3e-2, 0.1)}
+ROUGH = (0.2, 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,7 +320,11 @@ def theirs(case, mode=None):
         return dict(said)
 
     def tell():
-        peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
+        peak = None
+        if device == "cuda":
+            peak = torch.cuda.max_memory_allocated()
+            if mode == "reduce-overhead":  # a graph's own memory is not allocated
+                peak = torch.cuda.max_memory_reserved()
         return {"peak": peak, "threads": torch.get_num_threads()}
 
     return run, tell
@@ -370,9 +376,9 @@ def serve(name, case):
         say(ceilings(case.dtype))
         return
     run, tell = CONTENDERS[name](case)
-    first = run(1)
-    say({"first": first, "start": time.perf_counter() - start})
-    run(2)  # warms up
+    first, start = run(1), time.perf_counter() - start
+    run(2)  # warms up, before others are timed
+    say({"first": first, "start": start})
     for line in sys.stdin:
         start, busy = time.perf_counter(), time.process_time()
         run(int(line))
@@ -514,8 +520,9 @@ def compare(text, names, *, rounds, steps, device, stop_at):
             finish(start(group))
     if "hapre_jax" in firsts and "eager" in firsts:
         results["differences"] = differences(firsts["hapre_jax"], firsts["eager"])
-        limit = TOLERANCE.get(f"{device} {case.dtype}", ROUGH)
-        results["is_same"] = results["differences"]["losses"] <= limit
+        found = results["differences"].values()
+        limits = TOLERANCE.get(f"{device} {case.dtype}", ROUGH)
+        results["is_same"] = all(map(operator.le, found, limits))
     return {"case": text, "ceilings": ceilings_of(case.dtype), **results}
 
 

@@ -206,7 +206,7 @@ class Step:
         kind = image.device.type
         self.cast = torch.autocast(kind, torch.bfloat16, enabled=bfloat16)
         self.optimizers = [
-            torch.optim.Adam(net.parameters(), rate, fused=kind == "cuda")
+            torch.optim.Adam(net.parameters(), rate, fused=True)
             for net, rate in zip((task, policy), rates, strict=True)
         ]
         self.losses = self._losses

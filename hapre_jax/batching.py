@@ -14,6 +14,7 @@ def as_one_batch(function: Callable) -> Callable:
 
     Args:
       function: of one array, to a tree of arrays `[N, ...]`, each element of its own.
+        What it closes over is neither mapped nor differentiated.
     """
 
     @jax.custom_batching.custom_vmap

@@ -168,8 +168,10 @@ class _Framework:
             crops = see(image, actions, prober.image_size)
             targets = jnp.broadcast_to(target, (len(actions), *target.shape))
             costs = cost * jax.vmap(operation.cost)(actions)
-            losses = self._probe(prober, average, crops, targets, actions)
-            return losses + costs
+            found = self._probe(
+                prober, average, crops, targets, actions, is_vmapped=True
+            )
+            return found + costs
 
         def try_one(image, target, logits, key):
             def evaluate(actions, needed=None):
@@ -228,15 +230,16 @@ class _Framework:
         seen = self._thumbnail(image)
         return apply_network(self.policy_network, variables, seen, train=train)
 
-    def _probe(self, by, average, crops, targets, actions):
+    def _probe(self, by, average, crops, targets, actions, *, is_vmapped=False):
         """Losses of a task with all statistics fixed: they differ by the crop alone."""
         variables = network_variables("task", *average)
 
         def see(crops):
             return by.apply(variables, crops, train=False)[0]
 
-        outputs = batching.as_one_batch(see)(crops)
-        return by.whole_loss(outputs, targets, self.operation, actions)
+        if is_vmapped:
+            see = batching.as_one_batch(see)
+        return by.whole_loss(see(crops), targets, self.operation, actions)
 
     def _see(self, image, action, size=None):
         return self.operation.apply(image, action, size or self.task.image_size)

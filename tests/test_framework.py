@@ -972,6 +972,35 @@ def test_task_losses_are_those_of_the_given_boxes():
         assert found[row] == pytest.approx(expected, rel=1e-4)
 
 
+def test_task_losses_may_be_differentiated_and_vmapped():
+    method, _, (params, model_state, _, batch, _) = _make()
+    actions = jnp.array([(0.1, 0.2, 0.8, 0.9), DETECTED, SHRUNK])
+
+    def losses_of(params, actions):
+        return method.task_losses(params, model_state, batch, actions)
+
+    def expected(params, actions):
+        def one(image, label, box):
+            crop = boxes.crop_and_resize(image, box, size=CROP)
+            logits = crop.reshape(-1) @ params["task"]["w"]
+            return jax.nn.logsumexp(logits) - logits[label]
+
+        return jax.vmap(one)(batch["image"], batch["label"], actions)
+
+    mine, other = (
+        jax.grad(lambda *a, of=of: of(*a).sum(), (0, 1))(params, actions)
+        for of in (losses_of, expected)
+    )
+    assert np.abs(other[1]).max() > 1e-3
+    np.testing.assert_allclose(mine[1], other[1], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(mine[0]["task"]["w"], other[0]["task"]["w"], rtol=1e-4)
+    twice = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params)
+    found = jax.vmap(losses_of, (0, None))(twice, actions)
+    np.testing.assert_allclose(
+        found, jax.vmap(expected, (0, None))(twice, actions), rtol=1e-4
+    )
+
+
 def test_resize_is_pillow_s():
     pixels = np.random.default_rng(0).uniform(size=(20, 20)).astype(np.float32)
     found = tasks.resize(jnp.array(pixels)[None, :, :, None], 7)

@@ -57,7 +57,7 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
             of_x = _by_products(cotangent, kernel, x.shape, stride)
         groups = -(-x.size * x.dtype.itemsize // _CACHED_BYTES)
         count = -(-len(x) // max(min(groups, _MOST_GROUPS), 1))  # images of one
-        of_kernel = jnp.zeros(kernel.shape, jnp.float32)
+        of_kernel = jnp.zeros(kernel.shape, _sums_of(kernel))
         for at in range(0, len(x), max(count, 1)):
             _, gradient = jax.vjp(functools.partial(usual, x[at : at + count]), kernel)
             of_kernel += gradient(cotangent[at : at + count])[0]
@@ -141,9 +141,9 @@ def _by_products(cotangent, kernel, shape, stride):
         cotangent,
         kernel.reshape(-1, features),
         (((3,), (1,)), ((), ())),
-        preferred_element_type=jnp.float32,
+        preferred_element_type=_sums_of(cotangent),
     )
-    total = jnp.zeros(shape, jnp.float32)
+    total = jnp.zeros(shape, products.dtype)
     for index, place in enumerate(itertools.product(range(size), repeat=2)):
         first = index * channels
         product = products[..., first : first + channels]
@@ -152,5 +152,10 @@ def _by_products(cotangent, kernel, shape, stride):
             low = at - size // 2  # negative: outside of the image
             covered = stride * (cotangent.shape[axis] - 1) + 1
             edges.append((low, shape[axis] - low - covered, stride - 1))
-        total += jax.lax.pad(product, jnp.float32(0), [*edges, (0, 0, 0)])
+        total += jax.lax.pad(product, jnp.zeros((), product.dtype), [*edges, (0, 0, 0)])
     return total.astype(cotangent.dtype)
+
+
+def _sums_of(x):
+    """The type that sums are kept in."""
+    return jnp.promote_types(x.dtype, jnp.float32)
