@@ -6,6 +6,7 @@ what was interrupted goes on.
 
 import collections
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -260,9 +261,11 @@ def _parser() -> cli.Parser:
 
 def _outside(out, films) -> Iterator[inputs.Input]:
     """Films less the pictures that were made of others."""
-    made = out.absolute()
+    made = {(out / name).resolve() for name in ("crops", "overlays", "heatmaps")}
+    folder = functools.lru_cache(pathlib.Path.resolve)
     for film in films:
-        if made not in pathlib.Path(film.path).absolute().parents:
+        within = folder(pathlib.Path(film.path).parent)
+        if made.isdisjoint((within, *within.parents)):
             yield film
 
 

@@ -141,3 +141,9 @@ def test_fewer_images_than_rows_and_long_names(texts):
     assert picture.height == 152 + 2 * (FILM + 12) - 12 + 26
     # The name ends before the film.
     assert (np.asarray(picture)[152:312, 114:122] == figures.SHEET).all()
+
+
+def test_a_run_that_has_lost_its_records_is_not_drawn(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "validation", "step": 4}\n')
+    area_history.draw_run(tmp_path, _source())
+    assert not (tmp_path / "key_areas_over_time.png").exists()

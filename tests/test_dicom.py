@@ -139,6 +139,36 @@ def test_a_voi_lut_that_stops_below_white_stays_below():
     np.testing.assert_array_equal(shown(film), [[0, 100]])
 
 
+@pytest.mark.parametrize(
+    ("pixels", "descriptor", "last"),
+    [
+        # More entries than a byte counts, of which pydicom would take the 44th.
+        (np.array([[0, 100, 300, 999]], np.uint16), [400, 0, 8], 255),
+        # Without a type of its own the first value, -100, has lost its sign.
+        (np.array([[-500, 0, 200, 2000]], np.int16), [400, 65436, 8], 255),
+        (np.array([[0, 100, 300, 999]], np.uint16), [400, 0, 16], 65535),
+    ],
+)
+def test_places_in_a_voi_lut_do_not_wrap(pixels, descriptor, last):
+    lut = pydicom.Dataset()
+    lut.LUTDescriptor = descriptor
+    lut["LUTDescriptor"].VR = "US"
+    lut.LUTData = np.linspace(0, last, 400).round().astype(int).tolist()
+    lut["LUTData"].VR = "US"
+    film = header(pixels)
+    film.VOILUTSequence = [lut]
+    places = [0, 100, 300, 399]
+    expected = np.round(255 * np.array(lut.LUTData)[places] / last)
+    np.testing.assert_array_equal(shown(film), [expected])
+
+
+def test_padding_of_signed_values_may_be_written_without_its_sign():
+    stored = np.array([[-2000, -500, 0, 500]], np.int16)
+    film = header(stored, WindowCenter=0, WindowWidth=5001)
+    film.add_new("PixelPaddingValue", "US", 63536)
+    assert shown(film).tolist() == [[0, 102, 128, 153]]
+
+
 def test_a_window_beside_all_values_is_none():
     film = header(STORED)
     beside = header(STORED, WindowCenter=100_000, WindowWidth=100)
@@ -283,6 +313,7 @@ def without_pixels():
         ),
         (header(STORED, Rows=60_000, Columns=60_000), "film.dcm says it has 60000 x"),
         (header(STORED, Rows=200), "film.dcm cannot be read: "),
+        (header(STORED, HighBit=15), r"film.dcm has its 12 bits below bit 16 \(High"),
         (header(STORED, RescaleSlope=0), "film.dcm .* its rescale slope is 0"),
         (header(STORED, VOILUTFunction="CUBIC", **WINDOW), "function 'CUBIC' is none"),
         (

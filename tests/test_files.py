@@ -188,6 +188,7 @@ def test_tables_lie_beside_the_zip_or_in_the_tree(tmp_path):
         (b"a,b\n", []),
         (b"\xef\xbb\xbfa;b\r\n1;2,5\r\n", [("1", "2,5", "")]),
         (b"a\tb\n1\t2\n", [("1", "2", "")]),
+        (b"a,b\n1,2,, \n", [("1", "2", "")]),  # as spreadsheets fill up
         (b'"a";"b"\n"1";"2,5"\n', [("1", "2,5", "")]),
         (b'"A"\t" b "\n"1"\t"2"\n', [("1", "2", "")]),
         ("a\tb\n1\tö\n".encode("utf-16"), [("1", "ö", "")]),
@@ -209,6 +210,10 @@ def test_rows_of_a_table(text, rows):
         ),
         (b'a,b\n0,0\n1,"2\n3,4\n', "not a CSV file from line 3 on: unexpected end"),
         (b"a,A,b\n1,2,3\n", "t.csv has the column a more than once"),
+        (
+            b"a,b\n0,0\n1,2, with 3\n",
+            "t.csv has more cells than columns in line 3: put",
+        ),
     ],
 )
 def test_other_tables_are_named(text, said):

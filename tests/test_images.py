@@ -173,6 +173,12 @@ def test_jpeg_kinds(options):
     assert np.abs(decoded.astype(int) - film).max() <= 6
 
 
+# Without compression a flipped bit of a pixel is found by its checksum alone.
+FLIPPED = bytearray(encode(noise(64, 64), "PNG", compress_level=0))
+FLIPPED[2000] ^= 1
+FLIPPED = bytes(FLIPPED)
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -181,8 +187,18 @@ def test_jpeg_kinds(options):
         encode(noise(64, 64), "JPEG")[:1500],
         encode(noise(64, 64), "PNG")[:1500],
         encode(noise(64, 64), "PNG")[:20],
+        encode(noise(64, 64), "PNG")[:-20] + bytes(20),
+        FLIPPED,
     ],
-    ids=["empty", "text", "truncated jpeg", "truncated png", "header only"],
+    ids=[
+        "empty",
+        "text",
+        "short jpeg",
+        "short png",
+        "header only",
+        "no end",
+        "flipped",
+    ],
 )
 def test_broken_files_are_named(data):
     with pytest.raises(errors.UserError, match="film.png cannot be read") as caught:

@@ -304,6 +304,22 @@ def test_its_own_pictures_are_no_films(finished_run, films, tmp_path):
     assert len(_table(root / "out" / "predictions.csv")) == 2
 
 
+def test_films_are_answered_wherever_the_answers_go(
+    finished_run, films, tmp_path, monkeypatch
+):
+    root = pathlib.Path(films[0])
+    (root / "bad.jpg").unlink()
+    (root / "here").mkdir()
+    monkeypatch.chdir(root / "here")
+    (root / "here" / "c.png").write_bytes(_png(_film(5)))
+    (root / "here" / "overlays").mkdir()
+    (root / "here" / "overlays" / "d.png").write_bytes(_png(_film(6)))
+    flags = [str(finished_run), "../ward", "c.png", "overlays", "--out", "."]
+    assert predict.main(flags) == 0
+    names = [row["path"] for row in _table(root / "here" / "predictions.csv")]
+    assert [pathlib.Path(n).name for n in names] == ["a.png", "b, 'c'.png", "c.png"]
+
+
 def test_what_cannot_work_is_refused_in_one_sentence(
     finished_run, films, tmp_path, monkeypatch
 ):

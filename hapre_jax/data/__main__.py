@@ -94,7 +94,7 @@ def prepare(
         log.say(console, f"{folder} is there already; delete it to prepare it anew.")
         return folder
     # TFDS makes its folder first, and then it would be a class.
-    if name == "folder" and folder.absolute().is_relative_to(originals):
+    if name == "folder" and folder.resolve().is_relative_to(originals.resolve()):
         raise UserError(f"--out {out} lies among the films: choose another")
     if folder.exists():
         raise UserError(f"{folder} has lost its {prepared.INDEX}: delete the folder")

@@ -42,7 +42,8 @@ def parse(
       name: of the file, for messages.
 
     Raises:
-      UserError: a column is missing or there twice, or a quotation has no end.
+      UserError: a column is missing or there twice, a row is longer than the header, or
+        a quotation has no end.
     """
     # Names of files need not be UTF-8; "Unicode text" of spreadsheets is UTF-16.
     is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -79,6 +80,11 @@ def parse(
         next(reader)  # the header
         rows, line = [], reader.line_num + 1
         for row in reader:
+            if any(cell.strip() for cell in row.get(None) or ()):
+                raise UserError(
+                    f"{name} has more cells than columns in line {line}: put quotation "
+                    "marks around a text with a comma"
+                )
             rows.append({column: row.get(column, "") for column in wanted})
             line = reader.line_num + 1
     except csv.Error as error:

@@ -11,7 +11,6 @@ import re
 import struct
 import textwrap
 import zlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -150,12 +149,20 @@ def _check(film: Any, name: str) -> None:
             f"{name} is {kind}, {film.SamplesPerPixel} sample(s) a pixel: only "
             "MONOCHROME1 and MONOCHROME2 are gray films"
         )
+    high, stored = film.get("HighBit"), film.get("BitsStored")
+    if None not in (high, stored) and high != stored - 1:
+        raise UserError(
+            f"{name} has its {stored} bits below bit {high + 1} (HighBit {high}): only "
+            f"a HighBit of {stored - 1} is read"
+        )
     if film.Rows * film.Columns > _MAX_PIXELS:
         raise UserError(
             f"{name} says it has {film.Rows} x {film.Columns} pixels: at most "
             f"{_MAX_PIXELS} are read"
         )
-    syntax = film.file_meta.TransferSyntaxUID
+    syntax = film.file_meta.get("TransferSyntaxUID")
+    if syntax is None:
+        raise UserError(f"{name} does not say its TransferSyntaxUID")
     if syntax.is_encapsulated:
         pixels = importlib.import_module("pydicom.pixels")
         if not pixels.get_decoder(syntax).is_available:
@@ -221,9 +228,7 @@ def _gray_levels(film: Any, stored: np.ndarray) -> np.ndarray:
     narrowest = 1 if function == "LINEAR" else 0
     gray = None
     if film.get("VOILUTSequence"):
-        whole = np.rint(values).astype(np.int64)  # entries of a table
-        white = _white(film.VOILUTSequence[0].LUTDescriptor, film)
-        gray = pixels.apply_voi_lut(whole, film, index=0) / white
+        gray = _looked_up(values, film)
     # Some devices write a width of 0 or 1 where there is no window.
     elif center is not None and width is not None and width > narrowest:
         gray = window(values, center=center, width=width, function=function)
@@ -238,18 +243,24 @@ def _gray_levels(film: Any, stored: np.ndarray) -> np.ndarray:
     return np.where(padding, 0.0, np.clip(gray, 0, 1))
 
 
-def _white(descriptor: Sequence[int], film: Any) -> float:
-    """The value of a VOI LUT that is white.
+def _looked_up(values: np.ndarray, film: Any) -> np.ndarray:
+    """Gray levels of the first VOI LUT (PS3.3 C.11.2.1.1), its white 1.
 
-    That is the largest number of its bits; or of as many as its entries have, where a
+    White is the largest number of its bits; or of as many as its entries have, where a
     device has written other bits, as those of the stored values.
     """
-    count, first, bits = descriptor
     pixels = importlib.import_module("pydicom.pixels")
-    entries = first + np.arange(count or 2**16)  # 0 stands for that number
-    largest = int(pixels.apply_voi_lut(entries, film, index=0).max())
-    used = max(largest, 1).bit_length()
-    return 2.0 ** (bits if used in (bits, bits - 1) else used) - 1
+    count, first, bits = film.VOILUTSequence[0].LUTDescriptor
+    # Entries are read one by one, and as 16 bits: pydicom 3.0 counts places in the type
+    # of the entries, in which the 256th of 8 bits is the first.
+    film.VOILUTSequence[0].LUTDescriptor = [count, 0, 16]
+    count = count or 2**16  # 0 stands for that number
+    table = pixels.apply_voi_lut(np.arange(count), film, index=0).astype(np.float64)
+    if first >= 2**15 and values.min() < 0:
+        first -= 2**16  # files without types of their own hold it without its sign
+    places = np.clip(np.rint(values).astype(np.int64) - first, 0, count - 1)
+    used = max(int(table.max()), 1).bit_length()
+    return table[places] / (2.0 ** (bits if used in (bits, bits - 1) else used) - 1)
 
 
 def _padding(film: Any, stored: np.ndarray) -> np.ndarray:
@@ -259,6 +270,9 @@ def _padding(film: Any, stored: np.ndarray) -> np.ndarray:
         return np.zeros(stored.shape, bool)
     last = film.get("PixelPaddingRangeLimit")
     last = first if last is None else last
+    if stored.dtype.kind == "i":  # it may be written without its sign
+        over = 2 ** (8 * stored.dtype.itemsize)
+        first, last = (n - over if n >= over // 2 else n for n in (first, last))
     return (stored >= min(first, last)) & (stored <= max(first, last))
 
 

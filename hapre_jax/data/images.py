@@ -74,6 +74,8 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
         return dicom.open_gray(data, name=name)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.format == "PNG":  # whose checksums of pixels Pillow does not look at
+            Image.open(io.BytesIO(data), formats=("PNG",)).verify()
         image.load()
         # Pillow inverts such films of 8 bits only.
         tags = getattr(image, "tag_v2", {})

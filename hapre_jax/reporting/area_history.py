@@ -69,7 +69,8 @@ def draw(source: Dataset, records: list[dict]) -> Image.Image:
 def draw_run(workdir: pathlib.Path, source: Dataset) -> None:
     """Draws `key_areas_over_time.png` of a run's folder; `source` as in `draw`."""
     records = log.read(workdir / "metrics.jsonl")
-    figures.save(draw(source, records), workdir / "key_areas_over_time.png")
+    if any(record["kind"] == KIND for record in records):  # a run may have lost them
+        figures.save(draw(source, records), workdir / "key_areas_over_time.png")
 
 
 def _chosen(records):

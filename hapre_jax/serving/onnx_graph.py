@@ -137,7 +137,8 @@ def convert(
         made,
         opset_imports=[helper.make_opsetid("", _OPSET)],
         producer_name="hapre_jax",
-        doc_string=description,
+        # Names of folders, and so of classes, need not be UTF-8.
+        doc_string=description.encode("utf-8", "backslashreplace").decode(),
     )
     model.ir_version = _IR_VERSION
     onnx.checker.check_model(model, full_check=True)
