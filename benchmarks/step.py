@@ -63,7 +63,7 @@ GPU_CASES = (
 CPU_CASES = ("resnet18:1:224:float32", "resnet18:4:224:float32")
 # Relative, of losses and rewards, and of norms of gradients, which the statistics of a
 # batch magnify; TF32 has 10 bits, bfloat16 7, over many layers.
-TOLERANCE = {"cpu float32": (1e-3, 1e-2), "cuda float32": (3e-2, 0.1)}
+TOLERANCE = {"cpu float32": (1e-3, 3e-2), "cuda float32": (3e-2, 0.1)}
 ROUGH = (0.2, 0.5)
 
 
