@@ -58,10 +58,10 @@ def square(path, size, geometry):
     from PIL import Image, ImageOps
 
     data = pathlib.Path(path).read_bytes()
-    film = Image.open(io.BytesIO(data), formats=FORMATS)
-    if film.format == "PNG":  # whose checksums of pixels Pillow does not look at
+    opened = Image.open(io.BytesIO(data), formats=FORMATS)
+    if opened.format == "PNG":  # whose checksums of pixels Pillow does not look at
         Image.open(io.BytesIO(data), formats=("PNG",)).verify()
-    film = ImageOps.exif_transpose(film)
+    film = ImageOps.exif_transpose(opened)
     if min(film.size) < MIN_SIDE:
         found = f"{film.width} x {film.height} pixels"
         raise ValueError(f"has {found}: films have at least {MIN_SIDE} a side")
