@@ -110,9 +110,10 @@ class Checkpoints:
     def resume(self, like: TrainState) -> tuple[TrainState, dict, list[str]] | None:
         """What to go on from, and sentences on damaged checkpoints that were left out.
 
-        It is the newest intact `last`; where `best` is damaged, one from before it, so
-        that `best` is written again. What is left out is moved to
-        `checkpoints/damaged`.
+        It is the newest intact `last`. A damaged `best` is the state of its step: it is
+        written anew from an intact `last` of that step; where there is none, what is
+        gone on from is of before it, so that `best` is found again. What is left out is
+        moved to `checkpoints/damaged`.
 
         Returns:
           State, progress and the sentences; None where no `last` is written yet.
@@ -121,30 +122,39 @@ class Checkpoints:
           UserError: there are some, but none of use; or one cannot be read now.
         """
         last, best = self._managers["last"], self._managers["best"]
-        steps = sorted(last.all_steps(), reverse=True)
+        usable = sorted(last.all_steps(), reverse=True)
         faults: list[Damaged] = []
-        left_out = []
-        usable = steps
-        try:
-            self.restore("best", like)
-        except Damaged as error:
-            faults.append(error)
-            bad = best.latest_step()
-            usable = [step for step in steps if step < bad]
-            left_out = [("best", bad), *(("last", s) for s in steps if s >= bad)]
-        found = None
-        for step in usable:
+        left_out, loaded = [], {}
+
+        def load(step):
+            """Whether a `last` is intact, which is then in `loaded`."""
             try:
-                found = self._load("last", step, like)
-                break
+                loaded[step] = self._load("last", step, like)
             except Damaged as error:
                 faults.append(error)
                 left_out.append(("last", step))
-        if steps and found is None:
+            return step in loaded
+
+        has_last, bad = bool(usable), None
+        try:
+            self.restore("best", like)
+        except Damaged as error:
+            bad = best.latest_step()
+            faults.append(error)
+            left_out.append(("best", bad))
+            if bad not in usable or not load(bad):
+                left_out += [("last", step) for step in usable if step > bad]
+                usable = [step for step in usable if step < bad]
+        found = next((step for step in usable if step in loaded or load(step)), None)
+        if has_last and found is None:
             raise UserError(f"{faults[0]}; delete {self._folder} to train anew")
         for name, step in left_out:
             self._set_aside(name, step)
-        return found and (*found, [str(fault) for fault in faults])
+        if bad in loaded:
+            self.save("best", *loaded[bad])
+        if found is None:
+            return None
+        return *loaded[found], [str(fault) for fault in faults]
 
     def _load(self, name, step, like) -> tuple[TrainState, dict]:
         manager = self._managers[name]

@@ -218,17 +218,44 @@ def test_the_newest_intact_checkpoint_is_gone_on_from(tmp_path, checkpoints, dam
     assert (progress, faults) == ({"n": 4}, [])
 
 
-def test_where_the_best_is_damaged_it_is_made_again(tmp_path, checkpoints):
+@pytest.mark.parametrize("newest", [4, 6])
+def test_a_damaged_best_is_written_anew_from_the_last_of_its_step(
+    tmp_path, checkpoints, newest
+):
+    for step in range(2, newest + 1, 2):
+        checkpoints.save("last", _state(step, value=step), {"n": step})
+        if step == 4:
+            checkpoints.save("best", _state(step, value=step), {})
+    folder = tmp_path / "checkpoints"
+    _flip(folder / "best" / "4")
+    state, progress, faults = _resumed(tmp_path)
+    assert (state.step, progress) == (newest, {"n": newest})
+    assert faults == [f"the checkpoint {folder}/best/4 is damaged"]
+    assert [p.name for p in (folder / "damaged").iterdir()] == ["best-4"]
+    best, _ = _reopened(tmp_path, "best", _state(0))
+    chex.assert_trees_all_equal(best, _state(4, value=4))
+    assert _resumed(tmp_path)[2] == []
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_damaged_best_without_a_last_of_its_step_is_found_again(
+    tmp_path, checkpoints, is_kept
+):
     for step in (2, 4, 6):
         checkpoints.save("last", _state(step), {"n": step})
-    checkpoints.save("best", _state(6), {"n": 6})
+    checkpoints.save("best", _state(6 if is_kept else 5), {"n": 6})
     folder = tmp_path / "checkpoints"
-    _flip(folder / "best" / "6")
+    (bad,) = (folder / "best").iterdir()
+    _flip(bad)
+    damaged = [bad]
+    if is_kept:
+        _flip(folder / "last" / "6")
+        damaged.append(folder / "last" / "6")
     state, progress, faults = _resumed(tmp_path)
     assert (state.step, progress) == (4, {"n": 4})  # before the best
-    assert faults == [f"the checkpoint {folder}/best/6 is damaged"]
+    assert faults == [f"the checkpoint {path} is damaged" for path in damaged]
     assert sorted(p.name for p in (folder / "damaged").iterdir()) == [
-        "best-6",
+        f"best-{bad.name}",
         "last-6",
     ]
     assert not list((folder / "best").iterdir())
