@@ -176,6 +176,39 @@ def test_a_window_beside_all_values_is_none():
     assert shown(beside).max() == 255
 
 
+@pytest.mark.parametrize(
+    ("tags", "shape"),
+    [
+        ({"PixelSpacing": [0.2, 0.1]}, (40, 20)),  # two columns become one
+        ({"ImagerPixelSpacing": [0.1, 0.2]}, (20, 40)),
+        ({"NominalScannedPixelSpacing": [0.15, 0.1]}, (40, 27)),
+        ({"PixelAspectRatio": [1, 4]}, (10, 40)),
+        ({"PixelSpacing": [0.1, 0.1], "PixelAspectRatio": [1, 2]}, (40, 40)),
+        ({"PixelSpacing": [0.139, 0.14]}, (40, 40)),
+        ({"PixelSpacing": [0, 0.1], "PixelAspectRatio": [2, 1]}, (40, 20)),
+        ({"PixelSpacing": None}, (40, 40)),
+        ({"PixelSpacing": 0.2}, (40, 40)),
+        ({"PixelAspectRatio": [1, 10**6]}, (1, 40)),
+    ],
+)
+def test_pixels_become_square(tags, shape):
+    with pydicom.config.disable_value_validation():
+        film = header(np.tile(np.arange(40, dtype=np.uint16), (40, 1)), **tags)
+        gray = shown(film)
+    assert gray.shape == shape
+    # It still goes from black to white, and each row is the same.
+    assert gray[0, 0] < 20 and gray[0, -1] > 235 and np.ptp(gray, axis=0).max() == 0
+
+
+def test_a_damaged_spacing_is_none():
+    film = header(STORED, PixelSpacing=[0.25, 0.125], **WINDOW)
+    data = encode(film)
+    assert data.count(b"0.25\\0.125") == 1
+    damaged = data.replace(b"0.25\\0.125", b"0.2x\\0.12y")
+    gray = np.asarray(dicom.open_gray(damaged, name="film.dcm"))
+    np.testing.assert_array_equal(gray, SHOWN)
+
+
 def test_the_first_of_several_windows():
     film = header(STORED, WindowCenter=[1500, 40], WindowWidth=[1001, 80])
     np.testing.assert_array_equal(shown(film), SHOWN)

@@ -36,6 +36,14 @@ _MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)
 # T.87 C.1).
 _JPEG_2000_SIZE = b"\xff\x4f\xff\x51"
 _JPEG_FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+# Millimeters between rows and between columns, or how one relates to the other.
+_SPACINGS = (
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "NominalScannedPixelSpacing",
+    "PixelAspectRatio",
+)
+_ROUNDING = 0.01  # of a ratio: 0.14 and 0.139 mm are the same detector
 _LONGEST_REASON = 200  # pydicom quotes the bytes that it cannot understand
 
 
@@ -46,6 +54,8 @@ def is_dicom(data: bytes, name: str) -> bool:
 
 def open_gray(data: bytes, *, name: str) -> Image.Image:
     """The film in a DICOM file at full size, in Pillow's 8-bit mode L, 0 black.
+
+    Pixels that are not square are made square, as large as their longer side.
 
     Args:
       data: the file, of any transfer syntax that pydicom has a decoder for.
@@ -81,7 +91,15 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
         raise no_memory(name) from error
     except Exception as error:
         raise UserError(f"{name} cannot be read: {reason(error)}") from error
-    return Image.fromarray(np.round(255 * gray).astype(np.uint8))
+    image = Image.fromarray(np.round(255 * gray).astype(np.uint8))
+    aspect = _aspect(film)
+    if abs(aspect - 1) < _ROUNDING:
+        return image
+    # The finer axis gives way: a damaged ratio must not fill the memory.
+    height, width = round(image.height * min(aspect, 1)), image.width / max(aspect, 1)
+    return image.resize(
+        (max(round(width), 1), max(height, 1)), Image.Resampling.BILINEAR
+    )
 
 
 def reason(error: Exception) -> str:
@@ -274,6 +292,18 @@ def _padding(film: Any, stored: np.ndarray) -> np.ndarray:
         over = 2 ** (8 * stored.dtype.itemsize)
         first, last = (n - over if n >= over // 2 else n for n in (first, last))
     return (stored >= min(first, last)) & (stored <= max(first, last))
+
+
+def _aspect(film: Any) -> float:
+    """Height over width of a pixel (PS3.3 10.7.1, C.7.6.3.1.7); 1 if it is not said."""
+    for name in _SPACINGS:
+        try:
+            row, column = (float(value) for value in film.get(name) or ())
+        except (ValueError, TypeError):  # not there, or damaged, which is no reason
+            continue
+        if 0 < row < np.inf and 0 < column < np.inf:
+            return row / column
+    return 1.0
 
 
 def _first(value: Any) -> float | None:
