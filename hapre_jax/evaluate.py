@@ -141,12 +141,13 @@ def _films_of(config: Config, whole: bool) -> dict[str, Any]:
 
 
 def _output(named: str | None, workdir: pathlib.Path, tested_with) -> pathlib.Path:
-    """Where results go, checked before hours of work.
+    """Where results go, checked before what may be hours of work.
 
     By default to evaluation.json of the run, or, where that is of other films, to the
     first of evaluation-2.json, ... that is free or of these.
     """
     if named is None:
+        run_folder.check_place(workdir, "--out")
         output, number = workdir / "evaluation.json", 1
         while output.exists() and _tested_with(output) != tested_with:
             number += 1
@@ -159,6 +160,7 @@ def _output(named: str | None, workdir: pathlib.Path, tested_with) -> pathlib.Pa
         raise UserError(f"--out {output} must end in .json")
     if (output.parent / "config.json").exists() and output.name in _OF_A_RUN:
         raise UserError(f"--out {output} is a file of the run itself; choose another")
+    run_folder.check_place(output.parent, "--out")
     return output
 
 

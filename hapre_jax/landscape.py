@@ -102,6 +102,7 @@ def main(argv: list[str]) -> int:
             f"{workdir} is a run of policy.operation {trained.policy.operation}, which "
             f"keeps no area, but a landscape needs one of {', '.join(AREAS)}"
         )
+    run_folder.check_place(workdir, "RUN")  # before what takes long
     config = other_films.config_of(config, trained, program="landscape")
     classes = None
     if (workdir / "results.json").exists():  # a run may still be at work

@@ -75,7 +75,7 @@ def equal_films(rng, count, **options):
     return films
 
 
-def dicom_film(width=30, height=20, bits=12):
+def dicom_film(width=30, height=20, bits=12, kind="MONOCHROME2"):
     film = pydicom.Dataset()
     film.file_meta = pydicom.dataset.FileMetaDataset()
     film.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
@@ -83,7 +83,7 @@ def dicom_film(width=30, height=20, bits=12):
     film.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
     film.Rows, film.Columns = height, width
     film.SamplesPerPixel = 1
-    film.PhotometricInterpretation = "MONOCHROME2"
+    film.PhotometricInterpretation = kind
     film.BitsAllocated, film.HighBit = 16, 11
     film.add_new("BitsStored", "US", bits)
     film.PixelRepresentation = 0
@@ -134,10 +134,12 @@ def test_the_shape_is_the_stored_one_and_only_the_header_is_read():
     [
         (b"text", "a.png", "a.png cannot be read: not an image"),
         (encode(GRAY)[:20], "a.png", "a.png cannot be read: "),
-        (b"text", "a.dcm", "a.dcm cannot be read: "),
+        (b"text", "a.dcm", "a.dcm is not a DICOM file: it lacks the prefix DICM"),
         (encode(GRAY[:8]), "a.png", "a.png cannot be read: 30 x 8 pixels are too few"),
         (dicom_film(height=0), "a.dcm", "a.dcm cannot be read: 30 x 0 pixels"),
         (dicom_film(bits=None), "a.dcm", "a.dcm cannot be read: "),
+        # Training would leave it out.
+        (dicom_film(kind="RGB"), "a.dcm", "a.dcm is RGB, 1 sample"),
     ],
 )
 def test_no_geometry(encoded, name, message):

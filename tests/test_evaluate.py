@@ -632,6 +632,11 @@ def test_results_that_cannot_be_written(tmp_path, finished_run, monkeypatch, cap
         said = _fails(monkeypatch, capsys, finished_run, "--out", out)
         assert said == f"--out {out} is a file of the run itself; choose another"
     assert (finished_run / "results.json").read_bytes() == before
+    # The tests may run as root, whom permissions do not stop.
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    for flags in ((), ("--out", finished_run / "e.json")):
+        said = _fails(monkeypatch, capsys, finished_run, *flags)
+        assert said == f"{finished_run} cannot be written to; choose another --out"
 
 
 def test_batch_size_follows_training(tiny_config):

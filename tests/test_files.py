@@ -97,6 +97,24 @@ def test_zips_of_other_programs(tmp_path):
     assert [tree.read(name) for name in tree.names()] == [b"1", b"2", b"3"]
 
 
+def test_zips_that_are_left_out_are_named(tmp_path, caplog):
+    members = {"../x/a.png": b"1", "b.png": b"2", "b/../../c.png": b"3"}
+    tree = files.open_tree(str(write_zip(tmp_path / "x.zip", members)))
+    assert tree.names() == ["b.png"]
+    assert caplog.messages == [
+        f"left out 2 entries of {tmp_path}/x.zip, which say that they lie outside of "
+        "it: ../x/a.png, ../c.png"
+    ]
+    caplog.clear()
+    root = write_folder(tmp_path / "root", {"a/1.png": b"1", "a/x.zip": b"2"})
+    write_folder(root, {"all.zip": b"what was unpacked"})
+    assert files.open_tree(str(root)).names() == ["a/1.png"]
+    assert caplog.messages == [
+        f"left out 1 zip(s) in {root}, whose films do not count until they are "
+        "unpacked: a/x.zip"
+    ]
+
+
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_dicom_files_without_an_extension(tmp_path, kind):
     film = bytes(128) + b"DICM"
@@ -189,6 +207,7 @@ def test_tables_lie_beside_the_zip_or_in_the_tree(tmp_path):
         (b"\xef\xbb\xbfa;b\r\n1;2,5\r\n", [("1", "2,5", "")]),
         (b"a\tb\n1\t2\n", [("1", "2", "")]),
         (b"a,b\n1,2,, \n", [("1", "2", "")]),  # as spreadsheets fill up
+        (b"a,b\n,\n1,2\n , \n", [("1", "2", "")]),
         (b'"a";"b"\n"1";"2,5"\n', [("1", "2,5", "")]),
         (b'"A"\t" b "\n"1"\t"2"\n', [("1", "2", "")]),
         ("a\tb\n1\tö\n".encode("utf-16"), [("1", "ö", "")]),

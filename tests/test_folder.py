@@ -121,6 +121,7 @@ def test_table(tmp_path):
         ("path,kind\na/1.png,x\n", "not path,label"),
         ("path,label\na/1.png,x\nb/2.png,x\n", "at least two"),
         ("path,label\na/1.png,x\nb/2.png,\n", "one in each row"),
+        ("path,label\na/1.png,x\n,y\n", "a row without a path, of the label 'y'"),
         ("path,label\na/1.png,x\nb/9.png,y\n", "b/9.png, which is not in its folder"),
         ("path,label\na/1.png,x\n./a/1.png,y\n", "lists a/1.png twice"),
         ("path,label\na/1.png,Ill\nb/2.png,ill\nb/3.png,y\n", "'Ill' and 'ill'"),

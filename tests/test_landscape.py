@@ -322,7 +322,7 @@ def test_an_operation_without_an_area_has_no_landscape(tmp_path):
         landscape.main([str(tmp_path)])
 
 
-def test_program_measures_a_run_on_its_own_split(tmp_path, capsys):
+def test_program_measures_a_run_on_its_own_split(tmp_path, capsys, monkeypatch):
     config = shrink(
         dataclasses.replace(config_lib.Config(), method="plain", compare_plain=False)
     )
@@ -347,6 +347,12 @@ def test_program_measures_a_run_on_its_own_split(tmp_path, capsys):
     np.testing.assert_allclose(values["losses"], expected.losses, rtol=1e-5)
     assert values["policy"] is None and (run / "landscape.png").exists()
     assert not (run / "splits.csv").exists()
+
+    # Said before it is measured; the tests may run as root, who may write anywhere.
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda path, mode: False)
+        with pytest.raises(UserError, match=f"^{run} cannot be written to; choose"):
+            landscape.main([str(run)])
 
     # Other films leave the run's own picture, which its page shows.
     assert landscape.main([str(run), "--data.quality", "high"]) == 0

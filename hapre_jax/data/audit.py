@@ -178,14 +178,9 @@ def examine(
 
 
 def _dicom_geometry(encoded: bytes, name: str) -> Geometry:
-    pydicom = dicom.import_pydicom(name)
-    film = pydicom.dcmread(io.BytesIO(encoded), stop_before_pixels=True)
-    # A tag may be there without a value.
-    columns, rows, channels, bits = (
-        int(getattr(film, name))
-        for name in ("Columns", "Rows", "SamplesPerPixel", "BitsStored")
-    )
-    return Geometry(columns, rows, len(encoded), channels, bits, False, "DICOM")
+    film = dicom.read_header(encoded, name=name)
+    columns, rows, bits = int(film.Columns), int(film.Rows), int(film.BitsStored)
+    return Geometry(columns, rows, len(encoded), 1, bits, False, "DICOM")
 
 
 def _image_geometry(encoded: bytes, name: str) -> Geometry:

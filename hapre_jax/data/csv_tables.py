@@ -33,6 +33,8 @@ def parse(
 ) -> list[dict[str, str]]:
     """The rows of a CSV file, with the columns asked for and no others.
 
+    Rows that have nothing in them are left out.
+
     Args:
       data: the file; its first line names the columns, in letters of either case.
         Commas, semicolons or tabs are between them.
@@ -85,7 +87,9 @@ def parse(
                     f"{name} has more cells than columns in line {line}: put quotation "
                     "marks around a text with a comma"
                 )
-            rows.append({column: row.get(column, "") for column in wanted})
+            # Spreadsheets leave rows of nothing but commas.
+            if any(cell.strip() for name, cell in row.items() if name is not None):
+                rows.append({column: row.get(column, "") for column in wanted})
             line = reader.line_num + 1
     except csv.Error as error:
         where = f"from line {line} on: {error}"

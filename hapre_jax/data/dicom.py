@@ -65,18 +65,13 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
       UserError: not a DICOM file, no image in it, several frames, color, damaged, a
         compression that needs another package, or pydicom is not installed.
     """
-    pydicom = import_pydicom(name)
-    if data[128:132] != _PREFIX:
-        raise UserError(f"{name} is not a DICOM file: it lacks the prefix DICM")
+    film = _read(data, name)
     try:
-        _check_deflated(data)
-        film = pydicom.dcmread(io.BytesIO(data))
-    except MemoryError as error:
-        raise no_memory(name) from error
-    except Exception as error:  # many kinds, as with Pillow: see images.open_gray
-        raise UserError(f"{name} is not a DICOM file: {reason(error)}") from error
-    try:
+        if "PixelData" not in film:
+            raise UserError(f"{name} holds no image (no pixel data)")
         _check(film, name)
+        if film.file_meta.TransferSyntaxUID.is_encapsulated:
+            _check_coded_shape(film, name)
         stored = film.pixel_array
         if stored.ndim != 2:
             raise ValueError(f"it holds the pixels of {len(stored)} films")
@@ -100,6 +95,30 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
     return image.resize(
         (max(round(width), 1), max(height, 1)), Image.Resampling.BILINEAR
     )
+
+
+def read_header(data: bytes, *, name: str) -> Any:
+    """The data set of a gray film, as pydicom reads it, without its pixels.
+
+    Raises:
+      UserError: see `open_gray`; damage behind the header is not noticed.
+    """
+    film = _read(data, name, stop_before_pixels=True)
+    _check(film, name)
+    return film
+
+
+def _read(data: bytes, name: str, **options: Any) -> Any:
+    pydicom = import_pydicom(name)
+    if data[128:132] != _PREFIX:
+        raise UserError(f"{name} is not a DICOM file: it lacks the prefix DICM")
+    try:
+        _check_deflated(data)
+        return pydicom.dcmread(io.BytesIO(data), **options)
+    except MemoryError as error:
+        raise no_memory(name) from error
+    except Exception as error:  # many kinds, as with Pillow: see images.open_gray
+        raise UserError(f"{name} is not a DICOM file: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:
@@ -153,8 +172,6 @@ def _check_deflated(data: bytes) -> None:
 
 def _check(film: Any, name: str) -> None:
     """Raises `UserError` where the header promises anything but one gray film."""
-    if "PixelData" not in film:
-        raise UserError(f"{name} holds no image (no pixel data)")
     frames = int(film.get("NumberOfFrames") or 1)
     if frames != 1:
         raise UserError(f"{name} holds {frames} frames: one film is accepted")
@@ -188,7 +205,6 @@ def _check(film: Any, name: str) -> None:
                 f"{name} is compressed as {syntax.name}, which needs a decoder: "
                 "pip install 'hapre_jax[dicom]'"
             )
-        _check_coded_shape(film, name)
 
 
 def _check_coded_shape(film: Any, name: str) -> None:

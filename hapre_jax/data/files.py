@@ -162,6 +162,12 @@ def open_tree(root: str, *, zip_names: Sequence[str] = ()) -> Tree:
             return _open_zip(path / zip_name)
     tree = _open_folder(path)
     if tree.names():
+        # At the top there may be the zip that the films were unpacked from.
+        if below := [name for name in tree.zips() if "/" in name]:
+            _log.warning(
+                f"left out {len(below)} zip(s) in {path}, whose films do not count "
+                f"until they are unpacked: {listing(below)}"
+            )
         return tree
     zips = [path / name for name in tree.zips() if "/" not in name]
     if len(zips) == 1:
@@ -349,6 +355,11 @@ def _open_zip(path: pathlib.Path) -> Tree:
             what = "is no folder, no zip and no .csv"
         raise UserError(f"{path} {what}: {error}") from error
     entries = _entries(archive)
+    if outside := [name for name in entries if name.startswith("../")]:
+        _log.warning(
+            f"left out {len(outside)} entries of {path}, which say that they lie "
+            f"outside of it: {listing(outside)}"
+        )
     folders = {
         parent.as_posix()
         for name in entries

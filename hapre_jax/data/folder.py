@@ -74,6 +74,10 @@ def scan_table(
     ]
     tree = files.open_tree(str(table.absolute().parent))
     for row in rows:
+        if not row["path"].strip():
+            raise UserError(
+                f"{table} has a row without a path, of the label {row['label']!r}"
+            )
         if any(len(row[name].splitlines()) > 1 for name in ("label", "group")):
             raise UserError(
                 f"{table} has a line break in the label or group of {row['path']}: is "
