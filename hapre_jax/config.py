@@ -28,17 +28,6 @@ NETS = (*TRUNKS, *(f"{net}+{a}" for net in _RESNETS for a in ("cbam", "danet")))
 NORMS = ("batch", "frozen", "group")
 AREAS = ("key_area", "mask", "zoom")
 _OPERATIONS = (*AREAS, "rotation", "gamma", "contrast", "window", "sharpening", "none")
-# Where a run is computed, and how its images are read: it may go on with others.
-MACHINE = (
-    "data.root",
-    "data.memory_gib",
-    "data.threads",
-    "data.processes",
-    "train.devices",
-    "train.model_devices",
-    "train.distributed",
-    "train.rematerialize",
-)
 # A slip of the keyboard may not fill a machine with processes; few have more cores.
 _MOST_READERS = 256
 
@@ -62,17 +51,20 @@ class DataConfig:
         "",
         "Folder or zip file of the data set's images, CSV file of your own, or what "
         "hapre_jax.data prepare wrote.",
+        role="machine",
     )
     image_size: int = option(
         1024,
         "Pixels of a side of the stored square image that key areas are cut from.",
         at_least=8,
         at_most=8192,
+        role="appearance",
     )
     geometry: str = option(
         "letterbox",
         "How an image becomes square: padded, stretched, or cut about its center.",
         choices=("letterbox", "squash", "cover"),
+        role="appearance",
     )
     quality: str = option(
         "low",
@@ -84,6 +76,7 @@ class DataConfig:
         "none",
         "Real films: shown as a hospital with less careful framing would store them.",
         choices=("none", "medium", "low"),
+        role="appearance",
     )
     train_images: int = option(3000, "phantom: images to train on.", at_least=1)
     validation_images: int = option(300, "phantom: images to validate on.", at_least=1)
@@ -124,40 +117,45 @@ class DataConfig:
         "skip",
         "What an image that cannot be read does: it is left out, or stops the program.",
         choices=("skip", "stop"),
+        role="reading",
     )
     memory_gib: float = option(
         4.0,
         "Images are kept in memory if they take at most this much, else read anew for "
         "each batch.",
         at_least=0,
+        role="machine",
     )
     threads: int = option(
         2,
         "Threads that read images; 0 reads them between steps.",
         at_least=0,
         at_most=_MOST_READERS,
+        role="machine",
     )
     processes: int = option(
         0,
         "Processes that read images which are not kept in memory; 0 uses threads.",
         at_least=0,
         at_most=_MOST_READERS,
+        role="machine",
     )
     flip: str = option(
         "none",
         "Axis along which training images are flipped at random (paper: vertical).",
         choices=("none", "vertical", "horizontal"),
+        role="augmentation",
     )
     flip_probability: float = option(
-        0.5, "Probability of a flip.", at_least=0, at_most=1
+        0.5, "Probability of a flip.", at_least=0, at_most=1, role="augmentation"
     )
-
     zoom_out: float = option(
         1.0,
         "Training images are shrunk into a black frame by a random factor up to this, "
         "as if exposed from further away; 1 leaves them.",
         at_least=1,
         at_most=8,
+        role="augmentation",
     )
 
     def __post_init__(self):
@@ -572,17 +570,20 @@ class TrainConfig:
         1,
         "Devices that share each batch; 0 takes all. Several round sums otherwise.",
         at_least=0,
+        role="machine",
     )
     model_devices: int = option(
         1,
         "Of these, devices that share the channels of each image, for networks that do "
         "not fit on one.",
         at_least=1,
+        role="machine",
     )
     distributed: bool = option(
         False,
         "This command was started in several processes, by Slurm, Open MPI or "
         "Kubernetes, whose devices all share one run.",
+        role="machine",
     )
     on_nonfinite: str = option(
         "stop",
@@ -608,6 +609,7 @@ class TrainConfig:
         "Gradients compute the inside of each block of a network again instead of "
         "keeping it: less memory for up to a third more operations. Not for CPUs, for "
         "which XLA plans no less.",
+        role="machine",
     )
     tensorboard: bool = option(False, "Write TensorBoard files too.")
     log_every: int = option(20, "Steps between two lines of metrics.", at_least=1)

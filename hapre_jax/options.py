@@ -15,6 +15,13 @@ from typing import Any
 
 from hapre_jax.errors import UserError
 
+ROLES = (
+    "machine",  # where a run is computed and its images lie: it may go on with others
+    "reading",  # how images are read
+    "appearance",  # what an image looks like
+    "augmentation",  # of training images
+)
+
 
 def option(
     default: Any,
@@ -24,10 +31,21 @@ def option(
     above: float | None = None,
     at_least: float | None = None,
     at_most: float | None = None,
+    role: str = "",
 ) -> Any:
-    """A field of a config: its default, its line of help and what it accepts."""
+    """A field of a config: its default, its line of help and what it accepts.
+
+    Args:
+      default: its value.
+      help: a sentence or two.
+      choices: all values that it accepts, if they are few.
+      above, at_least, at_most: bounds of numbers.
+      role: what it decides on, one of `ROLES`; empty where it decides what a run is, or
+        which films it is of.
+    """
+    assert role in ("", *ROLES), role
     limits = {"above": above, "at_least": at_least, "at_most": at_most}
-    metadata = {"help": help, "choices": choices, **limits}
+    metadata = {"help": help, "choices": choices, "role": role, **limits}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -43,6 +61,7 @@ class Option:
     above: float | None
     at_least: float | None
     at_most: float | None
+    role: str
 
     @property
     def limits(self) -> str:

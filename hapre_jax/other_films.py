@@ -15,27 +15,21 @@ from hapre_jax.data import dataset as datasets
 from hapre_jax.data import files, labels, pipeline, sources, splits
 from hapre_jax.errors import UserError
 
-# What a film looks like and how it is read; not which films there are, nor their split.
-_VIEWS = {"flip", "flip_probability", "zoom_out"}  # of training images
-_APPEARANCE = {"image_size", "geometry", "degrade", *_VIEWS}
-_READING = {"on_error", "root", "memory_gib", "threads", "processes"}
-
 
 def same_films(first: DataConfig, second: DataConfig) -> bool:
     """Whether two configs name the same films, so that one's division is the other's.
 
     Films may be moved or prepared meanwhile, but two folders are two hospitals.
     """
-    ignored = _APPEARANCE | _READING
+    # Those of no other role decide which films there are, and on their split.
+    counted = {
+        name for name, field in config_lib.options(first).items() if not field.role
+    }
     if first.name == "folder":
-        ignored = ignored - {"root"}
+        counted.add("root")
     elif first.name == "phantom":  # drawn at that size, with other pixels at another
-        ignored = ignored - {"image_size"}
-    return all(
-        getattr(first, field.name) == getattr(second, field.name)
-        for field in dataclasses.fields(DataConfig)
-        if field.name not in ignored
-    )
+        counted.add("image_size")
+    return all(getattr(first, name) == getattr(second, name) for name in counted)
 
 
 def same_patients(first: DataConfig, second: DataConfig) -> bool:

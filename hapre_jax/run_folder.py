@@ -143,7 +143,7 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
         changed = [
             f"{name} = {before[name].value}, not {field.value}"
             for name, field in now.items()
-            if name not in config_lib.MACHINE and before[name].value != field.value
+            if field.role != "machine" and before[name].value != field.value
         ]
         if changed:
             raise UserError(

@@ -82,7 +82,8 @@ def main(argv: list[str]) -> int:
 
 def _look_alike(first: DataConfig, second: DataConfig) -> bool:
     """Whether two runs were tested on the same films, of the same pixels."""
-    pixels = ("image_size", "geometry", "degrade")
+    fields = config_lib.options(first).items()
+    pixels = [name for name, field in fields if field.role == "appearance"]
     return other_films.same_films(first, second) and all(
         getattr(first, name) == getattr(second, name) for name in pixels
     )
