@@ -52,9 +52,9 @@ def compute_if_any_needs(function: Callable) -> Callable:
         return compute(needed, function, *arguments)
 
     @one.def_vmap
-    def of_all(_, is_batched, needed, *arguments):
+    def of_all(axis_size, is_batched, needed, *arguments):
         axes = [0 if each else None for each in is_batched[1:]]
-        together = jax.vmap(function, axes)
+        together = jax.vmap(function, axes, axis_size=axis_size)
         return compute(jnp.any(needed), together, *arguments), True
 
     return one

@@ -24,6 +24,13 @@ def test_what_nobody_of_a_batch_asks_for_is_not_computed(wanted):
     assert bool(ran) == any(wanted)
 
 
+def test_elements_that_share_all_arguments_may_ask_alike():
+    found = jax.vmap(_count([]), (0, None, None))(
+        jnp.array([False, True]), jnp.arange(3.0), 1.0
+    )
+    np.testing.assert_array_equal(found, [7.0, 7.0])
+
+
 @pytest.mark.parametrize(("wanted", "expected"), [(False, 0.0), (True, 7.0)])
 def test_what_one_image_does_not_ask_for_is_not_computed(wanted, expected):
     ran = []
