@@ -4,9 +4,9 @@
     python benchmarks/predict.py --films 200 --side 1024
 
 From PNG files of `side` pixels to a CSV: decoding, letterbox, policy, crop, classifier.
-Ours is `predict.predict_films`; the rival is what one would write in PyTorch, batches
-of the same size, films read ahead in as many threads. Answers are compared first, then
-both run in turn; ratios are of medians, above 1 where we are faster.
+Ours is `answer_folder.predict_films`; the rival is what one would write in PyTorch, in
+batches of the same size, films read ahead in as many threads. Answers are compared
+first, then both run in turn; ratios are of medians, above 1 where we are faster.
 """
 
 import argparse
@@ -27,11 +27,11 @@ import torch_step
 from PIL import Image
 
 from hapre_jax import config as config_lib
-from hapre_jax import predict, train_state, xla_flags
+from hapre_jax import train_state, xla_flags
 from hapre_jax.data import images, inputs
 from hapre_jax.method import to_float
 from hapre_jax.methods import hapre
-from hapre_jax.serving import inference
+from hapre_jax.serving import answer_folder, inference
 
 CLASSES = ("normal", "bacterial", "viral")
 STORED = 512  # pixels of a side of what the key area is cut from
@@ -63,7 +63,7 @@ def ours(net, size, threads):
 
 def run_ours(model, paths, out):
     """Answers all films."""
-    predict.predict_films(model, inputs.find(map(str, paths)), out)
+    answer_folder.predict_films(model, inputs.find(map(str, paths)), out)
 
 
 class Rival:

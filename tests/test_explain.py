@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hapre_jax import boxes, explain, predict
+from hapre_jax import boxes, explain
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS, hapre
+from hapre_jax.serving import answer_folder
 
 OPERATIONS = (*hapre.OPERATIONS, "key_area+gamma", "rotation+key_area")
 
@@ -48,4 +49,4 @@ def test_heatmaps_of_another_operation_are_refused(tiny_config):
     model = types.SimpleNamespace(config=config, explain=None)
     message = "where method hapre with policy.operation rotation looks is not one map"
     with pytest.raises(UserError, match=message):
-        predict.predict_films(model, [], pathlib.Path("nowhere"), heatmaps=True)
+        answer_folder.predict_films(model, [], pathlib.Path("nowhere"), heatmaps=True)

@@ -24,7 +24,7 @@ from hapre_jax.data import images, inputs
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS
 from hapre_jax.reporting import figures
-from hapre_jax.serving import answering, inference
+from hapre_jax.serving import answer_folder, answering, inference
 
 
 def _png(pixels):
@@ -220,7 +220,7 @@ def test_a_crop_is_not_what_a_classifier_of_turned_films_sees(
     film = inputs.Input("a", "a", lambda: Image.fromarray(_film(0)))
     out = tmp_path / "out"
     with pytest.raises(UserError, match=r"operation rotation\+key_area does more to a"):
-        predict.predict_films(
+        answer_folder.predict_films(
             model._replace(config=config), iter([film]), out, crop_size=32
         )
     assert not out.exists()
@@ -237,7 +237,7 @@ def test_more_films_than_a_batch_come_in_order(finished_run, tmp_path):
     film = Image.fromarray(_film(0))
     many = [inputs.Input(f"{n}", f"{n}", lambda: film) for n in range(70)]
     seen = []
-    done = predict.predict_films(
+    done = answer_folder.predict_films(
         model,
         iter(many),
         tmp_path / "out",
