@@ -4,79 +4,22 @@
 """
 
 import pathlib
-from typing import Any
 
-import numpy as np
 import rich.console
-import rich.table
 
 from hapre_jax import (
     checkpoint,
     cli,
     evaluation,
-    json_file,
     log,
     methods,
     other_films,
     reward_landscape,
     run_folder,
-    train_state,
 )
-from hapre_jax.config import AREAS, Config
-from hapre_jax.data import dataset as datasets
+from hapre_jax.config import AREAS
 from hapre_jax.errors import UserError
-from hapre_jax.method import Method
-from hapre_jax.reporting import figures, landscape_sheet
-from hapre_jax.reward_landscape import Landscape
-
-
-def measure_and_draw(
-    config: Config,
-    method: Method,
-    state: train_state.TrainState,
-    source: datasets.Dataset,
-    workdir: pathlib.Path,
-    *,
-    stem: str = "landscape",
-) -> Landscape:
-    """Measures, and writes `STEM.png` and `STEM.json` into a run's folder."""
-    size = min(reward_landscape.BATCH_SIZE, evaluation.batch_size(config))
-    landscape = reward_landscape.measure(method, state, source, batch_size=size)
-    figures.save(landscape_sheet.draw(landscape), workdir / f"{stem}.png")
-    values = {name: _jsonable(value) for name, value in landscape._asdict().items()}
-    json_file.write(workdir / f"{stem}.json", {"step": int(state.step), **values})
-    return landscape
-
-
-def _jsonable(value: Any) -> Any:
-    """Arrays as lists, with null for NaN, which JSON does not know."""
-    if not isinstance(value, np.ndarray):
-        return value
-    found = value.astype(object)
-    found[np.isnan(value)] = None
-    return found.tolist()
-
-
-def table(landscape: Landscape) -> rich.table.Table:
-    """The losses over all images: zooms down, shifts across."""
-    around = "lungs" if landscape.reference == "lungs" else "policy's key area"
-    caption = f"whole image {landscape.whole[-1]:.2f}"
-    if landscape.policy is not None:
-        caption += f", policy's key area {landscape.policy[-1]:.2f}"
-    result = rich.table.Table(
-        title=f"Mean loss on boxes around the {around}, {landscape.counts[-1]} images",
-        caption=caption,
-    )
-    result.add_column("side \\ shift", justify="right")
-    for shift in landscape.shifts:
-        result.add_column(f"{shift:+.2f}" if shift else "0", justify="right")
-    best = reward_landscape.lowest(landscape.losses[-1])
-    for row, zoom in enumerate(landscape.zooms):
-        texts = [f"{loss:.2f}" for loss in landscape.losses[-1, row]]
-        if row == best[0]:
-            texts[best[1]] = f"[bold]{texts[best[1]]}[/bold]"
-        result.add_row(f"{zoom:.2f}", *texts)
-    return result
+from hapre_jax.reporting import landscape_sheet
 
 
 def main(argv: list[str]) -> int:
@@ -125,8 +68,10 @@ def main(argv: list[str]) -> int:
     method = methods.make(trained, len(films.classes))
     best = checkpoint.restore_best(workdir, trained, method)
     stem = "landscape" if config.data == trained.data else "landscape_elsewhere"
-    landscape = measure_and_draw(config, method, best, films, workdir, stem=stem)
-    console.print(table(landscape))
+    size = evaluation.batch_size(config)
+    landscape = reward_landscape.measure(method, best, films, batch_size=size)
+    landscape_sheet.save(landscape, workdir / f"{stem}.png", step=int(best.step))
+    console.print(landscape_sheet.table(landscape))
     console.print(reward_landscape.verdict(landscape), highlight=False)
     written = f"Written: {workdir}/{stem}.png and {stem}.json"
     console.print(written, soft_wrap=True, highlight=False)

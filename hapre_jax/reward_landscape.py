@@ -28,7 +28,7 @@ SHIFTS = (-0.5, -0.25, 0.0, 0.25, 0.5)
 # Enough for a standard error of about 0.05 nats; with 35 cells the forward passes are a
 # few percent of those of a short training.
 _MAX_IMAGES = 256
-BATCH_SIZE = 64  # forward passes of more take no less time
+_BATCH_SIZE = 64  # forward passes of more take no less time
 # Keeps boxes of tiny lungs from being empty; no sensible key area is smaller.
 _MIN_SIDE = 0.02
 # Two losses that differ by less, relative to the loss on the whole image, count as the
@@ -73,7 +73,7 @@ def measure(
     *,
     zooms: tuple[float, ...] = ZOOMS,
     shifts: tuple[float, ...] = SHIFTS,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = _BATCH_SIZE,
     max_images: int = _MAX_IMAGES,
 ) -> Landscape:
     """Mean loss of the averaged task network on boxes around the true lungs.
@@ -85,7 +85,7 @@ def measure(
       state: the trained networks.
       source: N images; those of unknown lungs are left out if others are known.
       zooms, shifts: the boxes, see `place`.
-      batch_size: images in a forward pass.
+      batch_size: most images in a forward pass.
       max_images: most images to measure on; of more, a fixed random choice.
 
     Raises:
@@ -107,7 +107,7 @@ def measure(
         return method.task_losses(params, model_state, to_float(batch), actions)
 
     parts = []
-    for batch in feed.eval_batches(source, min(batch_size, len(source))):
+    for batch in feed.eval_batches(source, min(batch_size, _BATCH_SIZE, len(source))):
         inputs = {"image": jnp.asarray(batch["image"]), "label": batch["label"]}
         seen = evaluation.without_answers(batch) | {"image": inputs["image"]}
         area = predict(*state.average, seen).area

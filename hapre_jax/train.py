@@ -23,7 +23,6 @@ from hapre_jax import (
     explain,
     html_report,
     json_file,
-    landscape,
     log,
     methods,
     predictions,
@@ -39,7 +38,13 @@ from hapre_jax.data import dataset as datasets
 from hapre_jax.data import files, phantom
 from hapre_jax.errors import UserError
 from hapre_jax.method import Method
-from hapre_jax.reporting import area_history, figures, heatmap_sheet, report
+from hapre_jax.reporting import (
+    area_history,
+    figures,
+    heatmap_sheet,
+    landscape_sheet,
+    report,
+)
 
 _HEATMAP_IMAGES = 6
 _PICTURES = (
@@ -182,9 +187,11 @@ def _test(config, method, evaluate, fitted, whole, workdir, data) -> dict[str, A
         sheet = figures.key_area_sheet(data.test, found)
         figures.save(sheet, workdir / "key_areas.png")
         area_history.draw_run(workdir, data.validation)
-        measured = landscape.measure_and_draw(
-            config, method, whole, data.validation, workdir
+        size = evaluation.batch_size(config)
+        measured = reward_landscape.measure(
+            method, whole, data.validation, batch_size=size
         )
+        landscape_sheet.save(measured, workdir / "landscape.png", step=int(whole.step))
         results["landscape"] = _best_scale(measured, found.area, data.test.lung_boxes)
     return results
 

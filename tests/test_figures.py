@@ -6,9 +6,9 @@ from PIL import Image, ImageDraw
 
 from hapre_jax.data.dataset import NO_BOXES, Dataset
 from hapre_jax.errors import UserError
-from hapre_jax.landscape import Landscape
 from hapre_jax.method import Prediction
 from hapre_jax.reporting import figures, landscape_sheet
+from hapre_jax.reward_landscape import Landscape
 
 GRAY = 77
 CLASSES = ("normal", "bacterial", "viral")

@@ -23,6 +23,7 @@ from hapre_jax.data.dataset import Dataset
 from hapre_jax.errors import UserError
 from hapre_jax.method import Method, Prediction
 from hapre_jax.methods import plain
+from hapre_jax.reporting import landscape_sheet
 
 # The averaged weights are used: the others would spoil every number.
 STATE = train_state.TrainState(
@@ -269,11 +270,10 @@ def test_overlap_is_with_the_scaled_lungs():
     assert reward_landscape.overlap(areas, lungs, 1.0) == pytest.approx((1 + 0.25) / 2)
 
 
-def test_measure_and_draw_writes_a_picture_and_its_numbers(tmp_path):
+def test_it_is_saved_as_a_picture_and_its_numbers(tmp_path):
     source = _dataset(LUNGS, classes=("normal", "viral", "other"))
-    found = landscape.measure_and_draw(
-        config_lib.Config(), _method(_linear), STATE, source, tmp_path
-    )
+    found = reward_landscape.measure(_method(_linear), STATE, source)
+    landscape_sheet.save(found, tmp_path / "landscape.png", step=40)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "landscape.json",
         "landscape.png",

@@ -1,8 +1,13 @@
-"""The reward landscape as a picture: a panel for each class."""
+"""The reward landscape: a picture with a panel for each class, numbers, a table."""
+
+import pathlib
+from typing import Any
 
 import numpy as np
+import rich.table
 from PIL import Image, ImageDraw
 
+from hapre_jax import json_file, reward_landscape
 from hapre_jax.reporting import figures
 from hapre_jax.reward_landscape import Landscape
 
@@ -11,6 +16,50 @@ _EMPTY = (228,) * 3
 _DIVERGING = np.array([(33, 102, 172), (247, 247, 247), (224, 120, 20)], np.float64)
 _CELL_WIDTH, _CELL_HEIGHT = 58, 34
 _PANELS_IN_A_ROW = 4
+
+
+def save(landscape: Landscape, file: pathlib.Path, *, step: int) -> None:
+    """Writes a picture to a `.png` file, and its numbers beside it as `.json`.
+
+    Args:
+      landscape: see `reward_landscape.measure`.
+      file: the picture.
+      step: of the state that was measured.
+    """
+    figures.save(draw(landscape), file)
+    values = {name: _jsonable(value) for name, value in landscape._asdict().items()}
+    json_file.write(file.with_suffix(".json"), {"step": step, **values})
+
+
+def _jsonable(value: Any) -> Any:
+    """Arrays as lists, with null for NaN, which JSON does not know."""
+    if not isinstance(value, np.ndarray):
+        return value
+    found = value.astype(object)
+    found[np.isnan(value)] = None
+    return found.tolist()
+
+
+def table(landscape: Landscape) -> rich.table.Table:
+    """The losses over all images: zooms down, shifts across."""
+    around = "lungs" if landscape.reference == "lungs" else "policy's key area"
+    caption = f"whole image {landscape.whole[-1]:.2f}"
+    if landscape.policy is not None:
+        caption += f", policy's key area {landscape.policy[-1]:.2f}"
+    result = rich.table.Table(
+        title=f"Mean loss on boxes around the {around}, {landscape.counts[-1]} images",
+        caption=caption,
+    )
+    result.add_column("side \\ shift", justify="right")
+    for shift in landscape.shifts:
+        result.add_column(f"{shift:+.2f}" if shift else "0", justify="right")
+    best = reward_landscape.lowest(landscape.losses[-1])
+    for row, zoom in enumerate(landscape.zooms):
+        texts = [f"{loss:.2f}" for loss in landscape.losses[-1, row]]
+        if row == best[0]:
+            texts[best[1]] = f"[bold]{texts[best[1]]}[/bold]"
+        result.add_row(f"{zoom:.2f}", *texts)
+    return result
 
 
 def draw(landscape: Landscape) -> Image.Image:
