@@ -301,10 +301,10 @@ def _workdir(spec):
 def _config_of_run(folder):
     if not os.path.isdir(folder):
         raise UserError(f"run folder {folder!r} does not exist")
-    path = os.path.join(folder, "config.json")
-    if not os.path.isfile(path):
+    known = config_file.of_run(pathlib.Path(folder))
+    if known is None:
         raise UserError(f"{folder!r} is not the folder of a run: it has no config.json")
-    return config_file.load(os.path.abspath(path))
+    return known
 
 
 def _unknown(rest, parser):

@@ -52,6 +52,7 @@ class DataConfig:
         "Folder or zip file of the data set's images, CSV file of your own, or what "
         "hapre_jax.data prepare wrote.",
         role="machine",
+        is_path=True,
     )
     image_size: int = option(
         1024,
@@ -212,7 +213,9 @@ class TaskConfig:
         choices=("float32", "bfloat16"),
     )
     pretrained: str = option(
-        "", "File of torchvision weights to start from, .safetensors or .pth."
+        "",
+        "File of torchvision weights to start from, .safetensors or .pth.",
+        is_path=True,
     )
 
     def __post_init__(self):
@@ -244,7 +247,7 @@ class PolicyConfig:
         choices=("float32", "bfloat16"),
     )
     pretrained: str = option(
-        "", "File of torchvision weights that the trunk starts from."
+        "", "File of torchvision weights that the trunk starts from.", is_path=True
     )
     operation: str = option(
         "key_area",
@@ -491,7 +494,9 @@ class BaselineConfig:
         choices=("same", *NETS),
     )
     stage_one_pretrained: str = option(
-        "", "two_stage: file of torchvision weights that stage 1 starts from."
+        "",
+        "two_stage: file of torchvision weights that stage 1 starts from.",
+        is_path=True,
     )
     cam_threshold: float = option(
         0.5,

@@ -6,6 +6,7 @@ import pathlib
 import runpy
 import traceback
 
+from hapre_jax import json_file
 from hapre_jax.config import Config, from_dict
 from hapre_jax.errors import UserError
 
@@ -31,6 +32,26 @@ def load(spec: str) -> Config:
             f"config file {path} must be a .py file, or a run's config.json"
         )
     return _load_python(path, [argument] if argument else [])
+
+
+def of_run(folder: pathlib.Path) -> Config | None:
+    """What a run, or a bundle, was configured as; None where its folder does not say.
+
+    Of a finished run that has lost its `config.json`, `results.json` says it too.
+
+    Raises:
+      UserError: the file that says it is damaged.
+    """
+    if (folder / "config.json").exists():
+        # Absolute, or the file would be looked for beside the package too.
+        return load(str((folder / "config.json").absolute()))
+    if not (folder / "results.json").exists():
+        return None
+    results = json_file.read(folder / "results.json")
+    if not isinstance(results, dict):
+        raise UserError(f"{folder / 'results.json'} holds no results; delete it")
+    found = results.get("config")
+    return from_dict(found) if isinstance(found, dict) and found else None
 
 
 def available() -> list[str]:

@@ -106,7 +106,7 @@ def paper(
 
 def reinforce(
     operation: Operation, settings: PolicyConfig, evaluate, logits, key, sigma
-):
+) -> Trial:
     """Eq. 2: raise the density of sampled actions that beat their siblings."""
     mean = operation.mean(logits)
     samples = operation.sample(key, mean, sigma, settings.samples)
@@ -118,13 +118,12 @@ def reinforce(
     # The score grows as 1 / sigma; times sigma, annealing does not change the scale.
     loss = sigma * policy_gradient.reinforce_loss(log_probs, task_losses[2:])
     loss += policy_gradient.bound_loss(mean, still)
-    seen = _seen(settings, still, valid)
-    return Trial(loss, seen, -task_losses[1], task_losses[1] - task_losses[0])
+    return _trial(settings, loss, still, valid, task_losses)
 
 
 def pathwise(
     operation: Operation, settings: PolicyConfig, evaluate, logits, key, sigma
-):
+) -> Trial:
     """Follow the task loss itself, through the crop, to the policy's mean.
 
     The same objective as `reinforce`, the mean loss of sampled actions, by the gradient
@@ -137,8 +136,7 @@ def pathwise(
     still = jax.lax.stop_gradient(operation.clip(mean))
     task_losses = evaluate(jnp.stack([operation.identity(), still, *valid]))
     loss = jnp.mean(task_losses[2:]) + policy_gradient.bound_loss(mean, still)
-    seen = _seen(settings, still, valid)
-    return Trial(loss, seen, -task_losses[1], task_losses[1] - task_losses[0])
+    return _trial(settings, loss, still, valid, task_losses)
 
 
 def elite(
@@ -153,13 +151,14 @@ def elite(
     task_losses = evaluate(jnp.stack([operation.identity(), still, *tried]))
     best, improvement = policy_gradient.elite(task_losses[2:], task_losses[1])
     loss = operation.imitation_loss(logits, tried[best], improvement, settings.gamma)
-    seen = _seen(settings, still, valid)
+    return _trial(settings, loss, still, valid, task_losses)
+
+
+def _trial(settings, loss, still, valid, task_losses) -> Trial:
+    """Of a rule that tries the whole image first, and then the mean action."""
+    # The task network is trained on samples, or on the mean.
+    seen = still[None] if settings.train_on == "mean" else valid[: settings.train_crops]
     return Trial(loss, seen, -task_losses[1], task_losses[1] - task_losses[0])
-
-
-def _seen(settings, still, valid):
-    """The actions that the task network is trained on: samples, or the mean."""
-    return still[None] if settings.train_on == "mean" else valid[: settings.train_crops]
 
 
 ESTIMATORS = {

@@ -1,6 +1,5 @@
 """Writes a trained run as a bundle for elsewhere: `python -m hapre_jax.export`."""
 
-import dataclasses
 import functools
 import importlib.metadata
 import importlib.util
@@ -128,13 +127,9 @@ def _outputs(found) -> dict[str, jax.Array]:
 
 def _without_paths(config: Config) -> Config:
     """Where the films and weights of the training lay is nobody's business."""
-    return dataclasses.replace(
-        config,
-        data=dataclasses.replace(config.data, root=""),
-        task=dataclasses.replace(config.task, pretrained=""),
-        policy=dataclasses.replace(config.policy, pretrained=""),
-        baseline=dataclasses.replace(config.baseline, stage_one_pretrained=""),
-    )
+    fields = config_lib.options(config)
+    paths = {name: "" for name, field in fields.items() if field.is_path}
+    return config_lib.override_all(config, paths)
 
 
 def _write_graph(

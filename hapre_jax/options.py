@@ -32,6 +32,7 @@ def option(
     at_least: float | None = None,
     at_most: float | None = None,
     role: str = "",
+    is_path: bool = False,
 ) -> Any:
     """A field of a config: its default, its line of help and what it accepts.
 
@@ -42,10 +43,12 @@ def option(
       above, at_least, at_most: bounds of numbers.
       role: what it decides on, one of `ROLES`; empty where it decides what a run is, or
         which films it is of.
+      is_path: whether it names a place on this machine, of which none other is told.
     """
     assert role in ("", *ROLES), role
     limits = {"above": above, "at_least": at_least, "at_most": at_most}
-    metadata = {"help": help, "choices": choices, "role": role, **limits}
+    metadata = {"help": help, "choices": choices, **limits}
+    metadata |= {"role": role, "is_path": is_path}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -62,6 +65,7 @@ class Option:
     at_least: float | None
     at_most: float | None
     role: str
+    is_path: bool
 
     @property
     def limits(self) -> str:

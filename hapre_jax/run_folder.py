@@ -47,14 +47,12 @@ def claim(workdir: pathlib.Path, *, flag: str = "--workdir") -> Iterator[None]:
 
 
 def read_config(folder: pathlib.Path) -> Config:
-    """What a run, or a bundle, was configured as.
-
-    Of a finished run that has lost its `config.json`, `results.json` says it too.
+    """What a run, or a bundle, was configured as, see `config_file.of_run`.
 
     Raises:
-      UserError: both are missing, or one is damaged.
+      UserError: its folder does not say, or the file that says it is damaged.
     """
-    known = _known_config(folder)
+    known = config_file.of_run(folder)
     if known is None:
         raise UserError(f"{folder} has no config.json: it is no folder of a run")
     return known
@@ -132,7 +130,7 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
 def check_workdir(workdir: pathlib.Path, config: Config) -> None:
     """Raises `UserError` for a folder that cannot hold this run; writes nothing."""
     check_place(workdir, "--workdir")
-    known = _known_config(workdir)
+    known = config_file.of_run(workdir)
     if known is None and any((workdir / "checkpoints").glob("*/*")):
         raise UserError(
             f"{workdir} has lost its config.json, which says how the checkpoints there "
@@ -172,16 +170,6 @@ def check_place(folder: pathlib.Path, flag: str) -> None:
         raise UserError(f"{place} is a file; choose another {flag}")
     if not os.access(place, os.W_OK):
         raise UserError(f"{place} cannot be written to; choose another {flag}")
-
-
-def _known_config(workdir):
-    if (workdir / "config.json").exists():
-        # Absolute, or the file would be looked for beside the package too.
-        return config_file.load(str((workdir / "config.json").absolute()))
-    if not (workdir / "results.json").exists():
-        return None
-    found = read_run(workdir).get("config")  # of a run whose config.json was lost
-    return config_lib.from_dict(found) if isinstance(found, dict) and found else None
 
 
 def write_config(workdir: pathlib.Path, config: Config) -> None:

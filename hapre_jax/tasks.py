@@ -1,6 +1,7 @@
 """Tasks: a task network, what it is trained on and how its answers are read."""
 
 import dataclasses
+import functools
 from typing import Any, Protocol
 
 import chex
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hapre_jax import centers, losses
+from hapre_jax import boxes, centers, losses
 from hapre_jax.errors import check_choice
 from hapre_jax.operations import geometry
 from hapre_jax.operations.operation import Operation
@@ -104,6 +105,11 @@ def resize(image: jax.Array, size: int) -> jax.Array:
     chex.assert_rank(image, 4)
     shape = (image.shape[0], size, size, image.shape[-1])
     return jax.image.resize(image, shape, "linear")
+
+
+def crop(image: jax.Array, areas: jax.Array, size: int) -> jax.Array:
+    """Boxes `f32[B, 4]` yxyx of images `f32[B, H, W, C]`: `f32[B, size, size, C]`."""
+    return jax.vmap(functools.partial(boxes.crop_and_resize, size=size))(image, areas)
 
 
 def apply_network(

@@ -183,6 +183,13 @@ def test_help_of_a_program_for_runs_needs_no_run(capsys):
     assert "--workdir" not in text and "default" not in text
 
 
+def test_a_run_that_lost_its_config_is_known_by_its_results(tmp_path):
+    settings = Config(seed=5)
+    results = {"config": config.to_dict(settings)}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert _parse(str(tmp_path), default_config=None)[0] == settings
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

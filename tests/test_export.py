@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 from PIL import Image
 
+from hapre_jax import config as config_lib
 from hapre_jax import export, predict, run_folder, train_state
 from hapre_jax.errors import UserError
 from hapre_jax.methods import METHODS
@@ -225,9 +226,13 @@ def test_the_card_says_what_the_model_is(bundle, finished_run):
 
 
 def test_a_bundle_does_not_say_where_the_films_lay(tiny_config):
-    data = dataclasses.replace(tiny_config.data, root="/home/ward/films")
-    task = dataclasses.replace(tiny_config.task, pretrained="/home/ward/net.pth")
-    config = dataclasses.replace(tiny_config, data=data, task=task)
+    paths = {
+        "data.root": "/home/ward/films",
+        "task.pretrained": "/home/ward/net.pth",
+        "policy.pretrained": "/home/ward/trunk.pth",
+        "baseline.stage_one_pretrained": "/home/ward/one.pth",
+    }
+    config = config_lib.override_all(tiny_config, paths)
     assert export._without_paths(config) == tiny_config
 
 

@@ -106,6 +106,13 @@ def test_zips_that_are_left_out_are_named(tmp_path, caplog):
         "it: ../x/a.png, ../c.png"
     ]
     caplog.clear()
+    members = {"a.png": b"1", "./a.png": b"2"}
+    tree = files.open_tree(str(write_zip(tmp_path / "y.zip", members)))
+    assert tree.read("a.png") == b"2"
+    assert caplog.messages == [
+        f"left out 1 entries of {tmp_path}/y.zip, which are called as later ones"
+    ]
+    caplog.clear()
     root = write_folder(tmp_path / "root", {"a/1.png": b"1", "a/x.zip": b"2"})
     write_folder(root, {"all.zip": b"what was unpacked"})
     assert files.open_tree(str(root)).names() == ["a/1.png"]

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import rich.console
 import rich.table
 
-from hapre_jax import cli, config_file, json_file, log
+from hapre_jax import cli, config_file, json_file, log, options
 from hapre_jax.config import DataConfig
 from hapre_jax.data import (
     audit,
@@ -33,6 +33,12 @@ from hapre_jax.data import (
 from hapre_jax.errors import UserError
 
 _PROGRAM = "python -m hapre_jax.data"
+# Published films of each split and class, by data set and variant.
+_OFFICIAL_COUNTS: dict[str, Mapping[str, Mapping[str, Sequence[int]]]] = {
+    "ped_pneumonia": {"": ped_pneumonia.OFFICIAL_COUNTS},
+    "rsna_pneumonia": rsna_pneumonia.OFFICIAL_COUNTS,
+    "nih_chest_xray": {"": nih_chest_xray.OFFICIAL_COUNTS},
+}
 _EPILOG = f"""examples:
   {_PROGRAM} prepare ped_pneumonia --root DIR --out prepared
   {_PROGRAM} prepare rsna_pneumonia --root DIR --out prepared --variant target
@@ -163,7 +169,7 @@ def counts_table(folder: pathlib.Path) -> rich.table.Table:
     """Films of each class and split of a prepared data set, beside the published."""
     header = prepared.read_header(folder / prepared.INDEX)
     rows = prepared.read_index(folder / prepared.INDEX)
-    official = dict(_official_counts(header.name, header.variant))
+    official = dict(_OFFICIAL_COUNTS.get(header.name, {}).get(header.variant, {}))
     official["all"] = [sum(counts) for counts in zip(*official.values(), strict=True)]
     counted = collections.Counter(("all", row.record.label) for row in rows)
     if any(row.record.official for row in rows):
@@ -186,15 +192,6 @@ def counts_table(folder: pathlib.Path) -> rich.table.Table:
     note = "\nN/M: N are stored of M published" if official["all"] else ""
     table.caption = f"{shared}{note}"
     return table
-
-
-def _official_counts(name: str, variant: str) -> Mapping[str, Sequence[int]]:
-    """Published films of each split and class; empty where nobody says."""
-    if name == "rsna_pneumonia":
-        return rsna_pneumonia.OFFICIAL_COUNTS[variant]
-    if name == "ped_pneumonia":
-        return ped_pneumonia.OFFICIAL_COUNTS
-    return nih_chest_xray.OFFICIAL_COUNTS if name == "nih_chest_xray" else {}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -266,7 +263,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    names = ("ped_pneumonia", "rsna_pneumonia", "nih_chest_xray", "folder", "phantom")
+    names = options.options(DataConfig())["name"].choices
+    originals = [name for name in names if name != "phantom"]
     one = commands.add_parser(
         "prepare",
         help="store the films as array_record files, which TFDS reads",
@@ -308,7 +306,7 @@ def _parser() -> argparse.ArgumentParser:
         "films alone, count duplicates and patients, and say what follows.",
     )
     other.add_argument(
-        "name", metavar="NAME", choices=names[:-1], help=", ".join(names[:-1])
+        "name", metavar="NAME", choices=originals, help=", ".join(originals)
     )
     other.add_argument(
         "--root",

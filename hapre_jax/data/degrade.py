@@ -33,7 +33,7 @@ class Level:
 
 
 # The frames and the angle of `low` leave the lungs as small and as turned as the
-# phantoms of quality `low` do; `medium` lies half way. `none` is the film as it is.
+# phantoms of quality `low` do; `medium` lies half way.
 LEVELS = {
     "medium": Level((1.05, 1.4), 7, 0.25, 1, 0.25, 0.012),
     "low": Level((1.3, 2.5), 15, 0.5, 2, 0.5, 0.025),

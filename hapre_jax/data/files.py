@@ -355,6 +355,10 @@ def _open_zip(path: pathlib.Path) -> Tree:
             what = "is no folder, no zip and no .csv"
         raise UserError(f"{path} {what}: {error}") from error
     entries = _entries(archive)
+    if twice := len(archive.infolist()) - len(entries):
+        _log.warning(
+            f"left out {twice} entries of {path}, which are called as later ones"
+        )
     if outside := [name for name in entries if name.startswith("../")]:
         _log.warning(
             f"left out {len(outside)} entries of {path}, which say that they lie "

@@ -33,8 +33,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG2000")
 
 _WARNS_OF_FILES = r"(PIL|pydicom|pylibjpeg|libjpeg|openjpeg)\b"
 
-# What Pillow logs of a damaged file it also raises.
-logging.getLogger("PIL").addHandler(logging.NullHandler())
+_SILENT = logging.NullHandler()
 
 GEOMETRIES = ("letterbox", "squash", "cover")
 # Icons, thumbnails and stripes are no films; one at 16 pixels shows nothing anyway.
@@ -159,6 +158,8 @@ def ignore_warnings_of_files() -> None:
         # Setting it again would make Python forget what it has warned of already.
         if ignored not in warnings.filters:
             warnings.filterwarnings("ignore", "", category, _WARNS_OF_FILES)
+    # What Pillow logs of a damaged file it also raises.
+    logging.getLogger("PIL").addHandler(_SILENT)
 
 
 def stored(encoded: bytes, image: Image.Image) -> bytes:

@@ -3,17 +3,16 @@
 Reference: the row "ResNet" of the paper's tables. One forward a step and image.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from hapre_jax import boxes, nets
+from hapre_jax import nets
 from hapre_jax.config import Config, PolicyConfig, TaskConfig
 from hapre_jax.method import Aux, Method, Prediction, network_variables, split_variables
-from hapre_jax.tasks import Classification, resize
+from hapre_jax.tasks import Classification, crop, resize
 
 
 def backbone(
@@ -77,8 +76,7 @@ def classifier(task: Classification, show: Callable | None = None) -> Method:
 
     def task_losses(params, model_state, batch, areas):
         """Losses on boxes `f32[B, 4]`, whatever the network was trained on."""
-        crop = functools.partial(boxes.crop_and_resize, size=task.image_size)
-        crops = jax.vmap(crop)(batch["image"], areas)
+        crops = crop(batch["image"], areas, task.image_size)
         variables = network_variables("task", params, model_state)
         outputs, _ = task.apply(variables, crops, train=False)
         return task.loss(outputs, batch["label"])

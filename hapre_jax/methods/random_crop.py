@@ -12,11 +12,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from hapre_jax import boxes
 from hapre_jax.config import Config
 from hapre_jax.method import Method
 from hapre_jax.methods import plain
-from hapre_jax.tasks import resize
+from hapre_jax.tasks import crop, resize
 
 # Height to width, of the reference.
 _RATIOS = (3 / 4, 4 / 3)
@@ -31,8 +30,7 @@ def make(config: Config, num_classes: int) -> Method:
         if key is None:
             return resize(batch["image"], task.image_size)
         areas = jax.vmap(draw)(jax.random.split(key, len(batch["image"])))
-        crop = functools.partial(boxes.crop_and_resize, size=task.image_size)
-        return jax.vmap(crop)(batch["image"], areas)
+        return crop(batch["image"], areas, task.image_size)
 
     return plain.classifier(task, show)
 

@@ -13,6 +13,7 @@ from hapre_jax import boxes
 from hapre_jax.config import Config
 from hapre_jax.method import Method
 from hapre_jax.methods import plain
+from hapre_jax.tasks import crop
 
 # Shortest side of what is shown, share of the image: a thinner lung box is widened.
 _MIN_SIDE = 0.05
@@ -32,8 +33,7 @@ def make(config: Config, num_classes: int) -> Method:
         # A film whose lungs are not known is shown whole.
         whole = jnp.broadcast_to(jnp.array(boxes.WHOLE), lungs.shape)
         areas = jnp.where(known, jax.vmap(place)(lungs), whole)
-        crop = functools.partial(boxes.crop_and_resize, size=task.image_size)
-        return jax.vmap(crop)(batch["image"], areas)
+        return crop(batch["image"], areas, task.image_size)
 
     method = plain.classifier(task, show)
     return method._replace(needs_lungs=True, has_one_network=False)

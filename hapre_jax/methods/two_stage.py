@@ -47,15 +47,16 @@ import jax.numpy as jnp
 
 from hapre_jax import boxes, heatmap, nets
 from hapre_jax.config import Config
+from hapre_jax.data.phantom import QUALITIES
 from hapre_jax.errors import UserError
 from hapre_jax.method import Aux, Method, Prediction, network_variables, split_variables
 from hapre_jax.methods import plain
 from hapre_jax.operations import KeyArea
-from hapre_jax.tasks import resize
+from hapre_jax.tasks import crop, resize
 
-# Data sets of ours whose first class is "normal"; of phantoms, those of a disease.
+# Data sets of ours whose first class is "normal"; of phantoms, those of a disease,
+# which have the qualities of the paper.
 _NORMAL_FIRST = ("phantom", "ped_pneumonia", "rsna_pneumonia", "nih_chest_xray")
-_OF_DISEASE = ("high", "medium", "low")
 # Of what stage 1 tells apart; the other one, 1, is everything that is not normal.
 _NORMAL = 0
 
@@ -85,7 +86,6 @@ def make(config: Config, num_classes: int) -> Method:
             "baseline.stage_one_net must be a ResNet without danet or a DenseNet"
         )
     key_area = KeyArea(min_side=config.policy.min_side, max_side=config.policy.max_side)
-    cut = jax.vmap(functools.partial(boxes.crop_and_resize, size=task.image_size))
 
     def init(key, image):
         task_key, gate_key = jax.random.split(key)
@@ -115,7 +115,7 @@ def make(config: Config, num_classes: int) -> Method:
         whole = resize(image, task.image_size)
         first, gate_state = gate.apply(gate_variables, whole, train=train, key=keys[1])
         areas = place(params, first) if is_spatial else None
-        seen = whole if areas is None else cut(image, areas)
+        seen = whole if areas is None else crop(image, areas, task.image_size)
         second, task_state = task.apply(task_variables, seen, train=train, key=keys[0])
         return first, second, {"task": task_state, "gate": gate_state}, areas
 
@@ -157,11 +157,11 @@ def normal_class(config: Config, num_classes: int) -> int:
       UserError: nothing says which it is, there is none, or there are fewer classes.
     """
     index, data = config.baseline.normal_class, config.data
-    if index is None and data.name == "phantom" and data.quality not in _OF_DISEASE:
+    if index is None and data.name == "phantom" and data.quality not in QUALITIES:
         raise UserError(
             f"phantoms of quality {data.quality} have no class that is normal, which "
             "method two_stage tells from the others: data.quality must be one of "
-            f"{', '.join(_OF_DISEASE)}"
+            f"{', '.join(QUALITIES)}"
         )
     if index is None and data.name in _NORMAL_FIRST:
         index = 0
