@@ -12,8 +12,7 @@ from PIL import Image
 
 from hapre_jax import errors
 from hapre_jax.config import DataConfig
-from hapre_jax.data import __main__ as command
-from hapre_jax.data import dataset, phantom, sources
+from hapre_jax.data import dataset, phantom, preparation, sources
 
 
 def film(seed):
@@ -55,7 +54,7 @@ def ped_tree(root):
 
 
 def prepare(name, root, out):
-    command.prepare(
+    preparation.prepare(
         name,
         root=root,
         out=str(out),

@@ -76,7 +76,7 @@ def _frame_boxes(boxes, facts, geometry):
         images.frame_box(box * sides, facts.height, facts.width, geometry)
         for box in boxes
     ]
-    shown = [box for box in framed if np.isfinite(box).all()]
+    shown = [box for box in framed if dataset.is_known(box)]
     return np.array(shown, np.float32).reshape(-1, 4)
 
 

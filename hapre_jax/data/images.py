@@ -226,9 +226,7 @@ def frame_box(box: np.ndarray, height: int, width: int, geometry: str) -> np.nda
     Returns:
       `f32[4]` yxyx in [0, 1], clipped to the frame; all NaN if nothing of it is left.
     """
-    top, left, bottom, right = _frame(height, width, geometry)
-    origin = np.array((top, left, top, left), np.float64)
-    extent = np.array((bottom - top, right - left) * 2, np.float64)
+    origin, extent = _origin_and_extent(height, width, geometry)
     mapped = np.clip((np.asarray(box) - origin) / extent, 0, 1).astype(np.float32)
     if not (mapped[:2] < mapped[2:]).all():
         mapped[:] = np.nan
@@ -248,9 +246,7 @@ def film_box(box: np.ndarray, height: int, width: int, geometry: str) -> np.ndar
     Returns:
       `f32[4]` yxyx; of no extent where the box shows nothing of the film.
     """
-    top, left, bottom, right = _frame(height, width, geometry)
-    origin = np.array((top, left, top, left), np.float64)
-    extent = np.array((bottom - top, right - left) * 2, np.float64)
+    origin, extent = _origin_and_extent(height, width, geometry)
     pixels = np.asarray(box) * extent + origin
     return np.clip(pixels, 0, (height, width) * 2).astype(np.float32)
 
@@ -291,6 +287,15 @@ def _bounded(image: Image.Image) -> Image.Image:
     """The film, or a smaller one where a square around it would fill the memory."""
     factor = -(-max(image.size) // _MAX_SIDE)
     return image.reduce(factor) if factor > 1 else image
+
+
+def _origin_and_extent(
+    height: int, width: int, geometry: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of the square frame in pixels of the film, `f64[4]` yxyx each."""
+    top, left, bottom, right = _frame(height, width, geometry)
+    origin = np.array((top, left, top, left), np.float64)
+    return origin, np.array((bottom - top, right - left) * 2, np.float64)
 
 
 def _frame(height: int, width: int, geometry: str) -> tuple[int, int, int, int]:

@@ -201,7 +201,7 @@ def source(
 def _film(index: int, *, seed: int, quality: str, size: int) -> dataset.Film:
     drawn = make(index, seed=seed, quality=quality, size=size)
     image = Image.fromarray(drawn.image)
-    known = np.isfinite(drawn.lesion_box).all()
+    known = dataset.is_known(drawn.lesion_box)
     facts = dataset.Facts(
         hashlib.sha256(drawn.image.tobytes()).hexdigest(),
         size,

@@ -87,7 +87,7 @@ def write_index(path: pathlib.Path, header: Header, rows: Sequence[Row]) -> None
     """Writes `films.jsonl`: the header, then a line a film."""
     lines = [json.dumps(header._asdict())]
     for split, position, record, facts in rows:
-        known = np.isfinite(facts.lung_box).all()
+        known = dataset.is_known(facts.lung_box)
         values = record._asdict() | facts._asdict()
         del values["corrections"]  # of phantoms alone, which are drawn, not read
         values |= {
@@ -196,7 +196,7 @@ class _StoreReader:
             image = Image.open(io.BytesIO(example["image"]))
             image.load()
             lungs = None
-            if np.isfinite(row.facts.lung_box).all() and "lung_mask" in example:
+            if dataset.is_known(row.facts.lung_box) and "lung_mask" in example:
                 lungs = np.asarray(Image.open(io.BytesIO(example["lung_mask"])))
         except Exception as error:  # of array_record and Pillow
             raise UserError(

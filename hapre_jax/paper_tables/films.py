@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from hapre_jax import config_file
+from hapre_jax.config import Config
 from hapre_jax.data import files
 from hapre_jax.errors import UserError
 
@@ -11,7 +12,7 @@ from hapre_jax.errors import UserError
 class Source(NamedTuple):
     """Films to train and test on."""
 
-    recipe: str  # of configs/baselines.py
+    recipe: str  # of configs/hapre_krs_best.py, and behind @ of configs/baselines.py
     values: dict[str, str] = {}
 
     @property
@@ -65,9 +66,14 @@ def name_of(path: str) -> str:
     return place.name if place.is_dir() else place.stem
 
 
+def recipe_of(source: Source) -> Config:
+    """The settings of HAPre-KRS that were chosen for a source's films."""
+    return config_file.load(f"configs/hapre_krs_best.py:{source.recipe}")
+
+
 def fields(source: Source, root: str) -> dict[str, str]:
     """Config fields of a source's films."""
-    recipe = config_file.load(f"configs/hapre_krs_best.py:{source.recipe}")
+    recipe = recipe_of(source)
     values = {
         "data.name": recipe.data.name,
         "data.degrade": recipe.data.degrade,

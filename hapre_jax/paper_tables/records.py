@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hapre_jax import config as config_lib
-from hapre_jax import config_file, json_file, result_table, scores
+from hapre_jax import json_file, result_table, scores
 from hapre_jax.data import sources
 from hapre_jax.nets import size
 from hapre_jax.paper_tables import cross_source, films, layouts
@@ -115,7 +115,7 @@ def of_data_sets(
     """Table 1, what the sources hold, and the records that it is made of."""
     paper, records = json_file.read(PAPER)["1"], []
     for name, of in chosen.items():
-        recipe = config_file.load(f"configs/hapre_krs_best.py:{of.recipe}")
+        recipe = films.recipe_of(of)
         data = config_lib.override_all(recipe, films.fields(of, root)).data
         source = sources.open_source(data, seed=0)
         counts = np.bincount(
