@@ -762,7 +762,7 @@ def test_names_of_films_need_not_be_utf_8(tmp_path, tiny_config):
     for index in range(12):
         name = os.fsdecode(b"M\xfcller-%d.jpeg" % index)
         (films / "normal" / f"{index}.jpeg").rename(films / "normal" / name)
-    values = {"data.name": "folder", "data.root": str(films)}
+    values = {"data.name": "folder", "data.root": str(films), "method": "plain"}
     settings = config.override_all(tiny_config, values)
     run = tmp_path / "run"
     results = train.train_and_evaluate(settings, run)
