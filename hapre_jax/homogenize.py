@@ -155,6 +155,8 @@ def main(argv: list[str]) -> int:
         written, failed = homogenize(
             model, source, out, size=arguments.size, progress=update
         )
+        if not failed:  # the same command tries others again
+            output_folder.finish(out)
     log.say(console, f"{written} films written, listed in {out / TABLE}")
     if failed:
         log.say(console, f"{failed} could not be read: {out / ERRORS}")

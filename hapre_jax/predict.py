@@ -130,6 +130,8 @@ def main(argv: list[str]) -> int:
                 heatmaps=arguments.heatmaps,
                 progress=progress,
             )
+            if not failed:  # the same command tries others again
+                output_folder.finish(arguments.out)
         except BaseException:
             log.say(
                 console,
@@ -139,10 +141,9 @@ def main(argv: list[str]) -> int:
             raise
     log.say(console, f"{done} films answered: {where}")
     if failed:
-        log.say(
-            console,
-            f"{failed} could not be read: {arguments.out}/{answer_folder.ERRORS}",
-        )
+        listed = f"{arguments.out}/{answer_folder.ERRORS}"
+        again = "the same command tries them again"
+        log.say(console, f"{failed} could not be read: {listed}; {again}")
     return 1 if failed else 0
 
 

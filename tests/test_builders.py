@@ -621,14 +621,16 @@ def test_the_command_prints_counts_beside_the_published(tmp_path, capsys):
         "Next: python -m hapre_jax.train --config configs/ped_pneumonia.py --data.name "
         f"ped_pneumonia --data.root '{out}' --workdir runs/ped_pneumonia",
     ]
-    listed = (out / "ped_pneumonia/1.0.0/unreadable.csv").read_text().splitlines()
+    name = "unreadable.csv"
+    listed = (out / "ped_pneumonia/1.0.0" / name).read_text().splitlines()
     assert listed[0] == "path,reason" and len(listed) == 3
     assert prepare("ped_pneumonia", "--root", root, "--out", out) == 0
     again = lines(capsys)
     assert again[0] == (
         f"{out}/ped_pneumonia/1.0.0 is there already; delete it to prepare it anew."
     )
-    assert again[1:] == said[11:]
+    assert again[1] == f"Films that are left out: {out}/ped_pneumonia/1.0.0/{name}"
+    assert again[2:] == said[11:]
 
 
 @pytest.mark.parametrize(

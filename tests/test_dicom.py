@@ -324,6 +324,17 @@ def test_jpeg_baseline():
     assert np.abs(shown(film) - expected).max() <= 4
 
 
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_compressed_film_that_is_cut_is_refused(share):
+    code = jpeg(ramp(255), "JPEG", quality=95)
+    film = header(ramp(255), WindowCenter=128, WindowWidth=256)
+    whole = shown(compressed(film, uid.JPEGBaseline8Bit, code + b"\0\0\0"))
+    cut = code[: int(share * len(code))]
+    with pytest.raises(errors.UserError, match="film.dcm is cut: its compressed"):
+        shown(compressed(film, uid.JPEGBaseline8Bit, cut))
+    assert whole.shape == (32, 24)
+
+
 def without_pixels():
     film = header(STORED)
     del film.PixelData

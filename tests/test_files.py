@@ -78,6 +78,23 @@ def test_named_zip_is_preferred_unless_it_was_extracted(tmp_path):
     assert tree.names() == ["b/x.png", "other/y.png"]
 
 
+def test_a_folder_keeps_its_own_name_where_links_lead_to_it_too(tmp_path, caplog):
+    members = {"b/1.png": b"1", "b/c/2.png": b"2", "a/0.png": b"0"}
+    root = write_folder(tmp_path / "root", members)
+    os.symlink(root / "b", root / "a" / "see_also")
+    write_folder(tmp_path / "store", {"x.png": b"x"})
+    os.makedirs(root / "a" / "deep")
+    for link in ("a/deep/store", "z"):
+        os.symlink(tmp_path / "store", root / link)
+    tree = files.open_tree(str(root))
+    assert tree.names() == ["a/0.png", "b/1.png", "b/c/2.png", "z/x.png"]
+    assert tree.folders == ("a", "a/deep", "b", "b/c", "z")
+    assert caplog.messages == [
+        f"left out 2 link(s) in {root} to folders that are there already: a/see_also, "
+        "a/deep/store"
+    ]
+
+
 def test_links_to_folders_are_followed_once(tmp_path):
     write_folder(tmp_path / "store", {"x.png": b"x"})
     root = write_folder(tmp_path / "root", {"y.png": b"y"})
@@ -115,6 +132,13 @@ def test_zips_that_are_left_out_are_named(tmp_path, caplog):
     caplog.clear()
     root = write_folder(tmp_path / "root", {"a/1.png": b"1", "a/x.zip": b"2"})
     write_folder(root, {"all.zip": b"what was unpacked"})
+    members = {"a/1.png": b"1", "a/more.zip": b"2"}
+    files.open_tree(str(write_zip(tmp_path / "z.zip", members)))
+    assert caplog.messages == [
+        f"left out 1 zip(s) in {tmp_path}/z.zip, whose films do not count until they "
+        "are unpacked: a/more.zip"
+    ]
+    caplog.clear()
     assert files.open_tree(str(root)).names() == ["a/1.png"]
     assert caplog.messages == [
         f"left out 1 zip(s) in {root}, whose films do not count until they are "
@@ -128,12 +152,16 @@ def test_dicom_files_without_an_extension(tmp_path, kind):
     members = {"a/IM0001": film, "a/1.2.840.5": film, "a/README": b"text", "b": b""}
     members |= {"DICOMDIR": film, "a/IM0002.txt": film}
     members |= {"c/IM1.IMA": film, "c/x.dcm_1": film, "c/brain.img": b"no DICOM"}
+    members |= {"d/J. Doe 1": film, "d/1.2.3.anon": film, "d/MR1.CR": film}
     if kind == "folder":
         root = write_folder(tmp_path, members)
     else:
         root = write_zip(tmp_path / "x.zip", members)
     tree = files.open_tree(str(root))
-    assert tree.names() == ["a/1.2.840.5", "a/IM0001", "c/IM1.IMA", "c/x.dcm_1"]
+    assert tree.names() == [
+        *("a/1.2.840.5", "a/IM0001", "c/IM1.IMA", "c/x.dcm_1"),
+        *("d/1.2.3.anon", "d/J. Doe 1", "d/MR1.CR"),
+    ]
     assert tree.read("a/IM0001") == film
 
 

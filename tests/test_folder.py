@@ -1,3 +1,4 @@
+import pathlib
 import zipfile
 
 import pytest
@@ -236,3 +237,42 @@ def test_years_that_are_taken_for_classes_are_doubted(tmp_path, caplog):
 def test_folders_below_a_class_are_no_doubt(tmp_path, caplog, names):
     folder.scan(str(write(tmp_path, names)))
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("name", ["groups.csv", "Groups.CSV"])
+def test_patients_beside_a_zip_are_found_in_any_case(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "films.zip", "w") as archive:
+        for path in ("a/1.png", "b/2.png"):
+            archive.writestr(path, path)
+    (tmp_path / name).write_text("path,group\na/1.png,x\nb/2.png,x\n")
+    (tmp_path / "films.csv").write_text("path,label\na/1.png,0\nb/2.png,1\n")
+    for root in ("films.zip", "films.csv"):
+        records = folder.source(str(tmp_path / root)).records
+        assert [record.group for record in records] == ["x", "x"]
+    (tmp_path / "GROUPS.csv").write_text("path,group\n")
+    with pytest.raises(errors.UserError, match=r"holds .*GROUPS\.csv.*: keep one"):
+        folder.source(str(tmp_path / "films.zip"))
+
+
+def test_a_patient_is_one_however_the_name_is_composed(tmp_path):
+    text = "path,label,group\na/1.png,0,M\u00fcller\nb/2.png,1,Mu\u0308ller \n"
+    records = folder.source(table(tmp_path, text)).records
+    assert {record.group for record in records} == {"M\u00fcller"}
+    (tmp_path / "films.csv").unlink()
+    rows = ["a/1.png,M\u00fcller", "b/2.png,Mu\u0308ller", "b/3.png,x"]
+    (tmp_path / "groups.csv").write_text("\n".join(["path,group", *rows]))
+    records = folder.source(str(tmp_path)).records
+    assert [record.group for record in records] == ["M\u00fcller"] * 2 + ["x"]
+
+
+def test_classes_are_called_in_utf_8(tmp_path):
+    path = table(tmp_path, "")
+    text = "path,label\na/1.png,Entz\u00fcndung\nb/2.png,gesund\n"
+    pathlib.Path(path).write_bytes(text.encode("cp1252"))
+    with pytest.raises(errors.UserError, match="not UTF-8: call it otherwise, or save"):
+        folder.source(path)
+    pathlib.Path(path).unlink()
+    (tmp_path / "\udcfc").mkdir()
+    (tmp_path / "\udcfc" / "1.png").write_bytes(b"")
+    with pytest.raises(errors.UserError, match=r"class '\\udcfc', which is not UTF-8"):
+        folder.source(str(tmp_path))

@@ -134,12 +134,23 @@ def test_16_bits_of_color_are_of_the_same_range():
         decode(color_png(film // 16), 2)
 
 
-def test_a_bright_marker_does_not_hide_that_a_film_has_12_bits():
-    film = np.random.default_rng(0).integers(0, 4096, (40, 40)).astype(np.uint16)
+@pytest.mark.parametrize("bits", [12, 14])
+def test_a_bright_marker_does_not_hide_how_many_bits_a_film_has(bits):
+    film = np.random.default_rng(0).integers(0, 2**bits, (40, 40)).astype(np.uint16)
     film[0, :4] = 65_535
     for data in (encode(film), color_png(film)):
         with pytest.raises(errors.UserError, match="99 % of them of at most"):
             decode(data, 40)
+
+
+def test_a_jpeg_whose_end_is_zeros_is_cut():
+    film = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
+    whole = encode(film, "JPEG")
+    for data in (whole, whole + bytes(40), whole + b"more"):
+        np.testing.assert_array_equal(decode(data, 64), decode(whole, 64))
+    half = len(whole) // 2
+    with pytest.raises(errors.UserError, match="its end is nothing but zeros"):
+        decode(whole[:half] + bytes(len(whole) - half), 64)
 
 
 @pytest.mark.parametrize(

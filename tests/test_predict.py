@@ -290,6 +290,13 @@ def test_what_was_interrupted_goes_on_to_the_same_files(
     assert predict.main([*named, "--out", str(out)]) == 1
     assert "6 films answered" in capsys.readouterr().out
     assert _contents(out) == _contents(whole)
+    # What could not be read is tried again; others are not answered twice.
+    (bad,) = (row["path"] for row in _table(out / "errors.csv"))
+    pathlib.Path(bad).write_bytes(_png(_film(9)))
+    assert predict.main([*named, "--out", str(out)]) == 0
+    assert "7 films answered" in capsys.readouterr().out
+    assert _table(out / "errors.csv") == []
+    assert [row["path"] for row in _table(out / "predictions.csv")][-1] == bad
     with pytest.raises(UserError, match="holds predictions already"):
         predict.main([*named, "--out", str(out)])
 

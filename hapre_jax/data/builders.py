@@ -40,6 +40,7 @@ from hapre_jax.data import (
     nih_chest_xray,
     ped_pneumonia,
     phantom,
+    pipeline,
     prepared,
     rsna_pneumonia,
 )
@@ -130,6 +131,10 @@ class FilmBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
             str(pathlib.Path(self._root).absolute()) if self.name == "folder" else "",
         )
         rows = [self._rows[index] for index in sorted(self._rows)]
+        if self.unreadable:
+            failed = [pipeline.Unreadable(*film) for film in self.unreadable]
+            folder = pathlib.Path(self.data_path)  # not TFDS's kind of path
+            pipeline.write_unreadable(folder / prepared.UNREADABLE, failed)
         prepared.write_index(self.data_path / prepared.INDEX, header, rows)
 
     def _shard_iterators_per_split(self, dl_manager):

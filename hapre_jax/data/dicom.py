@@ -71,7 +71,7 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
             raise UserError(f"{name} holds no image (no pixel data)")
         _check(film, name)
         if film.file_meta.TransferSyntaxUID.is_encapsulated:
-            _check_coded_shape(film, name)
+            _check_code(film, name)
         stored = film.pixel_array
         if stored.ndim != 2:
             raise ValueError(f"it holds the pixels of {len(stored)} films")
@@ -207,13 +207,17 @@ def _check(film: Any, name: str) -> None:
             )
 
 
-def _check_coded_shape(film: Any, name: str) -> None:
-    """Raises `UserError` where what is compressed is larger than the header says.
+def _check_code(film: Any, name: str) -> None:
+    """Raises `UserError` where what is compressed is larger than said, or has no end.
 
-    Decoders believe it, and take minutes and gigabytes before they fail.
+    Decoders believe a size, and take minutes and gigabytes before they fail.
     """
     encaps = importlib.import_module("pydicom.encaps")
     code = encaps.get_frame(film.PixelData, 0, number_of_frames=1)
+    # Decoders make gray areas of what is missing. Fragments are filled to even lengths.
+    is_jpeg = code.startswith(b"\xff\xd8")  # or JPEG-LS
+    if is_jpeg and not code.rstrip(b"\0\xff ").endswith(b"\xff\xd9"):
+        raise UserError(f"{name} is cut: its compressed pixels have no end")
     rows, columns = _coded_shape(code)
     if rows > film.Rows or columns > film.Columns:
         raise UserError(

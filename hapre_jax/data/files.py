@@ -20,8 +20,13 @@ _log = logging.getLogger(__name__)
 _JPEG = (".jpeg", ".jpg", ".jpe", ".jfif", ".jp2")
 _OTHERS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp")
 EXTENSIONS = (*_JPEG, *_OTHERS, *dicom.EXTENSIONS)
-# Extensions that devices give to DICOM files, but others to other files; less digits.
-_OF_DEVICES = ("", "ima", "img", "dic", "dc", "dcm_", "dicm")
+# DICOM files are called by UIDs, patients and devices, so that what follows the last
+# dot says little. Of these it is known; of others the first bytes are read.
+_NO_FILMS = (
+    *(".csv", ".tsv", ".txt", ".json", ".jsonl", ".xml", ".html", ".yaml", ".yml"),
+    *(".md", ".log", ".pdf", ".xls", ".xlsx", ".py", ".db", ".zip", ".gz", ".tar"),
+    *(".npy", ".npz", ".h5", ".pkl", ".pt", ".pth", ".safetensors", ".tfrecord"),
+)
 # Of macOS, Windows and Synology's disks, which keep smaller copies of pictures there.
 _OF_SYSTEMS = ("__MACOSX", "$RECYCLE.BIN", "@eaDir", "#recycle")
 # Too many open files, no memory: the next moment the file may be read.
@@ -82,9 +87,8 @@ class Tree:
         base = name.rpartition("/")[2]
         if base.lower().endswith(EXTENSIONS):
             return True
-        # Numbers are no extension: files are called by UIDs, such as 1.2.840.10008.
-        extension = pathlib.PurePosixPath(base).suffix.strip(".0123456789").lower()
-        if extension not in _OF_DEVICES or base.upper() == "DICOMDIR":  # their list
+        extension = pathlib.PurePosixPath(base).suffix.lower()
+        if extension in _NO_FILMS or base.upper() == "DICOMDIR":  # their list
             return False
         try:
             return dicom.is_dicom(self._read(name, dicom.HEAD), base)
@@ -145,6 +149,18 @@ def open_tree(root: str, *, zip_names: Sequence[str] = ()) -> Tree:
       UserError: nothing there, no image there, not a zip, or several zips to choose
         from.
     """
+    tree = _find_tree(root, zip_names)
+    # At the top there may be the zip that the films were unpacked from.
+    within = [name for name in tree.zips() if "/" in name or tree.root.is_file()]
+    if within:
+        _log.warning(
+            f"left out {len(within)} zip(s) in {tree.root}, whose films do not count "
+            f"until they are unpacked: {listing(within)}"
+        )
+    return tree
+
+
+def _find_tree(root: str, zip_names: Sequence[str]) -> Tree:
     if not root:
         raise UserError(
             "data.root is empty: give the folder or the zip that holds the images"
@@ -162,12 +178,6 @@ def open_tree(root: str, *, zip_names: Sequence[str] = ()) -> Tree:
             return _open_zip(path / zip_name)
     tree = _open_folder(path)
     if tree.names():
-        # At the top there may be the zip that the films were unpacked from.
-        if below := [name for name in tree.zips() if "/" in name]:
-            _log.warning(
-                f"left out {len(below)} zip(s) in {path}, whose films do not count "
-                f"until they are unpacked: {listing(below)}"
-            )
         return tree
     zips = [path / name for name in tree.zips() if "/" not in name]
     if len(zips) == 1:
@@ -213,10 +223,13 @@ def read_file(path: pathlib.Path) -> bytes:
     Raises:
       UserError: it is not there, no regular file, larger than `dicom.MAX_BYTES`, or not
         readable.
+      OSError: the machine has no more, which says nothing of the file.
     """
     try:
         return _read_regular(path)
     except OSError as error:
+        if error.errno in _OF_MACHINE:
+            raise
         reason: str | None = error.strerror
     except ValueError as error:
         reason = str(error)
@@ -252,8 +265,8 @@ def read_beside(tree: Tree, base_name: str) -> bytes | None:
     Raises:
       UserError: the tree holds several, or see `Tree.read`.
     """
-    beside = tree.root.parent / base_name
-    if tree.root.is_file() and beside.is_file():
+    beside = find_beside(tree, base_name)
+    if beside is not None:
         return read_file(beside)
     found = tree.find(base_name)
     if len(found) > 1:
@@ -262,6 +275,26 @@ def read_beside(tree: Tree, base_name: str) -> bytes | None:
             "keep one"
         )
     return tree.read(found[0]) if found else None
+
+
+def find_beside(tree: Tree, base_name: str) -> pathlib.Path | None:
+    """A file of that name, in any case, beside a zip; None of a folder.
+
+    Raises:
+      UserError: there are several.
+    """
+    if not tree.root.is_file():
+        return None
+    try:
+        names = sorted(os.listdir(tree.root.parent))
+    except OSError:  # which may be entered, and not listed
+        names = [base_name]
+    paths = [tree.root.parent / n for n in names if n.lower() == base_name.lower()]
+    found = [path for path in paths if path.is_file()]
+    if len(found) > 1:
+        named = ", ".join(path.name for path in found)
+        raise UserError(f"{tree.root.parent} holds {named}: keep one")
+    return found[0] if found else None
 
 
 def find_films(
@@ -324,24 +357,46 @@ def _check_listed(folder: pathlib.Path) -> None:
 
 
 def _open_folder(root: pathlib.Path) -> Tree:
-    found, folders, seen = [], [], set()
+    found: list[str] = []
+    folders: list[str] = []
+    seen: set[str] = set()
+    again: list[str] = []  # links to folders that are there
+
+    def relative(folder):
+        path = pathlib.Path(folder).relative_to(root)
+        return "" if path == pathlib.Path() else path.as_posix()
 
     def leave_out(error):
         _log.warning(f"{error.filename} is left out: {error.strerror}")
-        folders.append(pathlib.Path(error.filename).relative_to(root).as_posix())
+        folders.append(relative(error.filename))
 
-    # Links are followed, since clusters keep data behind them; each folder once,
-    # since a link may point upwards.
-    for folder, below, names in os.walk(root, onerror=leave_out, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            below.clear()
-            continue
-        seen.add(real)
-        below.sort()  # of two links to one folder, always the same is followed
-        relative = pathlib.Path(folder).relative_to(root)
-        folders.append("" if relative == pathlib.Path() else relative.as_posix())
-        found += [(relative / name).as_posix() for name in names]
+    # Links are followed, since clusters keep data behind them; each folder once, since
+    # a link may point upwards, and by its own name if it has one below the root.
+    starts = [str(root)]
+    while starts:
+        links: list[str] = []
+        for start in starts:
+            if start != str(root) and os.path.realpath(start) in seen:
+                again.append(relative(start))
+                continue
+            for folder, below, names in os.walk(start, onerror=leave_out):
+                real = os.path.realpath(folder)
+                if real in seen:
+                    below.clear()
+                    continue
+                seen.add(real)
+                below.sort()
+                paths = [os.path.join(folder, name) for name in below]
+                links += [path for path in paths if os.path.islink(path)]
+                folders.append(relative(folder))
+                found += [f"{folders[-1]}/{name}".lstrip("/") for name in names]
+        # Of two links to one folder, always the same is followed, the upper one.
+        starts = sorted(links, key=lambda path: (path.count(os.sep), path))
+    if again := [name for name in again if not _is_hidden(name)]:
+        _log.warning(
+            f"left out {len(again)} link(s) in {root} to folders that are there "
+            f"already: {listing(again)}"
+        )
     return Tree(root, found, folders, functools.partial(_read_below, root))
 
 

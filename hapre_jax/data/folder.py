@@ -84,7 +84,7 @@ def scan_table(
                 "a quotation mark left open?"
             )
     classes = tuple(sorted({row["label"] for row in rows}))
-    _refuse_alike(classes, str(table))
+    _check_classes(classes, str(table))
     if len(classes) < 2 or "" in classes:
         raise UserError(
             f"{table} gives the labels {list(classes)}: expected at least two, and one "
@@ -92,7 +92,8 @@ def scan_table(
         )
     has_groups = any(row["group"] for row in rows)
     beside = None
-    is_beside = any("/" not in name for name in tree.find(_GROUPS))
+    at_top = any("/" not in name for name in tree.find(_GROUPS))
+    is_beside = at_top or files.find_beside(tree, _GROUPS) is not None
     if not has_groups and is_beside and table.name.lower() != _GROUPS:
         beside = _read_groups(tree, "")
     records = []
@@ -113,7 +114,7 @@ def scan_table(
             dataset.Record(
                 name,
                 classes.index(row["label"]),
-                group=row["group"] or _group(name, beside),
+                group=_plain_text(row["group"]) or _group(name, beside),
                 view=row["view"],
                 official=_SPLITS.get(split, ""),
             )
@@ -162,7 +163,7 @@ def scan(root: str) -> tuple[files.Tree, list[dataset.Record], tuple[str, ...]]:
         for child in _children(tree, prefix + parent)
     }
     classes = tuple(sorted({name for name, _ in class_folders.values()}))
-    _refuse_alike(classes, str(tree.root))
+    _check_classes(classes, str(tree.root))
     if len(classes) < 2:
         raise UserError(
             f"{tree.root} holds {len(classes)} class folder(s) {list(classes)}: "
@@ -226,10 +227,23 @@ def _children(tree: files.Tree, prefix: str) -> list[str]:
     return [name for name in below if name and "/" not in name]
 
 
-def _refuse_alike(classes: Iterable[str], where: str) -> None:
-    """Raises `UserError` where two classes look like one that was written two ways."""
+def _plain_text(text: str) -> str:
+    """A patient's name, on whatever system it was written."""
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _check_classes(classes: Iterable[str], where: str) -> None:
+    """Raises `UserError` where two classes look like one that was written two ways.
+
+    Or where a name is not UTF-8, which neither pages nor files of models can hold.
+    """
     seen: dict[str, str] = {}
     for name in classes:
+        if name.encode("utf-8", "replace").decode() != name:
+            raise UserError(
+                f"{where} has the class {name!r}, which is not UTF-8: call it "
+                "otherwise, or save the table as CSV UTF-8"
+            )
         plain = unicodedata.normalize("NFC", name).casefold().strip()
         if seen.setdefault(plain, name) != name:
             raise UserError(
@@ -245,7 +259,7 @@ def _read_groups(tree: files.Tree, prefix: str) -> dict[str, str] | None:
         return None
     groups: dict[str, str] = {}
     for row in rows:
-        path, group = row["path"], row["group"].strip()
+        path, group = row["path"], _plain_text(row["group"])
         name = tree.resolve(path) or tree.resolve(prefix + path)
         if name and groups.setdefault(name, group) != group:
             raise UserError(f"groups.csv gives {path} two groups")

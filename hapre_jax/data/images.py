@@ -31,6 +31,8 @@ _MAX_SIDE = 9_400
 # PostScript to Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG2000")
 
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"  # marks of JPEG (T.81 B.1)
+
 _WARNS_OF_FILES = r"(PIL|pydicom|pylibjpeg|libjpeg|openjpeg)\b"
 
 _SILENT = logging.NullHandler()
@@ -76,6 +78,8 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
         if image.format == "PNG":  # whose checksums of pixels Pillow does not look at
             Image.open(io.BytesIO(data), formats=("PNG",)).verify()
         image.load()
+        if image.format == "JPEG" and _is_cut(data):
+            raise ValueError("its end is nothing but zeros")
         # Pillow inverts such films of 8 bits only.
         tags = getattr(image, "tag_v2", {})
         is_negative = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
@@ -115,6 +119,15 @@ def check_size(image: Image.Image, *, name: str) -> None:
         )
 
 
+def _is_cut(jpeg: bytes) -> bool:
+    """Whether zeros stand in for the end of a scan, as a copy that broke off leaves.
+
+    Decoders make a gray area of them. What ends without zeros Pillow sees itself; zeros
+    after the mark of the end are nothing missing.
+    """
+    return jpeg.endswith(bytes(16)) and jpeg.rfind(_END) < jpeg.rfind(_SCAN)
+
+
 def _bits(data: bytes, tags: Mapping) -> int:
     """Bits of a channel that a PNG or a TIFF says it has; 8 of other files."""
     if data.startswith(b"\x89PNG"):
@@ -133,11 +146,11 @@ def _check_range(values: np.ndarray, name: str) -> None:
             f"{name} holds 16-bit values of at most {high:g}: scale them to 0..65535"
         )
     # A marker may be as bright as 16 bits are, the film have 12 all the same.
-    most = np.percentile(values, 99)
-    if 0 < most < 4096:
+    most, others = np.percentile(values, 99), values[values < high].max(initial=0)
+    if 0 < most < 4096 or 0 < others < 16384:
         raise UserError(
-            f"{name} holds 16-bit values, 99 % of them of at most {most:g}: scale the "
-            "film's to 0..65535"
+            f"{name} holds 16-bit values, 99 % of them of at most {most:g}, and all "
+            f"but the brightest of at most {others:g}: scale the film's to 0..65535"
         )
 
 

@@ -94,10 +94,13 @@ def _below(path: str) -> Iterator[Input]:
     for name in tree.names():
         where = os.path.join(tree.root, name)
         yield Input(where, name, functools.partial(_open_entry, tree, name))
-    if os.path.isdir(path):
-        for name in tree.zips():
-            for film in _below(os.path.join(path, name)):
+    for name in tree.zips():
+        where = os.path.join(path, name)
+        if os.path.isdir(path):
+            for film in _below(where):
                 yield film._replace(name=f"{name[:-4]}/{film.name}")
+        else:
+            yield Input(where, name, _refuse(where, "is a zip in a zip: unpack it"))
 
 
 def _open_entry(tree: files.Tree, name: str) -> Image.Image:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import rich.console
 
 from hapre_jax import log
-from hapre_jax.data import pipeline, prepared
+from hapre_jax.data import prepared
 from hapre_jax.errors import UserError
 
 
@@ -67,6 +67,8 @@ def prepare(
                 f"{folder} holds the films of {other}: choose another --out"
             )
         log.say(console, f"{folder} is there already; delete it to prepare it anew.")
+        if (folder / prepared.UNREADABLE).exists():
+            log.say(console, f"Films that are left out: {folder / prepared.UNREADABLE}")
         return folder
     # TFDS makes its folder first, and then it would be a class.
     if name == "folder" and folder.resolve().is_relative_to(originals.resolve()):
@@ -83,10 +85,7 @@ def prepare(
     ):
         builder.progress = update
         builder.download_and_prepare(download_dir=downloads)
-    if builder.unreadable:
-        failed = [pipeline.Unreadable(*film) for film in builder.unreadable]
-        pipeline.write_unreadable(folder / "unreadable.csv", failed)
-        _say_what_is_left_out(console, failed)
+    _say_what_is_left_out(console, [reason for _, reason in builder.unreadable])
     return folder
 
 
@@ -126,9 +125,10 @@ def _naming(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _say_what_is_left_out(
-    console: rich.console.Console, failed: Sequence[pipeline.Unreadable]
+    console: rich.console.Console, reasons: Sequence[str]
 ) -> None:
-    films = "1 film" if len(failed) == 1 else f"{len(failed)} films"
-    log.say(console, f"Left out {films} that cannot be read:")
-    for film in failed:
-        log.say(console, f"  {film.reason}")
+    if reasons:
+        films = "1 film" if len(reasons) == 1 else f"{len(reasons)} films"
+        log.say(console, f"Left out {films} that cannot be read:")
+    for reason in reasons:
+        log.say(console, f"  {reason}")

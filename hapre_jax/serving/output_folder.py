@@ -1,6 +1,6 @@
 """A folder that a program fills film by film; the same command goes on with it.
 
-Until the program has ended, a file there says what was asked for.
+Until nothing is left to do, a file there says what was asked for.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ def make(out: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def unfinished(out: pathlib.Path, asked: dict[str, Any]) -> Iterator[None]:
-    """Makes a folder that `check` passed, and keeps it for this process.
+    """Makes a folder that `check` passed, keeps it for this process, until `finish`.
 
     Raises:
       UserError: it cannot be made, or another process fills it.
@@ -56,4 +56,8 @@ def unfinished(out: pathlib.Path, asked: dict[str, Any]) -> Iterator[None]:
     with run_folder.claim(out, flag="--out"):
         json_file.write(out / UNFINISHED, asked)
         yield
-        (out / UNFINISHED).unlink()
+
+
+def finish(out: pathlib.Path) -> None:
+    """Says of an `unfinished` folder that nothing is left to do."""
+    (out / UNFINISHED).unlink()

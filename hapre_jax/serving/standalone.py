@@ -89,7 +89,9 @@ def check_levels(levels):
     A marker may be as bright as 16 bits are, the film have 12 all the same.
     """
     high, most = levels.max(), np.percentile(levels, 99)
-    if high > 65535 or 0 < high < 16384 or 0 < most < 4096:
+    others = levels[levels < high].max(initial=0)
+    is_dark = 0 < high < 16384 or 0 < most < 4096 or 0 < others < 16384
+    if high > 65535 or is_dark:
         raise ValueError(
             f"has gray levels up to {high:g}, 99 % of them up to {most:g}: scale the "
             "film's to 0..65535"
