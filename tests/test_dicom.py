@@ -2,6 +2,7 @@
 
 import io
 import sys
+import tracemalloc
 
 import numpy as np
 import pydicom
@@ -234,6 +235,21 @@ def test_without_a_window_percentiles_ignore_letters(width):
     np.testing.assert_array_equal(shown(header(stored, **tags)), expected)
 
 
+def test_32_bits_are_shown_as_16_are():
+    stored = np.random.default_rng(0).integers(0, 4096, (20, 30)).astype(np.uint16)
+    film = header(stored.astype(np.uint32), BitsStored=32, HighBit=31)
+    np.testing.assert_array_equal(shown(film), shown(header(stored)))
+
+
+def test_a_large_film_takes_a_few_bytes_a_pixel():
+    data = encode(header(np.arange(2**24, dtype=np.uint16).reshape(2**12, -1)))
+    tracemalloc.start()
+    dicom.open_gray(data, name="film.dcm")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * 2**24  # pydicom reads, and copies, 2 bytes
+
+
 def test_padding_is_black_and_does_not_move_the_percentiles():
     stored = np.tile(np.arange(1000, dtype=np.uint16), (2, 1)) + 1000
     plain = shown(header(stored, PhotometricInterpretation="MONOCHROME1"))
@@ -438,13 +454,13 @@ def test_a_hospital_of_dicom_files(tmp_path):
             assert (left < 5 and right > 245) == (part.classes[label] == "ill")
 
 
-@pytest.mark.parametrize("place", ["dcmread", "_gray_levels"])
+@pytest.mark.parametrize("place", ["dcmread", "_gray"])
 def test_want_of_memory_is_no_fault_of_a_film(monkeypatch, place):
     def fail(*_, **__):
         raise MemoryError
 
     film = encode(header(np.zeros((4, 4), np.uint16), **WINDOW))
-    module = dicom if place == "_gray_levels" else pydicom
+    module = dicom if place == "_gray" else pydicom
     monkeypatch.setattr(module, place, fail)
     with pytest.raises(MemoryError, match=r"^a\.dcm does not fit into memory$"):
         dicom.open_gray(film, name="a.dcm")

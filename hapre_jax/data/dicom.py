@@ -7,6 +7,7 @@ a window is given one by its own percentiles, since stored values have no fixed 
 
 import importlib
 import io
+import math
 import re
 import struct
 import textwrap
@@ -75,18 +76,14 @@ def open_gray(data: bytes, *, name: str) -> Image.Image:
         stored = film.pixel_array
         if stored.ndim != 2:
             raise ValueError(f"it holds the pixels of {len(stored)} films")
-        # A damaged slope overflows.
-        with np.errstate(all="ignore"):
-            gray = _gray_levels(film, stored)
-        if not np.isfinite(gray).all():
-            raise ValueError("its rescale or window is no number")
+        gray = _gray(film, stored)
     except UserError:
         raise
     except MemoryError as error:
         raise no_memory(name) from error
     except Exception as error:
         raise UserError(f"{name} cannot be read: {reason(error)}") from error
-    image = Image.fromarray(np.round(255 * gray).astype(np.uint8))
+    image = Image.fromarray(gray)
     aspect = _aspect(film)
     if abs(aspect - 1) < _ROUNDING:
         return image
@@ -246,8 +243,44 @@ def _coded_shape(code: bytes) -> tuple[int, int]:
     return 0, 0
 
 
-def _gray_levels(film: Any, stored: np.ndarray) -> np.ndarray:
-    """`f64[H, W]` in [0, 1], 0 black, of the stored values."""
+def _gray(film: Any, stored: np.ndarray) -> np.ndarray:
+    """`u8[H, W]`, 0 black, of the stored values.
+
+    Each value is looked up: numbers of 64 bits for all pixels would take gigabytes.
+    """
+    if stored.dtype.itemsize > 2:
+        found, places, counts = np.unique(
+            stored, return_inverse=True, return_counts=True
+        )
+        return _gray_levels(film, found, counts)[places].reshape(stored.shape)
+    unsigned = np.dtype(f"u{stored.dtype.itemsize}")
+    places = np.ascontiguousarray(stored).view(unsigned)
+    number = 2 ** (8 * unsigned.itemsize)
+    # A row at a time, as they are counted and looked up by indices of 64 bits.
+    counts = np.zeros(number, np.int64)
+    for row in places:
+        counts += np.bincount(row, minlength=number)
+    there = np.flatnonzero(counts)
+    table = np.zeros(number, np.uint8)
+    found = there.astype(unsigned).view(stored.dtype)
+    table[there] = _gray_levels(film, found, counts[there])
+    gray = np.empty(stored.shape, np.uint8)
+    for row, of_row in zip(gray, places, strict=True):
+        row[:] = table[of_row]
+    return gray
+
+
+def _gray_levels(film: Any, stored: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """`u8[N]`, 0 black, of N stored values that so many pixels have."""
+    with np.errstate(all="ignore"):  # a damaged slope overflows
+        gray = _presented(film, stored, counts)
+    if not np.isfinite(gray).all():
+        raise ValueError("its rescale or window is no number")
+    return np.round(255 * gray).astype(np.uint8)
+
+
+def _presented(film: Any, stored: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The same as `f64[N]` in [0, 1]."""
     pixels = importlib.import_module("pydicom.pixels")
     slope, intercept = (
         _first(film.get(name)) for name in ("RescaleSlope", "RescaleIntercept")
@@ -272,13 +305,26 @@ def _gray_levels(film: Any, stored: np.ndarray) -> np.ndarray:
         gray = window(values, center=center, width=width, function=function)
     # No window, or one beside all values, which shows nothing.
     if gray is None or (np.ptp(gray[shown]) == 0 and np.ptp(inside) > 0):
-        low, high = np.percentile(inside, _PERCENTILES)
+        low, high = (_percentile(inside, counts[shown], p) for p in _PERCENTILES)
         gray = np.clip((values - low) / max(high - low, 1e-12), 0, 1)
     # Two ways to say the same; films of mode DX say both.
     inverse = film.get("PresentationLUTShape") == "INVERSE"
     if inverse or film.PhotometricInterpretation == "MONOCHROME1":
         gray = 1 - gray
     return np.where(padding, 0.0, np.clip(gray, 0, 1))
+
+
+def _percentile(values: np.ndarray, counts: np.ndarray, percent: float) -> float:
+    """As NumPy's of all pixels, by values that so many pixels have.
+
+    NumPy's own weights do not interpolate.
+    """
+    order = np.argsort(values)
+    last = np.cumsum(counts[order]) - 1  # place of the last pixel of each value
+    place = percent / 100 * last[-1]
+    at = np.searchsorted(last, (math.floor(place), math.ceil(place)))
+    lower, upper = values[order][at].astype(np.float64)
+    return lower + (upper - lower) * (place - math.floor(place))
 
 
 def _looked_up(values: np.ndarray, film: Any) -> np.ndarray:
