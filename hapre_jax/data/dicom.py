@@ -254,7 +254,8 @@ def _gray(film: Any, stored: np.ndarray) -> np.ndarray:
         )
         return _gray_levels(film, found, counts)[places].reshape(stored.shape)
     unsigned = np.dtype(f"u{stored.dtype.itemsize}")
-    places = np.ascontiguousarray(stored).view(unsigned)
+    stored = np.ascontiguousarray(stored, stored.dtype.newbyteorder("="))
+    places = stored.view(unsigned)
     number = 2 ** (8 * unsigned.itemsize)
     # A row at a time, as they are counted and looked up by indices of 64 bits.
     counts = np.zeros(number, np.int64)
