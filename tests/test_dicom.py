@@ -333,6 +333,18 @@ def test_transfer_syntaxes():
     np.testing.assert_array_equal(shown(film), np.round(ramp(65535) / 257.0))
 
 
+def test_big_endian_values():
+    film = header(STORED, **WINDOW)
+    film.file_meta.TransferSyntaxUID = uid.ExplicitVRBigEndian
+    film.PixelData = STORED.astype(">u2").tobytes()
+    buffer = io.BytesIO()
+    film.save_as(
+        buffer, enforce_file_format=True, little_endian=False, implicit_vr=False
+    )
+    gray = np.asarray(dicom.open_gray(buffer.getvalue(), name="film.dcm"))
+    np.testing.assert_array_equal(gray, SHOWN)
+
+
 def test_jpeg_baseline():
     film = header(ramp(255), WindowCenter=128, WindowWidth=256)
     expected = shown(film).astype(int)
