@@ -293,8 +293,9 @@ def _workdir(spec):
     """runs/phantom for configs/phantom.py, runs/phantom-ARG with an argument."""
     name, _, argument = spec.partition(".py:")
     path = pathlib.Path(name)
-    # A run's config.json is named like every other run's; its folder is not.
-    stem = path.parent.name if path.suffix == ".json" else path.stem
+    stem = path.stem
+    if path.name == "config.json":  # as every run's; its folder is named for it alone
+        stem = path.resolve().parent.name
     return os.path.join("runs", f"{stem}-{argument}" if argument else stem)
 
 

@@ -104,15 +104,17 @@ def main(argv: list[str]) -> int:
     )
     where = f"{arguments.out}/{answer_folder.TABLE}"
     started = said = time.monotonic()
-    answered = newly = 0
+    answered, before = 0, None
     with (
         output_folder.unfinished(arguments.out, asked),
         console.status("Reading") as status,
     ):
 
         def progress(done, failed):
-            nonlocal answered, newly, said
-            answered, newly, now = done, newly + 1, time.monotonic()
+            nonlocal answered, before, said
+            before = done if before is None else before
+            answered, now = done, time.monotonic()
+            newly = done - before + failed
             text = f"{done} films, {newly / (now - started):.1f} a second"
             text += f", {failed} not readable" if failed else ""
             status.update(text)

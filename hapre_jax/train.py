@@ -273,8 +273,8 @@ def main(argv: list[str]) -> int:
     console.print(report.summary_table(results))
     if warning := report.verdict(results):
         log.say(console, warning)
-    written = ["report.html", "results.json", "predictions.csv", "metrics.jsonl"]
-    written += [name for name in _PICTURES if (workdir / name).exists()]
+    files = ["report.html", "results.json", "predictions.csv", "metrics.jsonl"]
+    written = [name for name in [*files, *_PICTURES] if (workdir / name).exists()]
     log.say(console, f"Everything is in {workdir}: {', '.join(written)}")
     log.say(console, f"Next: {_next(config.data, workdir)}")
     return 0

@@ -7,6 +7,7 @@ Each run is an ordinary `python -m hapre_jax.train` in a folder of its own: a fi
 one is skipped, an interrupted one goes on, a failed one is listed at the end.
 """
 
+import collections
 import itertools
 import pathlib
 
@@ -47,6 +48,13 @@ def grid(
             values = dict(combination) | {"seed": str(seed)}
             folder = workdir / name / f"seed-{seed}"
             runs.append(Experiment(config, values, folder))
+    folders = collections.Counter(run.folder for run in runs)
+    folder, count = folders.most_common(1)[0] if runs else (workdir, 0)
+    if count > 1:
+        raise UserError(
+            f"two runs would have the folder {folder}: call the values otherwise, as a "
+            "/ is written as _ there"
+        )
     return runs
 
 

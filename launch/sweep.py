@@ -39,6 +39,7 @@ from hapre_jax.errors import UserError
 from hapre_jax.experiments import Experiment, Failure
 
 _POLL_SECONDS = 0.5
+_BEGUN_WITH = "settings"  # what a study keeps of its config, seed included
 _BEAT_SECONDS = 60  # between two signs of life of a worker, in a database
 _GRACE_SECONDS = 300  # without one, after which it counts as dead
 _FOLDER = "folder"  # a trial's attribute: where it runs
@@ -66,6 +67,14 @@ def load_space(file: str) -> dict:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"get_space() of {file} fails with {reason}") from error
+    kind = _optuna().distributions.BaseDistribution
+    if not isinstance(found, dict) or not all(
+        isinstance(distribution, kind) for distribution in found.values()
+    ):
+        raise UserError(
+            f"get_space() of {file} gives {found!r}, but must give a dict from fields "
+            "to Optuna's distributions"
+        )
     for field, distribution in found.items():
         choices = getattr(distribution, "choices", None)
         ends = choices or (distribution.low, distribution.high)
@@ -310,13 +319,32 @@ def validations(folder: pathlib.Path) -> dict[int, float]:
 
 
 def _study(arguments):
-    return open_study(
+    """The study of the arguments.
+
+    Raises:
+      UserError: it was begun with other settings or another seed.
+    """
+    base = config_file.load(arguments.config)
+    study = open_study(
         _name(arguments),
         arguments.workdir,
         storage=arguments.storage,
         seed=arguments.seed,
-        warmup_steps=config_file.load(arguments.config).policy.warmup_steps,
+        warmup_steps=base.policy.warmup_steps,
     )
+    fields = config_lib.options(base).items()
+    now = {n: config_lib.to_text(f.value) for n, f in fields if f.role != "machine"}
+    now["seed"] = str(arguments.seed)
+    begun = study.user_attrs.get(_BEGUN_WITH)
+    if begun is None:
+        study.set_user_attr(_BEGUN_WITH, now)
+    elif changed := [name for name in now if begun.get(name, now[name]) != now[name]]:
+        was = ", ".join(f"{name} = {begun[name]}, not {now[name]}" for name in changed)
+        raise UserError(
+            f"the search in {arguments.workdir} was begun with {was}; choose another "
+            "--workdir"
+        )
+    return study
 
 
 def work(arguments: argparse.Namespace) -> None:
@@ -338,7 +366,7 @@ def work(arguments: argparse.Namespace) -> None:
             if taken >= arguments.trials:
                 return
             with _quiet():
-                trial = study.ask(space)
+                trial = _ask(study, space, workdir)
             told = {}
             try:
                 value = run_trial(
@@ -367,6 +395,16 @@ def work(arguments: argparse.Namespace) -> None:
                     f"three trials in a row failed, the last with: {text}; "
                     f"see {workdir}/trial-*.log"
                 )
+
+
+def _ask(study, space, workdir):
+    try:
+        return study.ask(space)
+    except ValueError as error:  # choices of a field are others
+        raise UserError(
+            f"the search in {workdir} was begun with another space ({error}); choose "
+            "another --workdir"
+        ) from error
 
 
 def finish(arguments: argparse.Namespace, console: rich.console.Console) -> None:

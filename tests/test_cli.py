@@ -66,13 +66,19 @@ def test_the_last_of_two_equal_flags_counts():
 
 @pytest.mark.parametrize(
     ("spec", "workdir"),
-    [("x.py", "runs/x"), ("x.py:b", "runs/x-b"), ("r/x1/config.json", "runs/x1")],
+    [
+        ("x.py", "runs/x"),
+        ("x.py:b", "runs/x-b"),
+        ("r/x1/config.json", "runs/x1"),
+        ("best.json", "runs/best"),
+    ],
 )
 def test_workdir_is_named_after_the_config(tmp_path, monkeypatch, spec, workdir):
     text = "from hapre_jax.config import Config\ndef get_config(a=''): return Config()"
     (tmp_path / "x.py").write_text(text)
     (tmp_path / "r" / "x1").mkdir(parents=True)
-    (tmp_path / "r" / "x1" / "config.json").write_text("{}")
+    for file in (tmp_path / "r" / "x1" / "config.json", tmp_path / "best.json"):
+        file.write_text("{}")
     monkeypatch.chdir(tmp_path)
     assert _parse(f"--config {spec}")[1].workdir == workdir
 

@@ -79,6 +79,12 @@ def test_wrong_flags_are_refused_in_one_sentence(flags, sentence, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+def test_two_values_of_one_folder_are_refused(tmp_path):
+    settings = ["data.root=a/x;a_x"]
+    with pytest.raises(UserError, match="two runs would have the folder .*=a_x/seed-0"):
+        grid.grid("configs/films.py", settings, 1, tmp_path)
+
+
 def test_values_that_have_commas_are_divided_by_semicolons(tmp_path):
     settings = ["data.split_fractions=0.7,0.1,0.2;0.5,0.2,0.3", "data.draw=2,3;"]
     runs = grid.grid("configs/phantom.py", settings, 1, tmp_path)

@@ -411,6 +411,12 @@ def test_dry_run_shows_the_space_and_writes_nothing(tmp_path, space, capsys):
         ("get_space", "other", r"has no get_space\(\)"),
         ("policy.sigma", "policy.sigm", r"no field policy\.sigm; did you mean"),
         ("FloatDistribution(0.2", "FloatDistribution(-0.2", "must be a number > 0"),
+        (
+            "    return {",
+            "    given = {",
+            "gives None, but must give a dict from fields",
+        ),
+        ("FloatDistribution(0.2, 0.5),", "[0.2, 0.5],", "but must give a dict from"),
     ],
 )
 def test_a_wrong_space_is_refused_in_one_sentence(tmp_path, before, after, message):
@@ -419,6 +425,36 @@ def test_a_wrong_space_is_refused_in_one_sentence(tmp_path, before, after, messa
     with pytest.raises(UserError, match=message):
         sweep.main(["--config", str(file), "--workdir", str(tmp_path / "runs")])
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_search_keeps_to_what_it_was_begun_with(tmp_path, space, training):
+    training(fails=False, pause=0)
+    flags = ["--config", space, "--workdir", str(tmp_path / "runs"), "--trials"]
+    assert sweep.main([*flags, "1"]) == 0
+    file = pathlib.Path(space)
+    with pytest.raises(UserError, match="was begun with seed = 0, not 1; choose anoth"):
+        sweep.main([*flags, "2", "--seed", "1"])
+    other = SPACE.replace(
+        'return config_file.load("tests/tiny.py")',
+        'import dataclasses\n    tiny = config_file.load("tests/tiny.py")\n    return '
+        'dataclasses.replace(tiny, method="cutout")',
+    )
+    file.write_text(other)
+    with pytest.raises(
+        UserError, match="begun with method = hapre, not cutout; choose"
+    ):
+        sweep.main([*flags, "2"])
+    file.write_text(
+        SPACE.replace(
+            "IntDistribution(1, 2)", "CategoricalDistribution((1, 2))"
+        ).replace(
+            "import FloatDistribution, Int", "import FloatDistribution, Categorical"
+        )
+    )
+    with pytest.raises(UserError, match="was begun with another space"):
+        sweep.main([*flags, "2"])
+    file.write_text(SPACE)
+    assert sweep.main([*flags, "2"]) == 0
 
 
 def test_files_without_a_space_are_refused_in_one_sentence(tmp_path, space):

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import os
 import pathlib
 import shlex
 import sys
@@ -24,6 +25,7 @@ from hapre_jax.data import (
     sources,
     splits,
 )
+from hapre_jax.errors import UserError
 
 _PROGRAM = "python -m hapre_jax.data"
 # Published films of each split and class, by data set and variant.
@@ -108,6 +110,11 @@ def _training_command(arguments) -> str:
 
 
 def _audit(arguments, console) -> int:
+    # Said before what may take long.
+    if arguments.json and not os.access(pathlib.Path(arguments.json).parent, os.W_OK):
+        raise UserError(
+            f"--json {arguments.json} is in no folder that can be written to"
+        )
     data = DataConfig(name=arguments.name, root=arguments.root)
     source = sources.open_originals(data, seed=0)
     with log.progress_bar(console, f"{arguments.name} files") as update:

@@ -202,6 +202,7 @@ def predict_films(
 
     with contextlib.closing(Writer(out, model.classes)) as writer:
         done, failed = writer.answered.total(), 0
+        progress(done, failed)
         left = _without(films, writer.answered)
         keep = bool(crop_size)
         for one in answering.answer_all(model, left, keep=keep, with_heat=heatmaps):
