@@ -102,6 +102,8 @@ def _read(run: Experiment, tested: str):
     else:
         file, answers = run.folder / "results.json", run.folder / "predictions.csv"
     results = json_file.read(file)
+    if not isinstance(results, dict) or "n" not in results.get("test", ()):
+        raise UserError(f"{file} holds no results; delete it")
     return results, predictions.read(answers, count=results["test"]["n"])
 
 

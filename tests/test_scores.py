@@ -30,6 +30,14 @@ def run(tmp_path, write_run):
     return make
 
 
+@pytest.mark.parametrize("text", ["{}", "[]"])
+def test_damaged_results_are_named(run, text):
+    one = run("ours", 0, 0.8)
+    (one.folder / "results.json").write_text(text)
+    with pytest.raises(UserError, match=f"^{one.folder}/results.json .* delete it"):
+        scores.record([one])
+
+
 def test_mean_and_interval_are_over_the_seeds():
     # 12.7062 * (0.1 / sqrt(2)) / sqrt(2) = 12.7062 * 0.05.
     assert scores.across_seeds((0.8, 0.9)) == {
