@@ -102,7 +102,7 @@ def _read(run: Experiment, tested: str):
     else:
         file, answers = run.folder / "results.json", run.folder / "predictions.csv"
     results = json_file.read(file)
-    if not isinstance(results, dict) or "n" not in results.get("test", ()):
+    if not isinstance(results, dict) or "n" not in (results.get("test") or ()):
         raise UserError(f"{file} holds no results; delete it")
     return results, predictions.read(answers, count=results["test"]["n"])
 

@@ -12,7 +12,7 @@ from pydicom import encaps, uid
 from pydicom.pixels import processing
 
 from hapre_jax import config, errors
-from hapre_jax.data import dicom, images, pipeline
+from hapre_jax.data import dicom, dicom_levels, images, pipeline
 
 # Center 1500 and width 1001 show 999.5 to 1999.5; 1500 lies at 0.5005 of it.
 STORED = np.array([[0, 1000, 1500], [2000, 4095, 1250]], np.uint16)
@@ -220,7 +220,7 @@ def test_window_functions_are_pydicoms(function):
     film = header(STORED, VOILUTFunction=function, **WINDOW)
     values = np.arange(4096, dtype=np.uint16)
     oracle = processing.apply_windowing(values, film) / 4095
-    mine = dicom.window(values, center=1500, width=1001, function=function)
+    mine = dicom_levels.window(values, center=1500, width=1001, function=function)
     np.testing.assert_allclose(mine, oracle, atol=1e-12)
 
 
@@ -466,13 +466,13 @@ def test_a_hospital_of_dicom_files(tmp_path):
             assert (left < 5 and right > 245) == (part.classes[label] == "ill")
 
 
-@pytest.mark.parametrize("place", ["dcmread", "_gray"])
+@pytest.mark.parametrize("place", ["dcmread", "gray"])
 def test_want_of_memory_is_no_fault_of_a_film(monkeypatch, place):
     def fail(*_, **__):
         raise MemoryError
 
     film = encode(header(np.zeros((4, 4), np.uint16), **WINDOW))
-    module = dicom if place == "_gray" else pydicom
+    module = dicom_levels if place == "gray" else pydicom
     monkeypatch.setattr(module, place, fail)
     with pytest.raises(MemoryError, match=r"^a\.dcm does not fit into memory$"):
         dicom.open_gray(film, name="a.dcm")

@@ -30,7 +30,7 @@ def run(tmp_path, write_run):
     return make
 
 
-@pytest.mark.parametrize("text", ["{}", "[]"])
+@pytest.mark.parametrize("text", ["{}", "[]", '{"test": null}'])
 def test_damaged_results_are_named(run, text):
     one = run("ours", 0, 0.8)
     (one.folder / "results.json").write_text(text)

@@ -55,7 +55,7 @@ class FilmBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
     """What the builders share.
 
     Attributes:
-      unreadable: after preparing, the films that were left out: (name, reason).
+      unreadable: after preparing, the films that were left out, and why.
       progress: called with the number of films done and their total.
     """
 
@@ -81,7 +81,7 @@ class FilmBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
           file_format: of TFDS.
           kwargs: of `tfds.core.ShardBasedBuilder`, as `data_dir` and `config`.
         """
-        self.unreadable: list[tuple[str, str]] = []
+        self.unreadable: list[pipeline.Unreadable] = []
         self.progress: Callable[[int, int], None] = lambda done, total: None
         self._root, self._on_error = root, on_error
         self._rows: dict[int, prepared.Row] = {}  # by index of the record
@@ -132,9 +132,8 @@ class FilmBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
         )
         rows = [self._rows[index] for index in sorted(self._rows)]
         if self.unreadable:
-            failed = [pipeline.Unreadable(*film) for film in self.unreadable]
             folder = pathlib.Path(self.data_path)  # not TFDS's kind of path
-            pipeline.write_unreadable(folder / prepared.UNREADABLE, failed)
+            pipeline.write_unreadable(folder / prepared.UNREADABLE, self.unreadable)
         prepared.write_index(self.data_path / prepared.INDEX, header, rows)
 
     def _shard_iterators_per_split(self, dl_manager):
@@ -181,7 +180,7 @@ class FilmBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
             elif self._on_error == "stop":
                 raise result
             else:
-                self.unreadable.append((record.name, str(result)))
+                self.unreadable.append(pipeline.Unreadable(record.name, str(result)))
             done = len(self._rows) + len(self.unreadable)
             self.progress(done, len(source.records))
         if is_last and not self._stored[split]:

@@ -376,7 +376,7 @@ def _open_folder(root: pathlib.Path) -> Tree:
     while starts:
         links: list[str] = []
         for start in starts:
-            if start != str(root) and os.path.realpath(start) in seen:
+            if os.path.realpath(start) in seen:
                 again.append(relative(start))
                 continue
             for folder, below, names in os.walk(start, onerror=leave_out):
