@@ -58,6 +58,7 @@ def parse(
     program: str,
     description: str,
     default_config: str | None = None,
+    task: str = "",
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
     examples: Sequence[str] = (),
 ) -> tuple[Config, argparse.Namespace]:
@@ -70,6 +71,7 @@ def parse(
       default_config: `FILE[:ARG]` for want of `--config`. None is for a program that
         works on a finished run: it has the argument RUN instead of `--config` and
         `--workdir`, and starts from that run's `config.json`.
+      task: where it is not classification; the default folder is named for it.
       add_arguments: adds the program's own arguments to the parser.
       examples: command lines without the program that end the help.
 
@@ -107,7 +109,7 @@ def parse(
         parser.add_argument(
             "--workdir",
             metavar="DIR",
-            default=_workdir(spec),
+            default=_workdir(spec, task),
             help="folder of the run, which is continued if it is there "
             "(default %(default)s)",
         )
@@ -289,14 +291,18 @@ def _metavar(kind):
     return names.get(kind, "X,X,..." if typing.get_origin(kind) is tuple else "VALUE")
 
 
-def _workdir(spec):
-    """runs/phantom for configs/phantom.py, runs/phantom-ARG with an argument."""
+def _workdir(spec, task):
+    """runs/phantom for configs/phantom.py, runs/phantom-ARG with an argument.
+
+    Of another task it is runs/TASK-phantom, so that programs do not meet there.
+    """
     name, _, argument = spec.partition(".py:")
     path = pathlib.Path(name)
     stem = path.stem
     if path.name == "config.json":  # as every run's; its folder is named for it alone
         stem = path.resolve().parent.name
-    return os.path.join("runs", f"{stem}-{argument}" if argument else stem)
+    parts = [task if task != stem else "", stem, argument]
+    return os.path.join("runs", "-".join(filter(None, parts)))
 
 
 def _config_of_run(folder):

@@ -3,8 +3,11 @@
 `python -m hapre_jax.evaluate RUN [--data.…]`.
 """
 
+import contextlib
 import dataclasses
+import itertools
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import rich.console
@@ -63,10 +66,11 @@ def main(argv: list[str]) -> int:
     config = other_films.config_of(
         config, run_folder.read_config(workdir), program="evaluate"
     )
-    output = _output(arguments.out, workdir, _films_of(config, arguments.all))
-    results = evaluate_run(
-        workdir, config, output, whole=arguments.all, console=console
-    )
+    tested_with = _films_of(config, arguments.all)
+    with _output(arguments.out, workdir, tested_with) as output:
+        results = evaluate_run(
+            workdir, config, output, whole=arguments.all, console=console
+        )
     console.print(report.summary_table(results))
     by_image = output.with_name(f"{output.stem}_predictions.csv")
     log.say(console, f"Written to {output}, image by image to {by_image}.")
@@ -140,20 +144,27 @@ def _films_of(config: Config, whole: bool) -> dict[str, Any]:
     return {"films": films, "data": config_lib.to_dict(config)["data"]}
 
 
-def _output(named: str | None, workdir: pathlib.Path, tested_with) -> pathlib.Path:
-    """Where results go, checked before what may be hours of work.
+@contextlib.contextmanager
+def _output(
+    named: str | None, workdir: pathlib.Path, tested_with: dict[str, Any]
+) -> Iterator[pathlib.Path]:
+    """Where results go, checked before what may be hours of work, and kept until then.
 
     By default to evaluation.json of the run, or, where that is of other films, to the
     first of evaluation-2.json, ... that is free or of these.
     """
-    if named is None:
-        run_folder.check_place(workdir, "--out")
-        output, number = workdir / "evaluation.json", 1
-        while output.exists() and _tested_with(output) != tested_with:
-            number += 1
-            output = workdir / f"evaluation-{number}.json"
-        return output
-    output = pathlib.Path(named)
+    with contextlib.ExitStack() as claims:
+        if named is None:
+            run_folder.check_place(workdir, "--out")
+            yield _free(workdir, tested_with, claims)
+        else:
+            output = pathlib.Path(named)
+            _check_output(output)
+            claims.enter_context(run_folder.claim(output, flag="--out"))
+            yield output
+
+
+def _check_output(output):
     if output.is_dir() or not output.parent.is_dir():
         raise UserError(f"--out {output} is no file in a folder that exists")
     if output.suffix != ".json":
@@ -161,7 +172,20 @@ def _output(named: str | None, workdir: pathlib.Path, tested_with) -> pathlib.Pa
     if (output.parent / "config.json").exists() and output.name in _OF_A_RUN:
         raise UserError(f"--out {output} is a file of the run itself; choose another")
     run_folder.check_place(output.parent, "--out")
-    return output
+
+
+def _free(workdir, tested_with, claims):
+    """The first file of a run that nobody else writes, free or of these films."""
+    for number in itertools.count(1):
+        output = workdir / f"evaluation{f'-{number}' if number > 1 else ''}.json"
+        with contextlib.ExitStack() as claim:
+            try:
+                claim.enter_context(run_folder.claim(output, flag="--out"))
+            except UserError:  # another process is testing on other films
+                continue
+            if not output.exists() or _tested_with(output) == tested_with:
+                claims.push(claim.pop_all())
+                return output
 
 
 def _tested_with(output):

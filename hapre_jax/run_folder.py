@@ -16,31 +16,55 @@ from hapre_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 # Of the scores of a classifier, what every version has written.
-_OF_TEST = {"n", "accuracy", "macro_precision", "macro_recall", "macro_f1", "key_area"}
+_OF_TEST = {
+    "n",
+    "accuracy",
+    "macro_precision",
+    "macro_recall",
+    "macro_f1",
+    "key_area",
+    "classes",
+    "confusion_matrix",
+}
+# Of a run, likewise, see `training.facts`.
+_FACTS = {
+    "method": str,
+    "dataset": str,
+    "seed": int,
+    "steps": int,
+    "best_step": int,
+    "seconds": int | float,
+    "device": str,
+    "versions": dict,
+}
 
 
 @contextlib.contextmanager
-def claim(workdir: pathlib.Path, *, flag: str = "--workdir") -> Iterator[None]:
-    """Keeps a folder for this process; the system frees it however that ends.
+def claim(place: pathlib.Path, *, flag: str = "--workdir") -> Iterator[None]:
+    """Keeps a folder, or a file, for this process; the system frees it at its end.
 
     Args:
-      workdir: of a run, or of what else a program writes.
+      place: folder of a run, or of what else a program writes; or a file, whether it is
+        there or not.
       flag: that names it.
 
     Raises:
       UserError: another process is at work there.
     """
-    with (workdir / ".lock").open("ab") as file:
+    word, lock = "in", place / ".lock"
+    if not place.is_dir():
+        word, lock = "on", place.with_name(f".{place.name}.lock")
+    with lock.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"another process is at work in {workdir}; wait until it has ended, or "
-                f"choose another {flag}"
+                f"another process is at work {word} {place}; wait until it has ended, "
+                f"or choose another {flag}"
             ) from error
         except OSError as error:
             _log.warning(
-                f"{workdir} cannot be locked ({error.strerror}): see to it that no "
+                f"{place} cannot be locked ({error.strerror}): see to it that no "
                 "other process works there"
             )
         yield
@@ -87,6 +111,7 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any]:
         "which classes there are": are_classes(results.get("classes")),
         "how the test went": test is not None,
         "a temperature above 0": is_temperature(results.get("temperature")),
+        **{name: isinstance(results.get(name), of) for name, of in _FACTS.items()},
     }
     missing = [what for what, is_said in said.items() if not is_said]
     if missing:

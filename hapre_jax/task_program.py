@@ -45,7 +45,11 @@ def run(
 ) -> int:
     """The program of a task: its command line, a run, and what it says at the end."""
     config, arguments = cli.parse(
-        argv, program=name, description=description, default_config=default_config
+        argv,
+        program=name,
+        description=description,
+        default_config=default_config,
+        task=program.task,
     )
     sharding.join(config.train)
     console = rich.console.Console(quiet=jax.process_index() > 0)

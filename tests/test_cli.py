@@ -83,6 +83,11 @@ def test_workdir_is_named_after_the_config(tmp_path, monkeypatch, spec, workdir)
     assert _parse(f"--config {spec}")[1].workdir == workdir
 
 
+def test_the_folder_of_another_task_says_which_it_is():
+    for task, workdir in (("seg", "runs/seg-phantom"), ("phantom", "runs/phantom")):
+        assert _parse("", task=task)[1].workdir == workdir
+
+
 def test_programs_add_their_own_arguments():
     def add(parser):
         parser.add_argument("--average", action="store_true", help="also the whole")

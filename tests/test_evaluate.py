@@ -553,6 +553,23 @@ def test_a_test_takes_the_place_of_the_same_one_alone(tmp_path, finished_run, ca
     assert len(list(run.glob("evaluation*.html"))) == 2
 
 
+def test_tests_at_the_same_time_do_not_share_a_file(
+    tmp_path, finished_run, monkeypatch, capsys
+):
+    run, films = tmp_path / "run", ["--data.quality", "high"]
+    shutil.copytree(finished_run, run)
+    out = run / "evaluation.json"
+    with run_folder.claim(out):  # as another process does
+        assert _fails(monkeypatch, capsys, run, *films, "--out", out) == (
+            f"another process is at work on {out}; wait until it has ended, or choose "
+            "another --out"
+        )
+        assert evaluate.main([str(run), *films]) == 0
+    assert [path.name for path in sorted(run.glob("evaluation*.json"))] == [
+        "evaluation-2.json"
+    ]
+
+
 @pytest.mark.parametrize(
     ("first", "second", "same"),
     [
@@ -611,7 +628,8 @@ def test_damaged_files_of_a_run(tmp_path, monkeypatch, capsys):
         (
             '{"classes": ["normal"]}',
             "does not say what its config was, which classes there are, how the test "
-            "went; delete it and give the run's command again",
+            "went, method, dataset, seed, steps, best_step, seconds, device, versions; "
+            "delete it and give the run's command again",
         ),
     ):
         (tmp_path / "results.json").write_text(text)

@@ -123,7 +123,21 @@ _SCORES = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
 _RESULTS = {
     "classes": ["normal", "ill"],
     "config": {"seed": 3},
-    "test": {"n": 2, "key_area": None} | dict.fromkeys(_SCORES, 0.5),
+    "method": "hapre",
+    "dataset": "phantom",
+    "seed": 3,
+    "steps": 700,
+    "best_step": 600,
+    "seconds": 1.5,
+    "device": "cpu",
+    "versions": {"jax": "0.10.2"},
+    "test": {
+        "n": 2,
+        "key_area": None,
+        "classes": ["normal", "ill"],
+        "confusion_matrix": [[1, 0], [1, 0]],
+    }
+    | dict.fromkeys(_SCORES, 0.5),
 }
 
 
@@ -151,6 +165,8 @@ def test_results_of_older_versions_are_read(tmp_path):
         ({"temperature": "x"}, "a temperature above 0"),
         ({"temperature": 0}, "a temperature above 0"),
         ({"temperature": True}, "a temperature above 0"),
+        ({"versions": None}, "versions"),
+        ({"seed": "3", "steps": [700]}, "seed, steps"),
     ],
 )
 def test_results_that_were_changed_are_refused(tmp_path, changes, said):
