@@ -118,6 +118,8 @@ def make_app(model: Model, *, hosts: tuple[str, ...] = _NAMES):
                     found = await asyncio.to_thread(answer, model, name, bytes(content))
                 except UserError as error:
                     return refuse(422, str(error))
+                except MemoryError:
+                    return refuse(507, f"memory does not suffice for {name}")
         return JSONResponse(found)
 
     return Starlette(

@@ -135,18 +135,8 @@ async def _now(message):
     return message
 
 
-@pytest.mark.parametrize(
-    ("next_message", "status", "said"),
-    [
-        (lambda: asyncio.sleep(60), 408, "a.png did not come in 0.05 seconds"),
-        (lambda: _now({"type": "http.disconnect"}), 400, "a.png did not come whole"),
-    ],
-)
-def test_who_does_not_send_keeps_nobody_waiting(
-    finished_run, monkeypatch, next_message, status, said
-):
-    monkeypatch.setattr(serve, "_SENDING_SECONDS", 0.05)
-    app = serve.make_app(inference.load(finished_run))
+def _post(app, next_message):
+    """What is sent back to who sends a byte of a.png, and then something else."""
     headers = [(b"host", b"localhost"), (b"content-type", b"image/png")]
     scope = {"type": "http", "method": "POST", "path": "/answer", "headers": headers}
     scope |= {"query_string": b"name=a.png"}
@@ -162,8 +152,32 @@ def test_who_does_not_send_keeps_nobody_waiting(
         sent.append(message)
 
     asyncio.run(app(scope, receive, send))
-    assert sent[0]["status"] == status
-    assert json.loads(sent[1]["body"]) == {"error": said}
+    return sent[0]["status"], json.loads(sent[1]["body"])
+
+
+@pytest.mark.parametrize(
+    ("next_message", "status", "said"),
+    [
+        (lambda: asyncio.sleep(60), 408, "a.png did not come in 0.05 seconds"),
+        (lambda: _now({"type": "http.disconnect"}), 400, "a.png did not come whole"),
+    ],
+)
+def test_who_does_not_send_keeps_nobody_waiting(
+    finished_run, monkeypatch, next_message, status, said
+):
+    monkeypatch.setattr(serve, "_SENDING_SECONDS", 0.05)
+    app = serve.make_app(inference.load(finished_run))
+    assert _post(app, next_message) == (status, {"error": said})
+
+
+def test_want_of_memory_is_one_sentence(finished_run, monkeypatch):
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(serve, "answer", fail)
+    app = serve.make_app(inference.load(finished_run))
+    found = _post(app, lambda: _now({"type": "http.request"}))
+    assert found == (507, {"error": "memory does not suffice for a.png"})
 
 
 def test_a_page_of_elsewhere_gets_nothing(server):
