@@ -5,14 +5,14 @@ Adding a field is adding a line; see `options`. Files that hold one: `config_fil
 
 import dataclasses
 import functools
+import itertools
 import math
 import operator
-import typing
 from collections.abc import Mapping
 from typing import Any
 
 from hapre_jax.errors import UserError
-from hapre_jax.options import check, nearest, option, options
+from hapre_jax.options import check, nearest, option, options, types_of
 
 _RESNETS = (
     "resnet8",
@@ -766,12 +766,10 @@ def from_dict(values: Mapping[str, Any]) -> Config:
       UserError: an unknown field, named with the nearest ones, or a value that is not
         accepted.
     """
-    known = options(Config())
-    unknown = [
-        path
-        for path in _leaves(values)
-        if not any(f"{name}.".startswith(f"{path}.") for name in known)
-    ]
+    known = set()  # "train" and "train.steps"
+    for path in options(Config()):
+        known |= set(itertools.accumulate(path.split("."), "{}.{}".format))
+    unknown = [path for path in _leaves(values) if path not in known]
     if len(unknown) > 1:  # most probably of another version
         raise UserError(f"config has no fields {', '.join(unknown)}; --help lists all")
     return _from_dict(Config, values, "")
@@ -786,7 +784,7 @@ def _leaves(values, prefix=""):
 
 
 def _from_dict(kind, values, prefix):
-    kinds, arguments = typing.get_type_hints(kind), {}
+    kinds, arguments = types_of(kind), {}
     for name, value in values.items():
         path = prefix + name
         if name not in kinds:

@@ -7,10 +7,11 @@ error and shown in `--help`.
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hapre_jax.errors import UserError
@@ -108,10 +109,15 @@ class Option:
         return UserError(f"{self.path} is {value!r}, but must be {self.accepted}")
 
 
+# The types of the fields of a config or a section, by name; kept, as reading them takes
+# most of the time of a table with hundreds of configs.
+types_of: Callable[[type], Mapping[str, Any]] = functools.cache(typing.get_type_hints)
+
+
 def options(section: Any, prefix: str = "") -> dict[str, Option]:
     """All fields of a config, or of one section under `prefix`, by dotted path."""
     found: dict[str, Option] = {}
-    kinds = typing.get_type_hints(type(section))
+    kinds = types_of(type(section))
     for field in dataclasses.fields(section):
         path, value = prefix + field.name, getattr(section, field.name)
         if dataclasses.is_dataclass(value):
@@ -123,7 +129,7 @@ def options(section: Any, prefix: str = "") -> dict[str, Option]:
 
 def check(section: Any, prefix: str = "") -> None:
     """Raises `UserError` for the first field with a value that is not accepted."""
-    for name, kind in typing.get_type_hints(type(section)).items():
+    for name, kind in types_of(type(section)).items():
         value = getattr(section, name)
         if dataclasses.is_dataclass(kind) and type(value) is not kind:
             raise UserError(f"{prefix}{name} is {value!r}, but must be a section")

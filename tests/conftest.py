@@ -11,11 +11,16 @@ def pytest_configure(config):
     # Broadcasting over a missing axis hides shape errors: vectors never meet matrices.
     os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
     # Most of the time of these tests is compilation; half of that, XLA's optimizations,
-    # and of the rest, more than half is what it emits for fused loops.
+    # and of the rest, more than half is what it emits for fused loops. A tenth of what
+    # is left is dividing a program for threads, of which a worker has one.
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    flags, name = os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters"
-    if name not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {name}=false".lstrip()
+    for name, value in (
+        ("--xla_cpu_use_fusion_emitters", "false"),
+        ("--xla_cpu_parallel_codegen_split_count", "1"),
+    ):
+        flags = os.environ.get("XLA_FLAGS", "")
+        if name not in flags:
+            os.environ["XLA_FLAGS"] = f"{flags} {name}={value}".lstrip()
     cache = getattr(config, "cache", None)  # absent under `-p no:cacheprovider`
     if cache is None:
         # Programs would keep what they compile in the user's folder.

@@ -170,7 +170,10 @@ def test_fixed_statistics_may_be_a_part_of_the_convolution(
     chex.assert_trees_all_equal(found, expected)
 
 
-@pytest.mark.parametrize("net", ["resnet18", "resnet50", "densenet121"])
+@pytest.mark.parametrize(
+    "net",
+    ["resnet18", "resnet50", pytest.param("densenet121", marks=pytest.mark.slow)],
+)
 def test_a_gpu_is_given_nothing_that_xla_fails_at(net):
     """No stem of one channel, and no product with every second pixel."""
     network = nets.NETS[net](num_classes=2, norm="batch")

@@ -143,10 +143,10 @@ def test_a_run_on_one_s_own_films(tmp_path, experiment, capsys):
     assert {path.name for path in workdir.glob("*.png")} <= PLAIN_PICTURES
 
 
-# What these do to images is tested by itself, and CutMix is trained as they are; so is
-# the loss of the released DRE-Net, whose step takes longest to compile.
+# What these do to images is tested by itself, and CutMix is trained as they are; so are
+# the losses of MAG-SD and the released DRE-Net, whose steps take longest to compile.
 _LIKE_OTHERS = {"cutout", "dre_net_official", "mixup", "random_aug", "random_crop"}
-_LIKE_OTHERS |= {"true_lungs"}
+_LIKE_OTHERS |= {"mag_sd", "true_lungs"}
 
 
 @pytest.mark.parametrize(
