@@ -115,8 +115,9 @@ def progress_bar(
         speed = bar.tasks[0].speed
         rate = f"{speed:.1f}/s" if speed else ""
         bar.update(task, completed=done, total=total, rate=rate, text=text)
-        if not console.is_terminal and done * 10 // total > said:
-            said = done * 10 // total
+        tenths = done * 10 // max(total, 1)
+        if not console.is_terminal and tenths > said:
+            said = tenths
             say(console, f"{title} {done}/{total}  {text}".rstrip())
 
     with bar:

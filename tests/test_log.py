@@ -108,6 +108,7 @@ def test_progress_without_text_and_with_few_steps():
     with log.progress_bar(console, "images") as update:
         for done in (1, 2, 3):
             update(done, 3)
+        update(0, 0)  # of nothing
     assert console.file.getvalue() == "images 1/3\nimages 2/3\nimages 3/3\n"
 
 
