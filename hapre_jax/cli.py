@@ -234,14 +234,19 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.HelpFormatter):
-    """Wraps a text that is one long line; lines that were broken stay as they are."""
+    """Wraps a text that is one long line; lines that were broken stay as they are.
+
+    So do commands, which are indented: a terminal breaks them, and copies them whole.
+    """
 
     def __init__(self, prog):
         super().__init__(prog, max_help_position=32)
 
     def _fill_text(self, text, width, indent):
         wrapped = (
-            textwrap.fill(line, width) if len(line) > _SOURCE_WIDTH else line
+            textwrap.fill(line, width)
+            if len(line) > _SOURCE_WIDTH and not line.startswith("  ")
+            else line
             for line in text.splitlines()
         )
         return "\n".join(indent + line for line in wrapped)

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import itertools
 import pathlib
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -74,7 +75,8 @@ def main(argv: list[str]) -> int:
     console.print(report.summary_table(results))
     by_image = output.with_name(f"{output.stem}_predictions.csv")
     log.say(console, f"Written to {output}, image by image to {by_image}.")
-    log.say(console, f"Next: open {output.with_suffix('.html')}")
+    page = shlex.quote(str(output.with_suffix(".html")))
+    log.say(console, f"Next: open {page}")
     return 0
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import rich.console
 
 from hapre_jax import cli, csv_file, log, other_films, run_folder
-from hapre_jax.data import dataset, files, inputs, sources
+from hapre_jax.data import dataset, inputs, sources
 from hapre_jax.errors import UserError
 from hapre_jax.reporting import figures
 from hapre_jax.serving import answering, inference, output_folder
@@ -131,10 +131,7 @@ def main(argv: list[str]) -> int:
     if not 1 <= arguments.size <= 8192:
         raise UserError(f"--size is {arguments.size}, but must be from 1 to 8192")
     folder, out = pathlib.Path(arguments.run), pathlib.Path(arguments.out)
-    root = files.expand(config.data.root)
-    is_among = out.resolve().is_relative_to(root.resolve())
-    if config.data.root and root.is_dir() and is_among:
-        raise UserError(f"--out {out} lies among the films of {root}: choose another")
+    run_folder.check_not_among(out, config.data.root, "--out")
     trained = run_folder.read_config(folder)
     config = other_films.config_of(config, trained, program="homogenize")
     source = sources.open_source(config.data, seed=config.seed)

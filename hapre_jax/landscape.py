@@ -18,6 +18,7 @@ from hapre_jax import (
     run_folder,
 )
 from hapre_jax.config import AREAS
+from hapre_jax.data import labels
 from hapre_jax.errors import UserError
 from hapre_jax.reporting import landscape_sheet
 
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> int:
     )
     console = rich.console.Console()
     workdir = pathlib.Path(arguments.run)
+    run_folder.refuse_bundle(workdir)
     trained = run_folder.read_config(workdir)
     operations = trained.policy.operations
     if trained.method == "hapre" and not set(operations) & set(AREAS):
@@ -59,7 +61,7 @@ def main(argv: list[str]) -> int:
             split="validation",
             progress=update,
         )
-    if classes is not None and classes != films.classes:
+    if classes is not None and not labels.are_same(classes, films.classes):
         raise UserError(
             f"the run tells {', '.join(classes)} apart, and these films are "
             f"{', '.join(films.classes)}: a landscape needs the same classes"

@@ -141,7 +141,8 @@ def main(argv: list[str]) -> int:
                 "command goes on from there",
             )
             raise
-    log.say(console, f"{done} films answered: {where}")
+    count = "1 film" if done == 1 else f"{done} films"
+    log.say(console, f"{count} answered: {where}")
     if failed:
         listed = f"{arguments.out}/{answer_folder.ERRORS}"
         again = "the same command tries them again"

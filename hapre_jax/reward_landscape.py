@@ -34,6 +34,7 @@ _MIN_SIDE = 0.02
 # Two losses that differ by less, relative to the loss on the whole image, count as the
 # same: it is the noise of some hundred images.
 _MARGIN = 0.05
+_TIE = 1e-6  # nats; losses that differ by less are of the same boxes
 # A best box within these, against the true lungs, counts as being at the lungs.
 _AT_REFERENCE = 1.3
 
@@ -153,10 +154,17 @@ def _class_means(losses, labels, num_classes):
     return means, counts
 
 
-def lowest(losses: np.ndarray) -> tuple[int, int]:
-    """Row and column of the lowest of losses `f32[Z, X]`; the first one on a tie."""
-    row, column = np.unravel_index(np.nanargmin(losses), losses.shape)
-    return int(row), int(column)
+def lowest(landscape: Landscape, row: int = -1) -> tuple[int, int]:
+    """Zoom and shift of the lowest loss of a row of `losses`, by number.
+
+    Of equals, as where boxes were moved inside and are the same, the least shift, and
+    then the zoom nearest to 1.
+    """
+    losses = landscape.losses[row]
+    ties = np.argwhere(losses <= np.nanmin(losses) + _TIE)
+    shifts, zooms = np.abs(landscape.shifts), np.abs(np.log(landscape.zooms))
+    zoom, shift = min(ties, key=lambda at: (shifts[at[1]], zooms[at[0]]))
+    return int(zoom), int(shift)
 
 
 def best_zoom(landscape: Landscape) -> float | None:
@@ -186,7 +194,7 @@ def overlap(areas: np.ndarray, lung_boxes: np.ndarray, zoom: float) -> float:
 def verdict(landscape: Landscape) -> str:
     """What the landscape of all images means for a policy, in plain sentences."""
     losses, whole = landscape.losses[-1], float(landscape.whole[-1])
-    row, column = lowest(losses)
+    row, column = lowest(landscape)
     best = float(losses[row, column])
     zoom, shift = float(landscape.zooms[row]), float(landscape.shifts[column])
     lungs = landscape.reference == "lungs"

@@ -12,6 +12,7 @@ from typing import Any
 from hapre_jax import config as config_lib
 from hapre_jax import config_file, json_file
 from hapre_jax.config import Config
+from hapre_jax.data import files
 from hapre_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -90,8 +91,7 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any]:
     """
     if not workdir.is_dir():
         raise UserError(f"there is no folder {workdir}")
-    if (workdir / "bundle.json").exists():  # of hapre_jax.export
-        raise UserError(f"{workdir} is a bundle, but this program takes a finished run")
+    refuse_bundle(workdir)
     if not (workdir / "results.json").exists():
         why = "it is no finished run"
         if (workdir / "config.json").exists():
@@ -107,20 +107,26 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any]:
     if not isinstance(test, dict) or not test.keys() >= _OF_TEST:
         test = None
     said = {
-        "what its config was": isinstance(results.get("config"), dict),
-        "which classes there are": are_classes(results.get("classes")),
-        "how the test went": test is not None,
+        "its config": isinstance(results.get("config"), dict),
+        "the classes": are_classes(results.get("classes")),
+        "the scores of its test": test is not None,
         "a temperature above 0": is_temperature(results.get("temperature")),
         **{name: isinstance(results.get(name), of) for name, of in _FACTS.items()},
     }
     missing = [what for what, is_said in said.items() if not is_said]
     if missing:
         raise UserError(
-            f"{workdir / 'results.json'} does not say {', '.join(missing)}; delete it "
+            f"{workdir / 'results.json'} lacks {', '.join(missing)}; delete it "
             "and give the run's command again"
         )
     # Older versions did not fit a temperature.
     return {"plain": None, "temperature": None} | results
+
+
+def refuse_bundle(folder: pathlib.Path) -> None:
+    """Raises `UserError` for a folder that `hapre_jax.export` wrote."""
+    if (folder / "bundle.json").exists():
+        raise UserError(f"{folder} is a bundle, but this program takes a finished run")
 
 
 def are_classes(value: Any) -> bool:
@@ -164,7 +170,7 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
     if known is not None:
         before, now = (config_lib.options(c) for c in (known, config))
         changed = [
-            f"{name} = {before[name].value}, not {field.value}"
+            f"{name} = {_text(before[name].value)}, not {_text(field.value)}"
             for name, field in now.items()
             if field.role != "machine" and before[name].value != field.value
         ]
@@ -173,6 +179,10 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
                 f"{workdir} holds a run with {', '.join(changed)}; choose another "
                 "--workdir, or delete that folder"
             )
+
+
+def _text(value):
+    return config_lib.to_text(value) or "empty"
 
 
 def check_place(folder: pathlib.Path, flag: str) -> None:
@@ -195,6 +205,21 @@ def check_place(folder: pathlib.Path, flag: str) -> None:
         raise UserError(f"{place} is a file; choose another {flag}")
     if not os.access(place, os.W_OK):
         raise UserError(f"{place} cannot be written to; choose another {flag}")
+
+
+def check_not_among(folder: pathlib.Path, root: str, flag: str) -> None:
+    """Raises `UserError` where a folder lies among films, one of which it would become.
+
+    Args:
+      folder: which a program is going to write.
+      root: as data.root; what is no folder has none among its films.
+      flag: that names the folder.
+    """
+    films = files.expand(root)
+    if root and films.is_dir() and folder.resolve().is_relative_to(films.resolve()):
+        raise UserError(
+            f"{flag} {folder} lies among the films of {films}: choose another"
+        )
 
 
 def write_config(workdir: pathlib.Path, config: Config) -> None:

@@ -32,7 +32,7 @@ def make_mesh(train: TrainConfig) -> Mesh:
     count = len(found) if train.distributed else train.devices or len(found)
     if count > len(found):
         raise UserError(
-            f"train.devices is {count}, but there are {len(found)} devices here"
+            f"train.devices is {count}, but there are only {len(found)} here"
         )
     if count % train.model_devices:
         raise UserError(

@@ -275,6 +275,9 @@ def main(argv: list[str]) -> int:
         log.say(console, warning)
     files = ["report.html", "results.json", "predictions.csv", "metrics.jsonl"]
     written = [name for name in [*files, *_PICTURES] if (workdir / name).exists()]
+    if lost := [name for name in files if name not in written]:
+        again = "delete results.json and give the command again to have them anew"
+        log.say(console, f"{workdir} has lost {', '.join(lost)}: {again}")
     log.say(console, f"Everything is in {workdir}: {', '.join(written)}")
     log.say(console, f"Next: {_next(config.data, workdir)}")
     return 0

@@ -78,6 +78,8 @@ def open_run(
     mesh = sharding.make_mesh(config.train)  # or says why there is none
     provenance.commit()  # of what is at work from now on
     is_new = not (workdir / "config.json").exists()
+    if is_new and config.data.name == "folder":  # others know their films by name
+        run_folder.check_not_among(workdir, config.data.root, "--workdir")
     if not is_new:
         claims.enter_context(run_folder.claim(workdir))
     saved = workdir / "splits.csv"

@@ -78,6 +78,9 @@ def main(argv: list[str]) -> int:
     if arguments.dry_run:
         experiments.print_commands(mine)
         return 0
+    # Before hours of phantoms.
+    if root and not arguments.finished and not files.expand(root).exists():
+        raise UserError(f"--data-root {root} does not exist")
     tests = {name: films.fields(source, root) for name, source in chosen.items()}
     tests |= {name: films.fields_below(path) for name, path in folders.items()}
     has_failed = False

@@ -175,6 +175,14 @@ def test_help_shows_the_chosen_config_s_values(capsys):
     assert "default runs/hapre_krs)" in text
 
 
+def test_examples_stay_whole_in_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    example = "--seed 5 " * 12 + "--workdir runs/a"
+    with pytest.raises(SystemExit):
+        _parse("--help", examples=[example])
+    assert f"  python -m hapre_jax.train {example}\n" in capsys.readouterr().out
+
+
 def test_help_ends_with_the_program_s_examples(capsys):
     text = _help(capsys, "-h", examples=["--seed 5"])
     assert text.endswith("examples: python -m hapre_jax.train --seed 5")

@@ -627,9 +627,9 @@ def test_damaged_files_of_a_run(tmp_path, monkeypatch, capsys):
         ("[]", "holds no results; delete it"),
         (
             '{"classes": ["normal"]}',
-            "does not say what its config was, which classes there are, how the test "
-            "went, method, dataset, seed, steps, best_step, seconds, device, versions; "
-            "delete it and give the run's command again",
+            "lacks its config, the classes, the scores of its test, method, dataset, "
+            "seed, steps, best_step, seconds, device, versions; delete it and give the "
+            "run's command again",
         ),
     ):
         (tmp_path / "results.json").write_text(text)

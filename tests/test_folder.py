@@ -26,6 +26,28 @@ def test_first_level_is_the_class(tmp_path):
     assert tree.read("sick/ward 7/a.JPG") == b"sick/ward 7/a.JPG"
 
 
+def test_what_our_programs_made_is_no_film(tmp_path, caplog):
+    names = ["sick/b.png", "fine/c.png", "fine/crops/d.png"]  # a ward of that name
+    run = ["config.json", "checkpoints/last/1/d/x", "learning.png", "plain/a.png"]
+    names += [f"runs/films/{name}" for name in run]
+    names += [f"sick/predicted/{n}" for n in ("predictions.jsonl", "crops/sick/b.png")]
+    write(tmp_path, names)
+    with pytest.raises(errors.UserError, match="^class folder 'runs' in .* no image"):
+        folder.scan(str(tmp_path))
+    assert caplog.messages == [
+        f"{tmp_path} holds what our programs made, which is left out: runs/films, "
+        "sick/predicted/crops"
+    ]
+    (tmp_path / "runs").rename(tmp_path / "fine" / "runs")
+    _, records, classes = folder.scan(str(tmp_path))
+    assert classes == ("fine", "sick")
+    assert [record.name for record in records] == [
+        "fine/c.png",
+        "fine/crops/d.png",
+        "sick/b.png",
+    ]
+
+
 @pytest.mark.parametrize("prefix", ["", "data/", "data/set/"])
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_single_roots_and_splits_are_looked_through(tmp_path, prefix, kind):

@@ -193,10 +193,22 @@ def _valley(gray, label, box):
     return (y_high - y_low - 0.5) ** 2 + ((x_low + x_high) / 2 - 0.6) ** 2
 
 
+def test_of_equal_losses_the_box_that_moved_least_is_the_lowest():
+    """Boxes that were moved inside are the whole image, wherever they were shifted."""
+    source = _dataset([(0.0, 0.0, 1.0, 1.0)] * 3)
+    found = reward_landscape.measure(_method(_valley), STATE, source)
+    row, column = reward_landscape.lowest(found)
+    same = found.losses[-1, row, column]
+    assert (found.losses[-1, -1] == found.losses[-1, -1, 0]).all()
+    even = found._replace(losses=np.full_like(found.losses, same))
+    row, column = reward_landscape.lowest(even)
+    assert (reward_landscape.ZOOMS[row], reward_landscape.SHIFTS[column]) == (1, 0)
+
+
 def test_the_default_grid_finds_the_minimum():
     source = _dataset([(0.3, 0.3, 0.7, 0.7)] * 3)
     found = reward_landscape.measure(_method(_valley), STATE, source)
-    row, column = reward_landscape.lowest(found.losses[-1])
+    row, column = reward_landscape.lowest(found)
     # Lungs of 0.4 about 0.5: 0.5 is 1.25 times 0.4, and 0.6 a quarter of 0.4 away.
     assert (
         reward_landscape.ZOOMS[row] == 1.25 and reward_landscape.SHIFTS[column] == 0.25
@@ -366,9 +378,11 @@ def test_program_measures_a_run_on_its_own_split(tmp_path, capsys, monkeypatch):
     with pytest.raises(UserError, match=r"^task\.image_size was 16 in training; land"):
         landscape.main([str(run), "--task.image_size", "32"])
     scores = ("n", "accuracy", "macro_precision", "macro_recall", "macro_f1")
-    test = dict.fromkeys(scores, 1) | {"key_area": None}
+    facts = {"method": "plain", "dataset": "phantom", "device": "cpu", "versions": {}}
+    facts |= dict.fromkeys(("seed", "steps", "best_step", "seconds"), 1)
+    test = dict.fromkeys((*scores, "key_area", "classes", "confusion_matrix"), 1)
     results = {"classes": ["normal", "pneumonia"], "config": {}, "test": test}
-    json_file.write(run / "results.json", results)
+    json_file.write(run / "results.json", facts | results)
     with pytest.raises(UserError) as error:
         landscape.main([str(run)])
     assert str(error.value) == (

@@ -39,7 +39,11 @@ def _results(method, test, plain=None, **policy):
         "seed": 3,
         "test": test,
         "plain": plain,
-        "config": {"policy": {"estimator": "reinforce", "area_cost": 0.0} | policy},
+        "config": {
+            "policy": {"estimator": "reinforce", "area_cost": 0.0, "warmup_steps": 30}
+            | policy,
+            "train": {"steps": 700},
+        },
     }
 
 
@@ -177,6 +181,14 @@ def test_verdict_says_what_went_wrong_and_what_to_change(changes, said, settings
     known = options(Config())
     for name in settings:
         assert name in sentences and name in known
+
+
+def test_verdict_on_a_run_that_ended_in_its_warmup_blames_that():
+    for changes in (WHOLE, WHOLE | {"map_change": 0.0}):
+        assert _verdict(changes, warmup_steps=700) == (
+            "The policy was not trained: policy.warmup_steps is 700, and train.steps "
+            "700: raise train.steps, or lower the warm-up."
+        )
 
 
 def test_verdict_asks_for_a_cost_of_area_where_there_is_none():

@@ -52,6 +52,21 @@ def test_a_run_goes_on_with_other_threads_or_from_another_place(tmp_path):
     assert (tmp_path / "config.json").read_bytes() == before
     with pytest.raises(UserError, match="a run with data.image_size = 1024, not 64"):
         run_folder.check_workdir(tmp_path, Config(data=DataConfig(image_size=64)))
+    data = DataConfig(draw=(3, 4), official_split=True)
+    said = "data.official_split = false, not true, data.draw = none, not 3,4"
+    with pytest.raises(UserError, match=said):
+        run_folder.check_workdir(tmp_path, Config(data=data))
+
+
+def test_a_folder_among_films_is_refused(tmp_path):
+    films = tmp_path / "films"
+    films.mkdir()
+    said = f"^--out {films}/ill lies among the films of {films}: choose another$"
+    with pytest.raises(UserError, match=said):
+        run_folder.check_not_among(films / "ill", str(films), "--out")
+    for root in ("", str(films / "table.csv"), str(tmp_path / "nowhere")):
+        run_folder.check_not_among(films / "ill", root, "--out")
+    run_folder.check_not_among(tmp_path / "films 2", str(films), "--out")
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
@@ -156,12 +171,12 @@ def test_results_of_older_versions_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"classes": 3}, "which classes there are"),
-        ({"classes": "abc"}, "which classes there are"),
-        ({"classes": ["a", "a"]}, "which classes there are"),
-        ({"classes": [1, 2]}, "which classes there are"),
-        ({"test": {}}, "how the test went"),
-        ({"test": None, "config": 1}, "what its config was, how the test went"),
+        ({"classes": 3}, "the classes"),
+        ({"classes": "abc"}, "the classes"),
+        ({"classes": ["a", "a"]}, "the classes"),
+        ({"classes": [1, 2]}, "the classes"),
+        ({"test": {}}, "the scores of its test"),
+        ({"test": None, "config": 1}, "its config, the scores of its test"),
         ({"temperature": "x"}, "a temperature above 0"),
         ({"temperature": 0}, "a temperature above 0"),
         ({"temperature": True}, "a temperature above 0"),
@@ -171,7 +186,7 @@ def test_results_of_older_versions_are_read(tmp_path):
 )
 def test_results_that_were_changed_are_refused(tmp_path, changes, said):
     _write(tmp_path, **changes)
-    expected = f"results.json does not say {said}; delete it and give the run's"
+    expected = f"results.json lacks {said}; delete it and give the run's"
     with pytest.raises(UserError, match=expected):
         run_folder.read_results(tmp_path)
 

@@ -403,6 +403,13 @@ def test_table_2_has_all_methods_that_are_finished(tmp_path, write_run, capsys):
     assert "HAPre" in capsys.readouterr().out  # narrow terminals part its name
 
 
+def test_films_that_are_not_there_are_said_before_anything_is_trained(tmp_path):
+    arguments = ["--table", "2", "--workdir", str(tmp_path), "--data-root", "nowhere"]
+    with pytest.raises(UserError, match="^--data-root nowhere does not exist$"):
+        tables.main(arguments)
+    assert not list(tmp_path.iterdir())
+
+
 def test_published_scores_stand_beside_ours_where_there_are_some(tmp_path, write_run):
     for source in ("phantom_low", "ped_pneumonia"):
         here = tmp_path / source / "resnet8"

@@ -141,6 +141,14 @@ def test_a_run_on_one_s_own_films(tmp_path, experiment, capsys):
     assert f"{workdir}: report.html, results.json, predictions.csv, metrics" in said
     # The plain classifier has no key areas.
     assert {path.name for path in workdir.glob("*.png")} <= PLAIN_PICTURES
+    (workdir / "report.html").unlink()
+    assert train.main(["--config", str(experiment), *map(str, flags)]) == 0
+    assert f"{workdir} has lost report.html: delete" in capsys.readouterr().out
+    # Its pictures would be films of the next run.
+    flags[-1] = films / "runs" / "a"
+    with pytest.raises(UserError, match="^--workdir .* lies among the films of "):
+        train.main(["--config", str(experiment), *map(str, flags)])
+    assert not (films / "runs").exists()
 
 
 # What these do to images is tested by itself, and CutMix is trained as they are; so are

@@ -13,6 +13,7 @@ from hapre_jax.errors import listing
 # Areas under the ROC curve. At 0.8 four of five pairs of films are ranked right, as
 # published classifiers do; at 0.65 two of three, at 0.5 one of two.
 STRONG, WEAK = 0.8, 0.65
+_HOPELESS = 0.9  # what chance may reach where next to nothing could be found
 IMBALANCE = 3  # from here on, always answering the largest class looks accurate
 FEW_FILMS = 50  # a fifth is tested: one film more or less is 10 points of recall
 LEAK = 0.05  # a smaller share of the test images hardly moves a score
@@ -124,6 +125,12 @@ def _say_shortcuts(audit: Audit) -> Iterator[str]:
 def _say_best(audit: Audit, telling: set[str]) -> str:
     told, score = _best(audit)
     if score <= _bound(audit):
+        if audit.chance > _HOPELESS:
+            return (
+                "There are too few films, or patients, to say whether the shape and "
+                "kind of the files tell the classes apart: by chance alone the AUC may "
+                f"reach {audit.chance:.2f}."
+            )
         chance = f", where chance may reach {audit.chance:.2f}"
         return (
             f"No shortcut found in the shape and kind of the files: AUC {score:.2f}"

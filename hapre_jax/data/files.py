@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import itertools
 import logging
 import os
 import pathlib
@@ -29,6 +30,8 @@ _NO_FILMS = (
 )
 # Of macOS, Windows and Synology's disks, which keep smaller copies of pictures there.
 _OF_SYSTEMS = ("__MACOSX", "$RECYCLE.BIN", "@eaDir", "#recycle")
+# What `predict` leaves: a line a film, and folders of pictures beside.
+ANSWERS, PICTURES = "predictions.jsonl", ("crops", "overlays", "heatmaps")
 # Too many open files, no memory: the next moment the file may be read.
 _OF_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
@@ -39,7 +42,8 @@ class Tree:
     Threads may share a tree, and it pickles for processes.
 
     Hidden files, and what else systems keep beside files, as thumbnails and what was
-    deleted, are not part of a tree.
+    deleted, are not part of a tree. Nor are folders of runs, and pictures that were
+    made with answers: they would become films.
 
     Attributes:
       root: the folder or zip that was opened, for messages.
@@ -62,11 +66,19 @@ class Tree:
           read: from a path, and the number of bytes that are enough, to the content.
         """
         self.root = root
-        self._files = frozenset(name for name in files if not _is_hidden(name))
+        there = {name for name in files if not _is_hidden(name)}
+        folders = {name for name in folders if name and not _is_hidden(name)}
+        if ours := _of_programs(there, folders):
+            _log.warning(
+                f"{root} holds what our programs made, which is left out: "
+                f"{', '.join(sorted(ours))}"
+            )
+            there = {name for name in there if not _is_below(name, ours)}
+            folders = {name for name in folders if not _is_below(name, ours)}
+        self._files = frozenset(there)
+        self.folders = tuple(sorted(folders))
         self._names: list[str] | None = None
         self._alike: dict[str, str] = {}
-        folders = {name for name in folders if name and not _is_hidden(name)}
-        self.folders = tuple(sorted(folders))
         self._read = read
 
     def names(self) -> list[str]:
@@ -468,6 +480,23 @@ class _ZipReader:
 
     def __reduce__(self):
         return _ZipReader, (self._path,)
+
+
+def _of_programs(files: Collection[str], folders: Collection[str]) -> set[str]:
+    """Folders of runs, and of pictures beside answers."""
+    found = set()
+    for folder in folders:
+        above, _, name = folder.rpartition("/")
+        inside = f"{above}/" if above else ""
+        if name == "checkpoints" and above and f"{inside}config.json" in files:
+            found.add(above)
+        elif name in PICTURES and f"{inside}{ANSWERS}" in files:
+            found.add(folder)
+    return found
+
+
+def _is_below(name: str, folders: set[str]) -> bool:
+    return not folders.isdisjoint(itertools.accumulate(name.split("/"), "{}/{}".format))
 
 
 def _is_hidden(name: str) -> bool:

@@ -74,6 +74,11 @@ def projection(classes: Sequence[str], space: Sequence[str]) -> np.ndarray:
     return matrix
 
 
+def are_same(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Whether two sources have the same classes in one order, under names of theirs."""
+    return _canonical(first) == _canonical(second)
+
+
 def _canonical(classes: Sequence[str]) -> tuple[str, ...]:
     return tuple(_SYNONYMS.get(name.lower(), name.lower()) for name in classes)
 

@@ -247,6 +247,11 @@ def _divide(source, records, rows, labels, data: DataConfig, seed) -> np.ndarray
         raise UserError(
             f"data.official_split is true, but {source.name} names no test images"
         )
+    if data.name == "folder" and "test" in official and not data.official_split:
+        _log.warning(
+            f"{source.name} names test images, but is divided anew: "
+            "data.official_split true tests on them"
+        )
     tested = official == "test" if data.official_split else np.zeros(len(rows), bool)
     split = np.full(len(rows), "test", "<U10")
     free = np.flatnonzero(~tested)

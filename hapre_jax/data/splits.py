@@ -91,7 +91,8 @@ def assign(
         if split not in result:
             raise UserError(
                 f"the {split} split is empty: {len(members)} {level}(s) cannot be "
-                f"divided {tuple(fractions)}; add images or change data.split_fractions"
+                f"divided {', '.join(f'{share:.3g}' for share in fractions)}; add "
+                "images or change data.split_fractions"
             )
     return result
 
@@ -197,7 +198,10 @@ def recall(path: pathlib.Path, rows: Sequence[Row]) -> np.ndarray:
     remedy = "restore the images, or train anew in another folder"
     for row in rows:
         if row.path not in saved:
-            raise UserError(f"{path} does not list {row.path}: {remedy}")
+            raise UserError(
+                f"{path} does not list {row.path}: take the image out if it is new, "
+                "restore the file if it was edited, or train anew in another folder"
+            )
         for field in ("sha256", "label", "group"):
             old, new = getattr(saved[row.path], field), getattr(row, field)
             if old != new:

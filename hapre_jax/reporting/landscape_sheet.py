@@ -53,7 +53,7 @@ def table(landscape: Landscape) -> rich.table.Table:
     result.add_column("side \\ shift", justify="right")
     for shift in landscape.shifts:
         result.add_column(f"{shift:+.2f}" if shift else "0", justify="right")
-    best = reward_landscape.lowest(landscape.losses[-1])
+    best = reward_landscape.lowest(landscape)
     for row, zoom in enumerate(landscape.zooms):
         texts = [f"{loss:.2f}" for loss in landscape.losses[-1, row]]
         if row == best[0]:
@@ -148,8 +148,8 @@ def _panel(draw, x, y, labels, landscape, row, strength):
         color = figures.PAPER if dark else figures.INK
         draw.text(center, _number(loss), color, figures.font(16), anchor="mm")
     if np.isfinite(losses).any():
-        i, j = np.unravel_index(np.nanargmin(losses), losses.shape)
-        left, top = x + int(j) * _CELL_WIDTH, y + int(i) * _CELL_HEIGHT
+        i, j = reward_landscape.lowest(landscape, row)
+        left, top = x + j * _CELL_WIDTH, y + i * _CELL_HEIGHT
         frame = (left - 2, top - 2, left + _CELL_WIDTH, top + _CELL_HEIGHT)
         draw.rectangle(frame, outline=(0, 0, 0), width=3)
     for i, zoom in enumerate(landscape.zooms):

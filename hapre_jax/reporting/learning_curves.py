@@ -126,7 +126,9 @@ def draw(records: list[dict], *, steps: int, warmup_steps: int = 0) -> Image.Ima
     panels = [p for p in PANELS if any(len(points_of(records, c)[0]) for c in p.curves)]
     width = 2 * _MARGIN + _COLUMNS * (CELL[0] + _GAP) - _GAP
     explanation = figures.wrapped(
-        _how_to_read(has_policy, warmup_steps), figures.font(16), width - 2 * _MARGIN
+        _how_to_read(has_policy, warmup_steps, steps),
+        figures.font(16),
+        width - 2 * _MARGIN,
     )
     bottom = _TOP + 20 + -(-len(panels) // _COLUMNS) * CELL[1]
     height = bottom + 24 * len(explanation) + _MARGIN
@@ -144,10 +146,10 @@ def draw(records: list[dict], *, steps: int, warmup_steps: int = 0) -> Image.Ima
     return picture
 
 
-def _how_to_read(has_policy, warmup_steps):
+def _how_to_read(has_policy, warmup_steps, steps):
     text = "A line is the mean over the steps between two records, a dot a validation."
     text += " The ring marks the validation whose networks are kept."
-    if warmup_steps:
+    if 0 < warmup_steps < steps:
         text += (
             " The vertical line ends the warm-up, in which the policy waits and has no "
             "gradient."

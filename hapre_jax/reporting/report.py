@@ -116,6 +116,12 @@ def verdict(results: dict) -> str | None:
                 f"lungs already (IoU of the whole image {whole:.2f}), so that a crop "
                 "has little to gain."
             )
+        waits = results["config"]["policy"]["warmup_steps"]
+        if waits >= (steps := results["config"]["train"]["steps"]):
+            return (
+                f"The policy was not trained: policy.warmup_steps is {waits}, and "
+                f"train.steps {steps}: raise train.steps, or lower the warm-up."
+            )
         # Results of older versions do not say how far the map is from its start.
         if area.get("map_change", 1.0) < _MOVED:
             return (

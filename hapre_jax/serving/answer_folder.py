@@ -15,15 +15,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import IO
 
 from hapre_jax import csv_file
-from hapre_jax.data import inputs
+from hapre_jax.data import files, inputs
 from hapre_jax.errors import UserError
 from hapre_jax.reporting import figures
 from hapre_jax.serving import answering, inference, output_folder
 from hapre_jax.serving.answering import Answer, Refused
 from hapre_jax.serving.inference import Model
 
-TABLE, LINES, ERRORS = "predictions.csv", "predictions.jsonl", "errors.csv"
-_CROPS, _OVERLAYS, _HEATMAPS = "crops", "overlays", "heatmaps"
+TABLE, LINES, ERRORS = "predictions.csv", files.ANSWERS, "errors.csv"
+_CROPS, _OVERLAYS, _HEATMAPS = files.PICTURES
 _PICTURE = 512  # pixels of a side of overlays and heatmaps
 _EDGES = ("top", "left", "bottom", "right")
 
@@ -129,7 +129,7 @@ def without_pictures(
     out: pathlib.Path, films: Iterable[inputs.Input]
 ) -> Iterator[inputs.Input]:
     """Films less the pictures in a folder of answers, which were made of others."""
-    made = {(out / kind).resolve() for kind in (_CROPS, _OVERLAYS, _HEATMAPS)}
+    made = {(out / kind).resolve() for kind in files.PICTURES}
     folder = functools.lru_cache(pathlib.Path.resolve)
     for film in films:
         within = folder(pathlib.Path(film.path).parent)
