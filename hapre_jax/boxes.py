@@ -118,7 +118,7 @@ def neighbors(
         moved = center_to_yxyx(jnp.concatenate([middle, center[2:] * change[2:]]))
         return clip(moved, min_side=min_side, max_side=max_side)
 
-    return jax.vmap(move)(jnp.array(known[moves], box.dtype))
+    return jax.vmap(move)(jnp.array(known[moves], center.dtype))
 
 
 def area(box: jax.Array) -> jax.Array:

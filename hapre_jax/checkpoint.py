@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import io
 import json
 import logging
@@ -272,15 +273,25 @@ def _quietly() -> Iterator[None]:
     absl = logging.getLogger("absl")
     before = absl.level
     absl.setLevel(logging.CRITICAL)
+    hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_drop_late_answers, hook)
     try:
         with contextlib.redirect_stderr(said):
             yield
     except BaseException:
+        # The hook stays: threads go on answering the loop of this save, which is gone.
         said.truncate(0)
         raise
+    else:
+        sys.unraisablehook = hook
     finally:
         absl.setLevel(before)
         sys.stderr.write(said.getvalue())
+
+
+def _drop_late_answers(otherwise, unraisable):
+    if str(unraisable.exc_value) != "Event loop is closed":
+        otherwise(unraisable)
 
 
 def _reason(error: Exception) -> str:

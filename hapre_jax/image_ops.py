@@ -154,7 +154,7 @@ def filter3(image: jax.Array, kernel: jax.Array) -> jax.Array:
         for row in range(3)
         for column in range(3)
     )
-    return image.at[1:-1, 1:-1].set(jnp.clip(inner, 0, 1))
+    return image.at[1:-1, 1:-1].set(jnp.clip(inner, 0, 1).astype(image.dtype))
 
 
 def warp(image: jax.Array, shifts: jax.Array) -> jax.Array:
@@ -191,7 +191,7 @@ def posterize(image: jax.Array, *, bits: int) -> jax.Array:
     if not 1 <= bits <= 8:
         raise ValueError(f"bits is {bits}, but must be 1 to 8")
     step = 2 ** (8 - bits)
-    return _from_levels(_to_levels(image) // step * step)
+    return _from_levels(_to_levels(image) // step * step, image.dtype)
 
 
 def solarize(image: jax.Array, threshold: jax.Array | float) -> jax.Array:
@@ -218,7 +218,7 @@ def equalize(image: jax.Array) -> jax.Array:
     step = (levels.size - counts[jnp.max(levels)]) // _LEVELS
     darker = jnp.cumsum(counts) - counts
     table = (step // 2 + darker) // jnp.maximum(step, 1)
-    equalized = _from_levels(jnp.minimum(table, _LEVELS)[levels])
+    equalized = _from_levels(jnp.minimum(table, _LEVELS)[levels], image.dtype)
     # Too few pixels, or one gray only.
     return jnp.where(step == 0, image, equalized)
 
@@ -259,5 +259,5 @@ def _to_levels(image):
     return jnp.round(jnp.clip(image, 0, 1) * _LEVELS).astype(jnp.int32)
 
 
-def _from_levels(levels):
-    return levels.astype(jnp.float32) / _LEVELS
+def _from_levels(levels, dtype):
+    return (levels.astype(jnp.float32) / _LEVELS).astype(dtype)

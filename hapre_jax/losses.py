@@ -34,7 +34,9 @@ def focal_loss(
 
     Args:
       logits: `f32[...]`, any shape, finite for any finite logit.
-      target: same shape, in [0, 1]; a fraction is a cell partly covered.
+      target: same shape, in [0, 1]; a fraction is a cell partly covered. With gamma > 0
+        the minimum is not at p = t then, but nearer to 0 or 1: who imitates a box moves
+        its edges to the nearest cells.
       gamma: focusing parameter, >= 0. The paper does not give it; 2 is the value of
         Lin et al., "Focal Loss for Dense Object Detection", 2017.
 

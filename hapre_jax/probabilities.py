@@ -115,10 +115,12 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
       labels: `i[N]`.
 
     Returns:
-      From 1/20 to 20.
+      From 1/20 to 20; 1 of no images.
     """
     logits = np.log(np.maximum(np.asarray(probabilities, np.float64), _TINY))
     chex.assert_shape(logits, (len(labels), None))
+    if not len(labels):
+        return 1.0
     truth = logits[np.arange(len(labels)), labels].mean()
 
     def slope(inverse):

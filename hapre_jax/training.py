@@ -165,10 +165,12 @@ def fit(
       console: where progress goes.
       before: called with the state before the first step, where that is not a random
         one.
-      stop_after: steps after which to leave, as a time limit would.
+      stop_after: steps after which to leave, as a time limit would; of
+        `train.steps_per_call` steps, those that are whole by then.
     """
     train = config.train
     end = train.steps if stop_after is None else min(train.steps, stop_after)
+    end -= end % train.steps_per_call
     with contextlib.ExitStack() as stack:
         loop = _Loop(
             config,

@@ -403,6 +403,18 @@ def test_a_step_prepares_the_partner_as_the_image():
 # Random augmentation.
 
 
+def test_random_operations_keep_the_type_of_an_image():
+    image = jnp.zeros((8, 8, 1), jnp.bfloat16)
+    for operations in (random_aug.chest(8), random_aug.randaugment(9, 8)):
+        found = jax.eval_shape(
+            lambda image, operations=operations: random_aug.apply_random(
+                KEY, image, operations=operations, count=2, replace=True
+            ),
+            image,
+        )
+        assert found.dtype == image.dtype
+
+
 def _digits(count, replace, keys=400):
     """How often each of four operations was applied, for each key: `[keys, 4]`."""
     operations = {

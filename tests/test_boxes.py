@@ -152,6 +152,12 @@ def test_neighbors_stay_in_bounds_and_in_the_image(variant):
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def test_neighbors_of_a_box_of_integers_are_those_of_the_same_numbers():
+    with jax.numpy_dtype_promotion("standard"):
+        found = boxes.neighbors(jnp.array([0, 0, 1, 1]), alpha=1.25, min_side=0.1)
+    np.testing.assert_allclose(found, [[0, 0, 1, 1], [0.1, 0.1, 0.9, 0.9]], atol=1e-6)
+
+
 def test_neighbors_are_at_most_the_whole_image():
     found = boxes.neighbors(box(0.05, 0.05, 0.95, 0.95), alpha=1.25, min_side=0.2)
     expected = [boxes.WHOLE, (0.14, 0.14, 0.86, 0.86)]

@@ -2,6 +2,8 @@ import dataclasses
 import errno
 import resource
 import shutil
+import sys
+import types
 
 import chex
 import jax
@@ -364,6 +366,20 @@ def test_a_write_that_the_system_refuses_is_one_sentence(tmp_path, checkpoints, 
     assert capfd.readouterr().err == ""
     assert [p.name for p in (tmp_path / "checkpoints" / "last").iterdir()] == ["2"]
     assert _resumed(tmp_path)[1:] == ({"n": 2}, [])
+
+
+def test_late_answers_to_a_save_that_failed_are_not_shown(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    with pytest.raises(OSError), checkpoint._quietly():
+        raise OSError
+    late, other = (
+        types.SimpleNamespace(exc_value=RuntimeError(text))
+        for text in ("Event loop is closed", "another")
+    )
+    sys.unraisablehook(late)
+    sys.unraisablehook(other)
+    assert seen == [other]
 
 
 def test_restore_best_needs_a_checkpoint(tmp_path, tiny_config):

@@ -37,6 +37,22 @@ def _gradients(of, stride):
     return jax.jit(jax.grad(loss, (0, 1)))
 
 
+def test_products_with_the_hessian_have_both_modes():
+    for shape, size, stride in (
+        ((5, 9, 8, 2), (3, 3, 2, 4), 2),
+        ((2, 5, 4, 6), (1, 1, 6, 3), 2),
+    ):
+        image, kernel = _arrays(shape, size)
+
+        def loss(kernel, image=image, stride=stride):
+            return jnp.sum(jnp.sin(convolution.convolve(image, kernel, stride)))
+
+        along = jnp.ones_like(kernel)
+        _, forward = jax.jvp(jax.grad(loss), (kernel,), (along,))
+        _, pull_back = jax.vjp(jax.grad(loss), kernel)
+        np.testing.assert_allclose(forward, pull_back(along)[0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("shape", "kernel", "stride"),
     [

@@ -49,6 +49,11 @@ def _do(name, image, key=KEY):
 # Actions.
 
 
+def test_actions_keep_the_type_of_an_image():
+    image = _image().astype(jnp.bfloat16)
+    assert jax.eval_shape(apply_action, KEY, image, jnp.array(6)).dtype == image.dtype
+
+
 def test_actions_are_fifteen_operations_and_a_stop():
     assert NAMES == [
         "mirror",

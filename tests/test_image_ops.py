@@ -424,6 +424,17 @@ def test_positions_are_exact_whatever_the_type_of_the_image(name, dtype):
     np.testing.assert_array_equal(found, image)
 
 
+@pytest.mark.parametrize("name", ["sharpness", "posterize", "equalize"])
+def test_the_type_of_an_image_stays(name):
+    image = jnp.array(FILM[:, :, None] / 255, jnp.bfloat16)
+    found = {
+        "sharpness": lambda: image_ops.sharpness(image, 1.5),
+        "posterize": lambda: image_ops.posterize(image, bits=4),
+        "equalize": lambda: image_ops.equalize(image),
+    }[name]()
+    assert found.dtype == image.dtype
+
+
 def test_images_of_numpy_are_sharpened_too():
     image = np.float32(FILM[:, :, None] / 255)
     expected = image_ops.sharpness(jnp.array(image), jnp.array(1.5))

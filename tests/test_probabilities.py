@@ -137,6 +137,10 @@ def test_a_temperature_that_was_put_in_is_found():
     assert probabilities.calibration_error(after) < 0.01
 
 
+def test_no_films_change_no_temperature():
+    assert probabilities.fit_temperature(np.zeros((0, 3)), np.zeros(0, int)) == 1
+
+
 @pytest.mark.parametrize("count", [6, 3000])
 def test_a_few_films_do_not_decide(count):
     """All right at 73 %: of many films 99 % is likelier, of six not so."""

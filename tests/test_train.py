@@ -127,6 +127,14 @@ def test_next_command_is_one_that_can_be_given(data, command):
     assert said == command
 
 
+def test_calls_of_several_steps_are_whole_before_a_run_leaves(tmp_path, plain_config):
+    every = dict.fromkeys(("log_every", "checkpoint_every", "eval_every"), 6)
+    several = dataclasses.replace(plain_config.train, steps_per_call=2, **every)
+    settings = dataclasses.replace(plain_config, train=several)
+    assert train.train_and_evaluate(settings, tmp_path, stop_after=3) is None
+    assert (tmp_path / "checkpoints" / "last" / "2").is_dir()
+
+
 def test_a_run_on_one_s_own_films(tmp_path, experiment, capsys):
     """Lungs unknown, two classes, other numbers of images than a batch divides."""
     films = _films(tmp_path / "films")

@@ -126,7 +126,7 @@ def apply_action(key: jax.Array, image: jax.Array, action: jax.Array) -> jax.Arr
     image = image_ops.warp(image, deviation * jax.random.normal(warp_key, (4, 4, 2)))
     image = image_ops.filter3(image, kernel)
     grain = noise * jax.random.normal(noise_key, image.shape)
-    return jnp.clip(image + brighten + grain, 0, 1)
+    return jnp.clip(image + brighten + grain, 0, 1).astype(image.dtype)
 
 
 def reward(before: jax.Array, after: jax.Array) -> jax.Array:

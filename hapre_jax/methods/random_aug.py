@@ -92,8 +92,11 @@ def apply_random(
     chex.assert_shape(image, (None, None, 1))
     choice_key, draw_key = jax.random.split(key)
     chosen = jax.random.choice(choice_key, len(operations), (count,), replace=replace)
-    draws = jax.random.uniform(draw_key, (count, 2), minval=-1.0)
-    branches = list(operations.values())
+    draws = jax.random.uniform(draw_key, (count, 2), image.dtype, minval=-1.0)
+    branches = [
+        lambda image, draw, change=change: change(image, draw).astype(image.dtype)
+        for change in operations.values()
+    ]
 
     # A loop, so that the branches are compiled once.
     def apply(image, drawn):

@@ -30,7 +30,8 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     A kernel of one pixel is a matrix product: XLA's gradient of the convolution takes
     up to 6 times as long on a CPU. With a stride it is a convolution on a GPU, where
     XLA aborts the process as it joins products with every second pixel (jax 0.11.2).
-    There is no forward mode (`jax.jvp`) but for those of stride 1.
+    There is no forward mode (`jax.jvp`) but for those of stride 1; over a gradient
+    there is, as for products with the Hessian.
 
     Args:
       x: `f32[B, H, W, C]`.
@@ -72,14 +73,14 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     elif _is_stem(kernel.shape, stride):
         elsewhere = _by_blocks
 
-    @jax.custom_vjp
-    def differentiable(x, kernel):
+    def forward(x, kernel):
         if on_cpu is elsewhere:
             return usual(x, kernel)
         return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=elsewhere)
 
+    differentiable = jax.custom_vjp(forward)
     differentiable.defvjp(
-        lambda x, kernel: (differentiable(x, kernel), (x, kernel)),
+        lambda x, kernel: (forward(x, kernel), (x, kernel)),
         lambda saved, cotangent: jax.lax.platform_dependent(
             *saved, cotangent, cpu=gradient_on_cpu, default=gradient_of(elsewhere)
         ),
