@@ -15,6 +15,7 @@ from hapre_jax.config import Config
 from hapre_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
+PLAIN = "plain"  # in a run's folder, that of the plain classifier's run
 # Of the scores of a classifier, what every version has written.
 _OF_TEST = {"n", "accuracy", "macro_precision", "macro_recall", "macro_f1", "key_area"}
 
@@ -44,6 +45,12 @@ def claim(workdir: pathlib.Path, *, flag: str = "--workdir") -> Iterator[None]:
                 "other process works there"
             )
         yield
+
+
+def find(workdir: pathlib.Path, name: str) -> pathlib.Path | None:
+    """A file about a run's films; the plain classifier's run has that of the other."""
+    files = [folder / name for folder in (workdir, workdir.parent)]
+    return next(filter(pathlib.Path.exists, files), None)
 
 
 def read_config(folder: pathlib.Path) -> Config:
