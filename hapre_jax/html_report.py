@@ -49,8 +49,8 @@ def of_run(workdir: pathlib.Path, results: dict) -> str:
     """
     ours = predictions.read(workdir / "predictions.csv", count=results["test"]["n"])
     compared = None
-    if (workdir / "plain" / "predictions.csv").exists():
-        file = workdir / "plain" / "predictions.csv"
+    file = workdir / run_folder.PLAIN / "predictions.csv"
+    if file.exists():
         compared = predictions.read(file, count=results["test"]["n"])
     methods = {results["method"]: (results["test"], ours)}
     if compared is not None:

@@ -9,7 +9,7 @@ import numpy as np
 import rich.console
 
 from hapre_jax import config as config_lib
-from hapre_jax import evaluation, log
+from hapre_jax import evaluation, log, run_folder
 from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import files, labels, pipeline, sources, splits
@@ -132,14 +132,13 @@ def say_what_is_left_out(known: int, console: rich.console.Console) -> None:
 
 
 def splits_file(workdir: pathlib.Path) -> pathlib.Path:
-    """That of a run; the plain classifier's run lies in the folder of another.
+    """That of a run.
 
     Raises:
       UserError: it is lost.
     """
-    for folder in (workdir, workdir.parent):
-        if (folder / "splits.csv").exists():
-            return folder / "splits.csv"
+    if file := run_folder.find(workdir, "splits.csv"):
+        return file
     raise UserError(
         f"{workdir} has lost its splits.csv, which says what films it was trained on: "
         "restore the file"

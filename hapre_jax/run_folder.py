@@ -16,6 +16,7 @@ from hapre_jax.data import files
 from hapre_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
+PLAIN = "plain"  # in a run's folder, that of the plain classifier's run
 # Of the scores of a classifier, what every version has written.
 _OF_TEST = {
     "n",
@@ -69,6 +70,12 @@ def claim(place: pathlib.Path, *, flag: str = "--workdir") -> Iterator[None]:
                 "other process works there"
             )
         yield
+
+
+def find(workdir: pathlib.Path, name: str) -> pathlib.Path | None:
+    """A file about a run's films; the plain classifier's run has that of the other."""
+    files = [folder / name for folder in (workdir, workdir.parent)]
+    return next(filter(pathlib.Path.exists, files), None)
 
 
 def read_config(folder: pathlib.Path) -> Config:

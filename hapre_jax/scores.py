@@ -24,8 +24,23 @@ METRICS = {
 }
 
 
-def across_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, half a 95 % t-interval, and the values themselves."""
+def known(results: Sequence[dict], path: str) -> list[float]:
+    """What runs found of one kind, without those that do not say it.
+
+    Args:
+      results: of runs, as in their `results.json`.
+      path: names within each other, such as "test.key_area.lung_iou".
+    """
+    found: list[Any] = list(results)
+    for name in path.split("."):
+        found = [(of or {}).get(name) for of in found]
+    return [value for value in found if value is not None]
+
+
+def across_seeds(values: Sequence[float]) -> dict[str, Any] | None:
+    """Mean, half a 95 % t-interval, and the values themselves; None of no values."""
+    if not values:
+        return None
     return {
         "mean": float(np.mean(values)),
         "interval": metrics.interval(values),
@@ -53,10 +68,10 @@ def record(
         other films.
     """
     results, answers = zip(*(_read(run, tested) for run in runs), strict=True)
-    known = {run.values["seed"]: run for run in reference}
+    rivals = {run.values["seed"]: run for run in reference}
     pairs = []
     for run, of in zip(runs, answers, strict=True):
-        if beside := known.get(run.values["seed"]):
+        if beside := rivals.get(run.values["seed"]):
             pairs.append((of, _read(beside, tested)[1]))
             if not bootstrap.is_pair(*pairs[-1]):
                 raise UserError(
@@ -70,15 +85,13 @@ def record(
     scores = {
         name: across_seeds([of["test"][name] for of in results]) for name in METRICS
     }
-    areas = [(of["test"]["key_area"] or {}).get("lung_iou") for of in results]
-    known_areas = [area for area in areas if area is not None]
     return {
         "seeds": [int(run.values["seed"]) for run in runs],
         "images": [of["test"]["n"] for of in results],
         "scores": scores,
         "f1_over_images": bootstrap.mean_f1(answers)._asdict(),
         "gain": _gain(pairs) if pairs else None,
-        "lung_iou": across_seeds(known_areas) if known_areas else None,
+        "lung_iou": across_seeds(known(results, "test.key_area.lung_iou")),
         "minutes": float(np.mean([of["seconds"] / 60 for of in results])),
         # Older versions did not write it.
         "commits": sorted({of.get("commit") or "unknown" for of in results}),
@@ -107,12 +120,13 @@ def _read(run: Experiment, tested: str):
     return results, predictions.read(answers, count=results["test"]["n"])
 
 
-def shown(score: dict | None) -> str:
-    """Per cent, with half of the interval over seeds."""
+def shown(score: dict | None, *, per_cent: bool = True) -> str:
+    """The mean, in per cent or as it is, with half of the interval over seeds."""
     if score is None:
         return ""
-    spread = "" if score["interval"] is None else f" ± {100 * score['interval']:.1f}"
-    return f"{100 * score['mean']:.1f}{spread}"
+    factor, digits = (100, 1) if per_cent else (1, 3)
+    parts = [part for part in (score["mean"], score["interval"]) if part is not None]
+    return " ± ".join(f"{factor * part:.{digits}f}" for part in parts)
 
 
 def over_patients(score: dict) -> str:
@@ -176,10 +190,10 @@ def in_words(lines: Sequence[tuple[dict, str]], reference: str) -> str:
                 f"With intervals over seeds and over test patients that leave out 0, "
                 f"{way} than {reference} by points of macro-F1: {', '.join(found)}."
             )
-    known = [one["gain"] for one, _ in lines if one["gain"]]
-    if known and all(gain["over_seeds"]["interval"] is None for gain in known):
+    measured = [one["gain"] for one, _ in lines if one["gain"]]
+    if measured and all(gain["over_seeds"]["interval"] is None for gain in measured):
         said.append("Differences are of one seed: another training may have others.")
-    elif known and not any(gains.values()):
+    elif measured and not any(gains.values()):
         said.append(
             f"No difference from {reference} has intervals over seeds and over test "
             "patients that both leave out 0."

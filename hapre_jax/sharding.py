@@ -18,6 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from hapre_jax import run_folder
 from hapre_jax.config import TrainConfig
 from hapre_jax.errors import UserError
 
@@ -98,7 +99,7 @@ def one_writer(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
             if workdir.exists():
                 ignored = shutil.ignore_patterns("checkpoints")
                 shutil.copytree(workdir, mine, ignore=ignored)
-            for part in ("", "plain"):
+            for part in ("", run_folder.PLAIN):
                 (mine / part).mkdir(parents=True, exist_ok=True)
                 whole = (workdir / part / "checkpoints").absolute()
                 (mine / part / "checkpoints").symlink_to(whole)

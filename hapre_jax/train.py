@@ -101,7 +101,7 @@ def train_and_evaluate(
             json_file.write(typical, appearance.describe(data.train.images))
         plain = None
         if config.method != "plain" and (config.compare_plain or method.prepare):
-            plain_config, folder = _plain(config), workdir / "plain"
+            plain_config, folder = _plain(config), workdir / run_folder.PLAIN
             folder.mkdir(exist_ok=True)
             claims.enter_context(run_folder.claim(folder))
             run_folder.write_config(folder, plain_config)
@@ -113,7 +113,7 @@ def train_and_evaluate(
 
 
 def _plain(config: Config) -> Config:
-    """The run of the folder `plain` of another run."""
+    """The run of the folder `run_folder.PLAIN` of another run."""
     return dataclasses.replace(config, method="plain", compare_plain=False)
 
 
@@ -213,7 +213,7 @@ def _draw_heatmaps(config, whole, workdir, data, *, beside_plain):
 def _best_of_plain(config, workdir, data) -> train_state.TrainState:
     """The best checkpoint of the run that `_plain` is the config of."""
     method = methods.make(_plain(config), len(data.train.classes))
-    return checkpoint.restore_best(workdir / "plain", _plain(config), method)
+    return checkpoint.restore_best(workdir / run_folder.PLAIN, _plain(config), method)
 
 
 def _best_scale(measured, areas, lung_boxes) -> dict | None:

@@ -18,6 +18,15 @@ from hapre_jax import cli, experiments, json_file, run_folder, scores
 from hapre_jax.errors import UserError
 from hapre_jax.experiments import Experiment
 
+# Columns of the table, and where `results.json` has their scores.
+_COLUMNS = {
+    "plain macro F1": "plain.macro_f1",
+    "macro F1": "test.macro_f1",
+    "plain accuracy": "plain.accuracy",
+    "accuracy": "test.accuracy",
+    "lung IoU": "test.key_area.lung_iou",
+    "mean box IoU": "test.key_area.trivial_iou.mean_box",
+}
 # Scores of `evaluation.score_parameter`.
 _BESIDE_THE_TRUTH = (
     "error",
@@ -60,37 +69,26 @@ def grid(
 
 def summarize(runs: list[Experiment]) -> list[dict]:
     """A row a combination: its values, and mean, interval and values of each score."""
-    columns = {
-        "plain macro F1": lambda r: (r["plain"] or {}).get("macro_f1"),
-        "macro F1": lambda r: r["test"]["macro_f1"],
-        "plain accuracy": lambda r: (r["plain"] or {}).get("accuracy"),
-        "accuracy": lambda r: r["test"]["accuracy"],
-        "lung IoU": lambda r: (r["test"]["key_area"] or {}).get("lung_iou"),
-        "mean box IoU": lambda r: (
-            (r["test"]["key_area"] or {}).get("trivial_iou", {}).get("mean_box")
-        ),
-    }
     rows = []
     for name, group in itertools.groupby(runs, lambda run: run.folder.parent.name):
         done = [run.folder for run in group if run.is_finished]
         results = [run_folder.read_results(folder) for folder in done]
-        row: dict = {"run": name, "n": len(results), "scores": {}}
-        for score, read in columns.items():
-            _add(row["scores"], score, map(read, results))
+        columns = dict(_COLUMNS)
         # How an operation was set, beside the truth, where that is known.
-        parameters = [result["test"].get("parameters", {}) for result in results]
-        for parameter in parameters[0] if parameters else ():
-            for score in _BESIDE_THE_TRUTH:
-                values = [of[parameter][score] for of in parameters]
-                _add(row["scores"], f"{parameter}: {score.replace('_', ' ')}", values)
-        rows.append(row)
+        for parameter in results[0]["test"].get("parameters", ()) if results else ():
+            columns |= {
+                f"{parameter}: {score.replace('_', ' ')}": (
+                    f"test.parameters.{parameter}.{score}"
+                )
+                for score in _BESIDE_THE_TRUTH
+            }
+        found = {
+            column: scores.across_seeds(scores.known(results, path))
+            for column, path in columns.items()
+        }
+        known = {column: score for column, score in found.items() if score}
+        rows.append({"run": name, "n": len(results), "scores": known})
     return rows
-
-
-def _add(row, score, values):
-    known = [value for value in values if value is not None]
-    if known:
-        row[score] = scores.across_seeds(known)
 
 
 def table(rows: list[dict]) -> rich.table.Table:
@@ -100,22 +98,20 @@ def table(rows: list[dict]) -> rich.table.Table:
     """
     names = list(dict.fromkeys(name for row in rows for name in row["scores"]))
     runs = [f"{row['run']}, seeds: {row['n']}" for row in rows]
-    cells = [[_cell(row["scores"].get(name)) for name in names] for row in rows]
+    cells = [
+        [scores.shown(row["scores"].get(n), per_cent=False) or "-" for n in names]
+        for row in rows
+    ]
     columns, lines = names, runs
     if len(runs) < len(names):
         columns, lines = runs, names
         cells = [list(column) for column in zip(*cells, strict=True)]
-    shown = rich.table.Table("", *columns, title="mean ± 95 % over seeds")
+    shown = rich.table.Table(title="mean ± 95 % over seeds")
+    for title in ("", *columns):  # values such as paths are long, and none is cut
+        shown.add_column(title, overflow="fold")
     for line, of_line in zip(lines, cells, strict=True):
         shown.add_row(line, *of_line)
     return shown
-
-
-def _cell(score):
-    if score is None:
-        return "-"
-    spread = "" if score["interval"] is None else f" ± {score['interval']:.3f}"
-    return f"{score['mean']:.3f}{spread}"
 
 
 def main(argv: list[str]) -> int:

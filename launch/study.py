@@ -11,12 +11,11 @@ every seed needs matplotlib: pip install -e '.[report]'.
 """
 
 import pathlib
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from hapre_jax import cli, metrics, run_folder
+from hapre_jax import cli, run_folder, scores
 from hapre_jax.errors import UserError
 
 _REFERENCE = "default"  # the variant of grid.py that changes nothing
@@ -29,29 +28,18 @@ class Variant(NamedTuple):
     results: list[dict]
 
 
-def _area(name: str) -> Callable[[dict], float | None]:
-    return lambda results: (results["test"]["key_area"] or {}).get(name)
-
-
-def _landscape(name: str) -> Callable[[dict], float | None]:
-    return lambda results: (results.get("landscape") or {}).get(name)
-
-
-def _beside(results: dict) -> float | None:
-    return results["plain"] and results["plain"]["macro_f1"]
-
-
-COLUMNS: dict[str, Callable[[dict], float | None]] = {
-    "macro-F1": lambda results: results["test"]["macro_f1"],
-    "plain macro-F1": _beside,
-    "lung IoU": _area("lung_iou"),
-    "mean box": lambda results: (_area("trivial_iou")(results) or {}).get("mean_box"),
-    "best scale": _landscape("best_zoom"),
-    "IoU there": _landscape("iou"),
-    "lungs covered": _area("lung_coverage"),
-    "lesions covered": _area("lesion_coverage"),
-    "side": _area("side_fraction"),
-    "at a bound": _area("at_bound"),
+# Columns of the table, and where `results.json` has their scores.
+COLUMNS = {
+    "macro-F1": "test.macro_f1",
+    "plain macro-F1": "plain.macro_f1",
+    "lung IoU": "test.key_area.lung_iou",
+    "mean box": "test.key_area.trivial_iou.mean_box",
+    "best scale": "landscape.best_zoom",
+    "IoU there": "landscape.iou",
+    "lungs covered": "test.key_area.lung_coverage",
+    "lesions covered": "test.key_area.lesion_coverage",
+    "side": "test.key_area.side_fraction",
+    "at a bound": "test.key_area.at_bound",
 }
 
 
@@ -77,16 +65,7 @@ def collect(folder: pathlib.Path) -> list[Variant]:
 
 def values(variant: Variant, column: str) -> list[float]:
     """The scores of a variant's seeds, without those that it does not have."""
-    found = map(COLUMNS[column], variant.results)
-    return [value for value in found if value is not None]
-
-
-def cell(scores: list[float]) -> str:
-    """Mean ± half a 95 % interval; a single figure without one."""
-    if not scores:
-        return ""
-    spread = metrics.interval(scores)
-    return f"{np.mean(scores):.3f}" + ("" if spread is None else f" ± {spread:.3f}")
+    return scores.known(variant.results, COLUMNS[column])
 
 
 def markdown(variants: list[Variant]) -> str:
@@ -95,7 +74,8 @@ def markdown(variants: list[Variant]) -> str:
     lines = [["variant", "seeds", *columns], ["---"] * (len(columns) + 2)]
     for variant in variants:
         seeds = " ".join(str(results["seed"]) for results in variant.results)
-        cells = [cell(values(variant, column)) for column in columns]
+        found = [scores.across_seeds(values(variant, column)) for column in columns]
+        cells = [scores.shown(score, per_cent=False) for score in found]
         lines.append([variant.name, seeds, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -114,11 +94,11 @@ def plot(variants: list[Variant], file: pathlib.Path, *, title: str) -> None:
     rows = range(len(variants))
     for axis, (column, trivial) in zip(axes, panels.items(), strict=True):
         for row, variant in zip(rows, variants, strict=True):
-            scores = values(variant, column)
+            of_seeds = values(variant, column)
             color = "#0072b2" if variant.name == _REFERENCE else "#e69f00"
-            axis.plot(scores, [row] * len(scores), "o", color=color, alpha=0.7)
-            if scores:
-                axis.plot(np.mean(scores), row, "|", color="black", markersize=14)
+            axis.plot(of_seeds, [row] * len(of_seeds), "o", color=color, alpha=0.7)
+            if of_seeds:
+                axis.plot(np.mean(of_seeds), row, "|", color="black", markersize=14)
         known = [score for variant in variants for score in values(variant, trivial)]
         if known:
             axis.axvline(np.mean(known), color="gray", linestyle="--", linewidth=1)

@@ -18,304 +18,15 @@ and pictures of the search. Needs pip install -e '.[sweep]'.
 """
 
 import argparse
-import contextlib
-import datetime
-import fcntl
 import pathlib
-import runpy
 import shlex
-import time
-import warnings
-import zlib
-from collections.abc import Iterator
-from typing import IO
 
 import rich.console
 import rich.table
 
-from hapre_jax import cli, config_file, experiments, json_file, log
+from hapre_jax import cli, config_file, experiments, json_file, log, search
 from hapre_jax import config as config_lib
 from hapre_jax.errors import UserError
-from hapre_jax.experiments import Experiment, Failure
-
-_POLL_SECONDS = 0.5
-_BEGUN_WITH = "settings"  # what a study keeps of its config, seed included
-_BEAT_SECONDS = 60  # between two signs of life of a worker, in a database
-_GRACE_SECONDS = 300  # without one, after which it counts as dead
-_FOLDER = "folder"  # a trial's attribute: where it runs
-
-
-class TrialFailed(Exception):
-    """A training that ended with an error."""
-
-
-def load_space(file: str) -> dict:
-    """The distributions of a config file, after a check of their fields.
-
-    Raises:
-      UserError: the file has no `get_space`, or it names a field that is not there.
-    """
-    _optuna()  # which the file imports
-    base = config_file.load(file)
-    path, _ = config_file.find(file)
-    is_python = path.suffix == ".py"  # a run's config.json has fields alone
-    space = runpy.run_path(str(path)).get("get_space") if is_python else None
-    if not callable(space):
-        raise UserError(f"config file {file} has no get_space()")
-    try:
-        found = space()
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"get_space() of {file} fails with {reason}") from error
-    kind = _optuna().distributions.BaseDistribution
-    if not isinstance(found, dict) or not all(
-        isinstance(distribution, kind) for distribution in found.values()
-    ):
-        raise UserError(
-            f"get_space() of {file} gives {found!r}, but must give a dict from fields "
-            "to Optuna's distributions"
-        )
-    for field, distribution in found.items():
-        choices = getattr(distribution, "choices", None)
-        ends = choices or (distribution.low, distribution.high)
-        for value in ends:
-            config_lib.override(base, field, config_lib.to_text(value))
-    return found
-
-
-def open_study(
-    name: str, workdir: pathlib.Path, *, storage: str, seed: int, warmup_steps: int
-):
-    """The study of a folder, or of a database that many machines share.
-
-    Args:
-      name: of the study.
-      workdir: where its journal is, without a database.
-      storage: the database's address, or empty.
-      seed: of the settings that are drawn.
-      warmup_steps: of a training, before which no trial is given up.
-
-    Raises:
-      UserError: the database cannot be opened.
-    """
-    optuna = _optuna()
-    if storage:
-        backend = _database(storage)
-    else:
-        workdir.mkdir(parents=True, exist_ok=True)
-        journal = optuna.storages.journal.JournalFileBackend(
-            str(workdir / "study.journal")
-        )
-        backend = optuna.storages.JournalStorage(journal)
-    return optuna.create_study(
-        study_name=name,
-        storage=backend,
-        load_if_exists=True,
-        direction="maximize",
-        sampler=_sampler(seed),
-        # A policy that still waits for its classifier says nothing of the setting.
-        pruner=optuna.pruners.MedianPruner(
-            n_startup_trials=5, n_warmup_steps=warmup_steps
-        ),
-    )
-
-
-def _database(address):
-    optuna = _optuna()
-    try:
-        with _quiet():
-            return optuna.storages.RDBStorage(
-                address,
-                heartbeat_interval=_BEAT_SECONDS,
-                grace_period=_GRACE_SECONDS,
-                heartbeat_stale_trial_callback=_put_in_front,
-            )
-    except Exception as error:  # of SQLAlchemy, or of the database's own package
-        reason = str(error).partition("\n")[0]
-        message = f"the database of --storage cannot be opened: {reason}"
-        raise UserError(message) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides Optuna's warnings of what is experimental, or not for ask and tell."""
-    with warnings.catch_warnings():
-        experimental = _optuna().exceptions.ExperimentalWarning
-        warnings.simplefilter("ignore", experimental)
-        warnings.filterwarnings("ignore", "Heartbeat of storage")
-        yield
-
-
-def _sampler(seed):
-    optuna = _optuna()
-
-    class ByTrial(optuna.samplers.TPESampler):
-        """Draws anew for each trial, by its number.
-
-        Of one generator for all of them, every worker, and every one that goes on with
-        a study, would draw the same settings again.
-        """
-
-        def before_trial(self, study, trial):
-            super().__init__(seed=zlib.crc32(f"{seed} {trial.number}".encode()))
-            super().before_trial(study, trial)
-
-    return ByTrial()
-
-
-def _optuna():
-    try:
-        import optuna
-    except ModuleNotFoundError as error:
-        raise UserError("sweeps need Optuna: pip install -e '.[sweep]'") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
-
-
-@contextlib.contextmanager
-def _claim(folder: pathlib.Path, *, wait: bool = False) -> Iterator[IO[str] | None]:
-    """Holds a trial's folder while a worker is at it; yields its lock.
-
-    The lock holds the number of the trial. None if another worker is at it; with
-    `wait`, that is waited for.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            if wait:
-                raise TrialFailed(f"{folder} cannot be locked: {error}") from error
-            yield None
-        else:
-            yield file
-
-
-def _lock(folder):
-    return folder.parent / f"{folder.name}.lock"
-
-
-def _write(lock, text):
-    lock.truncate(0)
-    lock.write(text)
-    lock.flush()
-
-
-def take_up_interrupted(study) -> None:
-    """Puts trials whose worker has died in front.
-
-    They go on in their folder, from their last checkpoint. The lock of a folder says
-    that its worker is dead, at once; where only a database is shared, it has given no
-    sign of life. A trial whose number the lock does not hold is about to begin, or at
-    work on a machine that does not share the folder: it is left alone, unless it had
-    all the time to begin.
-    """
-    optuna = _optuna()
-    with _quiet():
-        optuna.storages.fail_stale_trials(study)
-    for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
-        age = datetime.datetime.now() - trial.datetime_start
-        is_late = age.total_seconds() > _GRACE_SECONDS
-        named = trial.user_attrs.get(_FOLDER)
-        if not named:
-            if is_late:
-                _take_up(study, trial)
-            continue
-        if not _lock(folder := pathlib.Path(named)).exists():
-            continue
-        with _claim(folder) as lock:
-            if lock and (is_late or _number(lock) == str(trial.number)):
-                _take_up(study, trial)
-                _write(lock, "")
-
-
-def _take_up(study, trial):
-    optuna = _optuna()
-    try:
-        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-    except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
-        return  # another worker was faster
-    _put_in_front(study, trial)
-
-
-def _put_in_front(study, trial):
-    study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
-
-
-def _number(lock):
-    lock.seek(0)
-    return lock.read()
-
-
-def run_trial(trial, *, config: str, workdir: pathlib.Path, seed: int) -> float:
-    """Trains with a trial's values; its best validation macro-F1.
-
-    Raises:
-      optuna.TrialPruned: it was below the median.
-      TrialFailed: the training ended with an error.
-      optuna.exceptions.UpdateFinishedTrialError: it was taken from this worker, which
-        had given no sign of life.
-    """
-    from optuna.storages import _heartbeat
-
-    folder = _folder(trial, workdir)
-    values = {field: config_lib.to_text(value) for field, value in trial.params.items()}
-    experiment = Experiment(config, values | {"seed": str(seed)}, folder)
-    output = folder.parent / f"{folder.name}.log"
-    with (
-        _heartbeat.get_heartbeat_thread(trial._trial_id, trial.storage),
-        _claim(folder, wait=True) as lock,
-        output.open("a") as said,
-    ):
-        _write(lock, str(trial.number))
-        trial.set_user_attr(_FOLDER, str(folder))
-        command = ["hapre_jax.train", *experiment.arguments]
-        # Should this worker alone be killed, the training keeps the lock to its end.
-        with experiments.started(command, said, keep=[lock.fileno()]) as process:
-            _watch(process, trial, folder)
-    if process.returncode:
-        raise TrialFailed(Failure(str(folder), output).reason)
-    return max(validations(folder).values())
-
-
-def _folder(trial, workdir):
-    """Where it was interrupted, if that is here, or one of its own."""
-    interrupted = trial.user_attrs.get(_FOLDER)
-    if interrupted and _lock(folder := pathlib.Path(interrupted)).exists():
-        return folder
-    return workdir / f"trial-{trial.number:04d}"
-
-
-def _watch(process, trial, folder):
-    """Tells Optuna each validation; leaves when the process ends.
-
-    Raises:
-      optuna.TrialPruned: the trial is not worth going on with.
-    """
-    told: set[int] = set()
-    while True:
-        is_over = process.poll() is not None
-        for step, score in validations(folder).items():
-            if step not in told:
-                told.add(step)
-                trial.report(score, step)
-                if trial.should_prune() and not is_over:
-                    raise _optuna().TrialPruned(f"step {step}: F1 {score:.3f}")
-        if is_over:
-            return
-        time.sleep(_POLL_SECONDS)
-
-
-def validations(folder: pathlib.Path) -> dict[int, float]:
-    """Step -> macro-F1 of validation films, as far as a run has got."""
-    file = folder / "metrics.jsonl"
-    if not file.exists():
-        return {}
-    return {
-        record["step"]: record["macro_f1"]
-        for record in log.read(file)
-        if record.get("kind") == "validation"
-    }
 
 
 def _study(arguments):
@@ -325,33 +36,22 @@ def _study(arguments):
       UserError: it was begun with other settings or another seed.
     """
     base = config_file.load(arguments.config)
-    study = open_study(
+    study = search.open_study(
         _name(arguments),
         arguments.workdir,
         storage=arguments.storage,
         seed=arguments.seed,
         warmup_steps=base.policy.warmup_steps,
     )
-    fields = config_lib.options(base).items()
-    now = {n: config_lib.to_text(f.value) for n, f in fields if f.role != "machine"}
-    now["seed"] = str(arguments.seed)
-    begun = study.user_attrs.get(_BEGUN_WITH)
-    if begun is None:
-        study.set_user_attr(_BEGUN_WITH, now)
-    elif changed := [name for name in now if begun.get(name, now[name]) != now[name]]:
-        was = ", ".join(f"{name} = {begun[name]}, not {now[name]}" for name in changed)
-        raise UserError(
-            f"the search in {arguments.workdir} was begun with {was}; choose another "
-            "--workdir"
-        )
+    search.bind(study, base, arguments.seed, arguments.workdir)
     return study
 
 
 def work(arguments: argparse.Namespace) -> None:
     """Runs trials until the study has as many as were asked for."""
-    optuna = _optuna()
+    optuna = search.import_optuna()
     console = rich.console.Console()
-    workdir, space = arguments.workdir, load_space(arguments.config)
+    workdir, space = arguments.workdir, search.load_space(arguments.config)
     study = _study(arguments)
     states = optuna.trial.TrialState
 
@@ -361,15 +61,14 @@ def work(arguments: argparse.Namespace) -> None:
     failures = 0  # in a row
     with log.progress_bar(console, "trials") as update:
         while True:
-            take_up_interrupted(study)
+            search.take_up_interrupted(study)
             taken = count(states.COMPLETE, states.PRUNED, states.RUNNING)
             if taken >= arguments.trials:
                 return
-            with _quiet():
-                trial = _ask(study, space, workdir)
+            trial = search.ask(study, space, workdir)
             told = {}
             try:
-                value = run_trial(
+                value = search.run_trial(
                     trial,
                     config=arguments.config,
                     workdir=workdir,
@@ -378,7 +77,7 @@ def work(arguments: argparse.Namespace) -> None:
             except optuna.TrialPruned as pruned:
                 told["state"] = states.PRUNED
                 text, failures = f"pruned at {pruned}", 0
-            except TrialFailed as failed:
+            except search.TrialFailed as failed:
                 told["state"] = states.FAIL
                 text, failures = f"failed: {failed}", failures + 1
             except optuna.exceptions.UpdateFinishedTrialError:
@@ -397,19 +96,9 @@ def work(arguments: argparse.Namespace) -> None:
                 )
 
 
-def _ask(study, space, workdir):
-    try:
-        return study.ask(space)
-    except ValueError as error:  # choices of a field are others
-        raise UserError(
-            f"the search in {workdir} was begun with another space ({error}); choose "
-            "another --workdir"
-        ) from error
-
-
 def finish(arguments: argparse.Namespace, console: rich.console.Console) -> None:
     """Prints the best trials; writes `best.json` and the plots."""
-    optuna = _optuna()
+    optuna = search.import_optuna()
     workdir = arguments.workdir
     study = _study(arguments)
     complete = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
@@ -445,13 +134,13 @@ def _plot(study, workdir, complete) -> list[str]:
     import matplotlib
 
     matplotlib.use("agg")
-    _optuna()
+    search.import_optuna()
     from optuna.visualization import matplotlib as plots
 
     drawn = {"history.png": plots.plot_optimization_history}
     if complete >= 5:
         drawn["importance.png"] = plots.plot_param_importances
-    with _quiet():
+    with search.quiet():
         for name, plot in drawn.items():
             figure = plot(study).figure
             figure.set_size_inches(8, 5)
@@ -504,10 +193,10 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--trials is {arguments.trials}, but must be at least 1")
     console = rich.console.Console()
     if arguments.dry_run:
-        for field, distribution in load_space(arguments.config).items():
+        for field, distribution in search.load_space(arguments.config).items():
             print(f"{field}: {distribution}")
         return 0
-    load_space(arguments.config)  # a mistake must not wait for a queue
+    search.load_space(arguments.config)  # a mistake must not wait for a queue
     base = config_file.load(arguments.config)
     config_lib.override(base, "seed", str(arguments.seed))
     if arguments.slurm:

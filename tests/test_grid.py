@@ -1,10 +1,13 @@
 """The grid launcher, without a training."""
 
 import importlib.util
+import io
 import json
 import pathlib
+import re
 
 import pytest
+import rich.console
 
 from hapre_jax import experiments
 from hapre_jax.errors import UserError
@@ -120,6 +123,16 @@ def test_finished_grid_is_summarized(tmp_path, capsys):
     assert row["scores"]["rotation: error"]["mean"] == pytest.approx(3.4)
     assert row["scores"]["rotation: error untouched"]["values"] == [20, 20]
     assert not [name for name in row["scores"] if "contrast" in name]
+
+
+@pytest.mark.parametrize("scores", [["accuracy"], ["accuracy", "macro F1"]])
+def test_no_value_is_cut_in_a_narrow_terminal(scores):
+    """Whether the run is a line of the table or, of more scores than runs, a column."""
+    name = "data.root=_a_folder_with_films_of_another_hospital"
+    rows = [{"run": name, "n": 1, "scores": dict.fromkeys(scores)}]
+    console = rich.console.Console(width=40, file=io.StringIO())
+    console.print(grid.table(rows))
+    assert name in re.sub(r"[^\w.=]", "", console.file.getvalue())
 
 
 def test_dry_run_prints_commands_and_writes_nothing(tmp_path, capsys):

@@ -31,6 +31,17 @@ def test_a_disk_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
     ]
 
 
+def test_the_plain_classifier_s_run_has_the_files_of_the_other(tmp_path):
+    plain = tmp_path / run_folder.PLAIN
+    plain.mkdir()
+    assert run_folder.find(plain, "splits.csv") is None
+    (tmp_path / "splits.csv").touch()
+    for folder in (tmp_path, plain):
+        assert run_folder.find(folder, "splits.csv") == tmp_path / "splits.csv"
+    (plain / "splits.csv").touch()  # its own, of one that was trained alone
+    assert run_folder.find(plain, "splits.csv") == plain / "splits.csv"
+
+
 def test_a_folder_keeps_its_config(tmp_path):
     workdir = tmp_path / "runs" / "a"
     settings = Config(seed=3, train=TrainConfig(steps=7))

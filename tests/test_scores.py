@@ -182,6 +182,7 @@ def test_scores_are_shown_in_per_cent():
     assert scores.shown(score | {"interval": None}) == "83.3"
     assert scores.shown({"mean": 1.0, "interval": None, "values": []}) == "100.0"
     assert scores.shown(None) == ""
+    assert scores.shown(score, per_cent=False) == "0.833 ± 0.013"
 
 
 @pytest.mark.parametrize(

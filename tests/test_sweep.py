@@ -13,7 +13,7 @@ import time
 import optuna
 import pytest
 
-from hapre_jax import config_file
+from hapre_jax import config_file, experiments, search
 from hapre_jax.errors import UserError
 
 SWEEP = pathlib.Path(__file__).parents[1] / "launch" / "sweep.py"
@@ -60,9 +60,9 @@ def test_a_space_may_be_of_an_argument(tmp_path):
     """As `--config FILE.py:ARGUMENT` is of every program."""
     file = tmp_path / "searched.py"
     file.write_text(SPACE.replace("get_config():", "get_config(which):"))
-    assert set(sweep.load_space(f"{file}:a")) == {"policy.sigma", "policy.train_crops"}
+    assert set(search.load_space(f"{file}:a")) == {"policy.sigma", "policy.train_crops"}
     with pytest.raises(UserError, match="needs an argument"):
-        sweep.load_space(str(file))
+        search.load_space(str(file))
 
 
 @pytest.fixture
@@ -79,14 +79,14 @@ def training(tmp_path, monkeypatch):
                 command = [sys.executable, str(program), *command[3:]]
             return popen(command, *args, **settings)
 
-        monkeypatch.setattr(sweep.experiments.subprocess, "Popen", start)
+        monkeypatch.setattr(experiments.subprocess, "Popen", start)
 
-    monkeypatch.setattr(sweep, "_POLL_SECONDS", 0.02)
+    monkeypatch.setattr(search, "_POLL_SECONDS", 0.02)
     return use
 
 
 def _study(workdir, storage=""):
-    return sweep.open_study(
+    return search.open_study(
         "searched", workdir, storage=storage, seed=0, warmup_steps=1
     )
 
@@ -132,7 +132,7 @@ def test_a_search_finds_the_best_and_says_what_is_next(
 def test_a_trial_below_the_median_is_stopped(tmp_path, space, training):
     training(pause=0.3)
     study = _study(tmp_path)
-    distributions = sweep.load_space(space)
+    distributions = search.load_space(space)
     for _ in range(5):
         trial = optuna.trial.create_trial(
             params={"policy.sigma": 0.2, "policy.train_crops": 1},
@@ -144,12 +144,12 @@ def test_a_trial_below_the_median_is_stopped(tmp_path, space, training):
     study.enqueue_trial({"policy.sigma": 0.5, "policy.train_crops": 1})
     trial = study.ask(distributions)
     with pytest.raises(optuna.TrialPruned, match=r"step 2: F1 0\.520"):
-        sweep.run_trial(trial, config=space, workdir=tmp_path, seed=0)
-    assert sweep.validations(tmp_path / "trial-0005") == {2: 0.52}
+        search.run_trial(trial, config=space, workdir=tmp_path, seed=0)
+    assert search.validations(tmp_path / "trial-0005") == {2: 0.52}
 
 
 def test_a_trial_is_not_stopped_while_its_policy_waits(tmp_path):
-    study = sweep.open_study("s", tmp_path, storage="", seed=0, warmup_steps=4)
+    study = search.open_study("s", tmp_path, storage="", seed=0, warmup_steps=4)
     for _ in range(5):
         values = {2: 0.8, 4: 0.85}
         study.add_trial(
@@ -176,11 +176,12 @@ def test_failed_trials_are_told_and_three_in_a_row_end_the_search(
 # A worker in a process of its own, whose trainings are the small program.
 WORKER = """
 import importlib.util, os, signal, subprocess, sys
+from hapre_jax import experiments, search
 spec = importlib.util.spec_from_file_location("sweep", {sweep!r})
 sweep = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sweep)
 popen = subprocess.Popen
-sweep.experiments.subprocess.Popen = lambda command, **settings: popen(
+experiments.subprocess.Popen = lambda command, **settings: popen(
     [sys.executable, {program!r}, *command[3:]], **settings)
 {first}
 sweep.main({flags!r})
@@ -215,20 +216,20 @@ def test_an_interrupted_trial_goes_on_in_its_folder(tmp_path, space, training, b
     flags = ["--config", space, "--trials", "1", "--workdir", str(workdir)]
     worker = begin(flags)
     first = workdir / "trial-0000"
-    _until(lambda: sweep.validations(first))
+    _until(lambda: search.validations(first))
     (running,) = _study(workdir).get_trials()
     # Its folder is taken as long as it lives,
-    sweep.take_up_interrupted(_study(workdir))
+    search.take_up_interrupted(_study(workdir))
     assert _states(_study(workdir)) == ["RUNNING"]
     # and as long as its training does, which went on without it.
     os.kill(worker.pid, signal.SIGKILL)
     worker.wait()
-    sweep.take_up_interrupted(_study(workdir))
+    search.take_up_interrupted(_study(workdir))
     assert _states(_study(workdir)) == ["RUNNING"]
     os.killpg(worker.pid, signal.SIGKILL)
 
     def is_taken_up():
-        sweep.take_up_interrupted(_study(workdir))
+        search.take_up_interrupted(_study(workdir))
         return _states(_study(workdir)) == ["FAIL", "WAITING"]
 
     _until(is_taken_up)
@@ -248,23 +249,23 @@ def test_another_machine_takes_up_the_trial_of_a_lost_one(
     storage = f"sqlite:///{tmp_path}/study.db"
     lost, workdir = tmp_path / "lost", tmp_path / "runs"
     flags = ["--config", space, "--trials", "1", "--storage", storage]
-    quick = "sweep._BEAT_SECONDS, sweep._GRACE_SECONDS = 1, 3"
+    quick = "search._BEAT_SECONDS, search._GRACE_SECONDS = 1, 3"
     worker = begin([*flags, "--workdir", str(lost)], first=quick)
-    _until(lambda: sweep.validations(lost / "trial-0000"))
+    _until(lambda: search.validations(lost / "trial-0000"))
     lost.rename(tmp_path / "away")
-    monkeypatch.setattr(sweep, "_GRACE_SECONDS", 3)
+    monkeypatch.setattr(search, "_GRACE_SECONDS", 3)
     study = _study(workdir, storage)
     (running,) = study.get_trials()
     living = time.monotonic() + 5  # longer than the silence of the dead
     while time.monotonic() < living:
-        sweep.take_up_interrupted(study)
+        search.take_up_interrupted(study)
         assert _states(study) == ["RUNNING"]
         time.sleep(0.2)
     os.killpg(worker.pid, signal.SIGKILL)
     worker.wait()
 
     def is_taken_up():
-        sweep.take_up_interrupted(study)
+        search.take_up_interrupted(study)
         return _states(study) == ["FAIL", "WAITING"]
 
     _until(is_taken_up)
@@ -284,15 +285,15 @@ def test_a_worker_that_dies_before_its_trial_begins(
     storage, workdir = storage.format(tmp_path), tmp_path / "runs"
     flags = ["--config", space, "--trials", "1", "--workdir", str(workdir)]
     flags += ["--storage", storage]
-    dies = "sweep.run_trial = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)"
+    dies = "search.run_trial = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)"
     assert begin(flags, first=dies).wait(120) == -signal.SIGKILL
     study = _study(workdir, storage)
     (begun,) = study.get_trials()
     assert begun.user_attrs == {}
     # It might be about to begin for some minutes, not for ever.
-    sweep.take_up_interrupted(study)
+    search.take_up_interrupted(study)
     assert _states(study) == ["RUNNING"]
-    monkeypatch.setattr(sweep, "_GRACE_SECONDS", 1)
+    monkeypatch.setattr(search, "_GRACE_SECONDS", 1)
     time.sleep(1.1)
     training()
     assert sweep.main(flags) == 0
@@ -305,7 +306,7 @@ def test_a_worker_leaves_a_trial_that_another_took(
 ):
     """Its signs of life did not arrive, such as those of a machine that slept."""
     training(pause=0.2)
-    validations, tell = sweep.validations, optuna.study.Study.tell
+    validations, tell = search.validations, optuna.study.Study.tell
 
     def away(number):
         tell(_study(tmp_path), number, state=optuna.trial.TrialState.FAIL)
@@ -314,7 +315,7 @@ def test_a_worker_leaves_a_trial_that_another_took(
         found = validations(folder)
         if folder.name == "trial-0000" and list(found) == [2]:
             away(0)
-            monkeypatch.setattr(sweep, "validations", validations)
+            monkeypatch.setattr(search, "validations", validations)
         return found
 
     def taken_at_its_end(study, trial, *args, **settings):
@@ -322,7 +323,7 @@ def test_a_worker_leaves_a_trial_that_another_took(
             away(1)
         return tell(study, trial, *args, **settings)
 
-    monkeypatch.setattr(sweep, "validations", taken_while_it_trains)
+    monkeypatch.setattr(search, "validations", taken_while_it_trains)
     monkeypatch.setattr(optuna.study.Study, "tell", taken_at_its_end)
     flags = ["--config", space, "--trials", "1", "--workdir", str(tmp_path)]
     assert sweep.main(flags) == 0
@@ -333,7 +334,7 @@ def test_a_worker_leaves_a_trial_that_another_took(
 
 
 def test_workers_draw_settings_of_their_own(tmp_path, space):
-    distributions = sweep.load_space(space)
+    distributions = search.load_space(space)
     # Each opens the study, as every worker does, and every command that goes on.
     drawn = [_study(tmp_path / "one").ask(distributions).params for _ in range(3)]
     assert len({of["policy.sigma"] for of in drawn}) == 3
@@ -346,11 +347,11 @@ def test_workers_draw_settings_of_their_own(tmp_path, space):
 def dead(tmp_path, space):
     """A study whose only worker has died: its trial 0 runs for ever."""
     study = _study(tmp_path)
-    trial = study.ask(sweep.load_space(space))
+    trial = study.ask(search.load_space(space))
     folder = tmp_path / "trial-0000"
     trial.set_user_attr("folder", str(folder))
-    with sweep._claim(folder) as lock:
-        sweep._write(lock, "0")
+    with search._claim(folder) as lock:
+        search._write(lock, "0")
     return study
 
 
@@ -361,25 +362,25 @@ def test_two_workers_take_up_a_trial_once(tmp_path, dead, monkeypatch):
         """Another worker takes it up after this one has seen it."""
         seen = get_trials(**settings)
         monkeypatch.undo()
-        sweep.take_up_interrupted(_study(tmp_path))
+        search.take_up_interrupted(_study(tmp_path))
         return seen
 
     monkeypatch.setattr(dead, "get_trials", meanwhile)
-    sweep.take_up_interrupted(dead)
+    search.take_up_interrupted(dead)
     assert _states(dead) == ["FAIL", "WAITING"]
 
 
 def test_a_trial_that_was_taken_up_is_left_to_its_worker(
     tmp_path, dead, space, monkeypatch
 ):
-    sweep.take_up_interrupted(dead)
+    search.take_up_interrupted(dead)
     # Asked for by its new worker, which is not in its folder yet.
-    assert dead.ask(sweep.load_space(space)).number == 1
-    sweep.take_up_interrupted(_study(tmp_path))
+    assert dead.ask(search.load_space(space)).number == 1
+    search.take_up_interrupted(_study(tmp_path))
     assert _states(dead) == ["FAIL", "RUNNING"]
     # It never came.
-    monkeypatch.setattr(sweep, "_GRACE_SECONDS", 0)
-    sweep.take_up_interrupted(_study(tmp_path))
+    monkeypatch.setattr(search, "_GRACE_SECONDS", 0)
+    search.take_up_interrupted(_study(tmp_path))
     assert _states(dead) == ["FAIL", "FAIL", "WAITING"]
 
 
@@ -387,11 +388,11 @@ def test_trials_of_machines_that_share_no_folder_are_left_alone(
     tmp_path, space, monkeypatch
 ):
     study = _study(tmp_path)
-    trial = study.ask(sweep.load_space(space))
+    trial = study.ask(search.load_space(space))
     elsewhere = tmp_path / "disk-of-another-machine" / "trial-0000"
     trial.set_user_attr("folder", str(elsewhere))
-    monkeypatch.setattr(sweep, "_GRACE_SECONDS", 0)
-    sweep.take_up_interrupted(_study(tmp_path))
+    monkeypatch.setattr(search, "_GRACE_SECONDS", 0)
+    search.take_up_interrupted(_study(tmp_path))
     assert _states(study) == ["RUNNING"]
     assert not elsewhere.parent.exists()
 
@@ -461,11 +462,17 @@ def test_files_without_a_space_are_refused_in_one_sentence(tmp_path, space):
     run = tmp_path / "config.json"
     run.write_text('{"compare_plain": false}')
     with pytest.raises(UserError, match=r"config\.json has no get_space\(\)$"):
-        sweep.load_space(str(run))
+        search.load_space(str(run))
     file = tmp_path / "wrong.py"
     file.write_text(SPACE.replace("(0.2, 0.5)", "(0.5, 0.2)"))
     with pytest.raises(UserError, match=r"get_space\(\) of .*wrong\.py fails with Val"):
-        sweep.load_space(str(file))
+        search.load_space(str(file))
+
+
+def test_without_optuna_the_extra_is_named(space, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)  # as if it were not installed
+    with pytest.raises(UserError, match=r"^sweeps need Optuna: pip install -e '\.\[sw"):
+        search.load_space(space)
 
 
 def test_wrong_flags_are_refused(tmp_path, space):
@@ -494,4 +501,4 @@ def test_workers_are_submitted(tmp_path, space, training):
 
 
 def test_the_search_of_the_repository_is_valid():
-    assert sweep.load_space("configs/sweep_phantom.py").keys() >= {"policy.sigma"}
+    assert search.load_space("configs/sweep_phantom.py").keys() >= {"policy.sigma"}

@@ -5,7 +5,7 @@ import csv
 import io
 from collections.abc import Sequence
 
-from hapre_jax.data import files
+from hapre_jax.data import files, film_tables
 from hapre_jax.errors import UserError
 
 _DELIMITERS = ",;\t"  # the second where a comma is the decimal point
@@ -20,9 +20,9 @@ def read(
       The rows; None if there is no such file.
 
     Raises:
-      UserError: see `files.read_beside` and `parse`.
+      UserError: see `film_tables.read` and `parse`.
     """
-    data = files.read_beside(tree, base_name)
+    data = film_tables.read(tree, base_name)
     if data is None:
         return None
     return parse(data, columns, name=f"{base_name} of {tree.root}")

@@ -21,7 +21,7 @@ import os
 import unicodedata
 from collections.abc import Iterable
 
-from hapre_jax.data import csv_tables, dataset, files, reader
+from hapre_jax.data import csv_tables, dataset, files, film_tables, reader
 from hapre_jax.errors import UserError, listing
 
 _log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def scan_table(
     has_groups = any(row["group"] for row in rows)
     beside = None
     at_top = any("/" not in name for name in tree.find(_GROUPS))
-    is_beside = at_top or files.find_beside(tree, _GROUPS) is not None
+    is_beside = at_top or film_tables.find_beside(tree, _GROUPS) is not None
     if not has_groups and is_beside and table.name.lower() != _GROUPS:
         beside = _read_groups(tree, "")
     records = []

@@ -36,7 +36,7 @@ from collections.abc import Set
 
 import numpy as np
 
-from hapre_jax.data import csv_tables, dataset, files, reader
+from hapre_jax.data import csv_tables, dataset, files, film_tables, reader
 from hapre_jax.errors import UserError
 
 CLASSES = ("normal", "pneumonia")
@@ -76,7 +76,7 @@ def source(root: str) -> dataset.Source:
         if (label := parse_findings(entry["Finding Labels"])) is not None
     }
     names = [name for name in tree.names() if _STEM.fullmatch(_stem(name))]
-    found = files.find_films(tree, names, wanted=labels, known=entries)
+    found = film_tables.find_films(tree, names, wanted=labels, known=entries)
     official = _read_lists(tree, found.keys())
     records = [
         dataset.Record(
@@ -156,7 +156,7 @@ def _read_entries(tree: files.Tree) -> dict[str, dict[str, str]]:
 
 def _read_lists(tree: files.Tree, stems: Set[str]) -> dict[str, str]:
     """From the stems of films to `train` or `test`, where the lists say so."""
-    lists = {split: files.read_beside(tree, name) for split, name in _LISTS.items()}
+    lists = {split: film_tables.read(tree, name) for split, name in _LISTS.items()}
     both = " and ".join(_LISTS.values())
     missing = [_LISTS[split] for split, data in lists.items() if data is None]
     if len(missing) == 1:

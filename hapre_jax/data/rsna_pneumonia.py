@@ -43,6 +43,7 @@ from hapre_jax.data import (
     dataset,
     dicom,
     files,
+    film_tables,
     images,
     nih_chest_xray,
     reader,
@@ -92,7 +93,7 @@ def source(root: str, labels: str = "class") -> dataset.Source:
     else:
         label_of = {film: int(bool(drawn)) for film, drawn in boxes.items()}
     names = [name for name in tree.names() if _is_training_film(name)]
-    found = files.find_films(tree, names, wanted=label_of, known=boxes)
+    found = film_tables.find_films(tree, names, wanted=label_of, known=boxes)
     views = _read_views(tree, found.values())
     records = [
         dataset.Record(name, label_of[film], group=film, view=view, official="train")

@@ -125,14 +125,13 @@ def read_typical(workdir: pathlib.Path) -> dict[str, Any] | None:
     Raises:
       UserError: the file is damaged.
     """
-    for folder in (workdir, workdir.parent):  # a plain run lies in another one's
-        file = folder / appearance.FILE
-        if file.exists():
-            found = json_file.read(file)
-            if not appearance.is_description(found):
-                raise UserError(f"{file} does not say what films look like; delete it")
-            return found
-    return None
+    file = run_folder.find(workdir, appearance.FILE)
+    if file is None:
+        return None
+    found = json_file.read(file)
+    if not appearance.is_description(found):
+        raise UserError(f"{file} does not say what films look like; delete it")
+    return found
 
 
 def flatten(variables: tuple[dict, dict]) -> dict[str, np.ndarray]:
