@@ -6,6 +6,7 @@ import pathlib
 
 import pytest
 from PIL import Image
+from tiny import FACTS, SCORES
 
 from hapre_jax.errors import UserError
 
@@ -14,18 +15,14 @@ _SPEC = importlib.util.spec_from_file_location("study", _FILE)
 study = importlib.util.module_from_spec(_SPEC)
 _SPEC.loader.exec_module(study)
 
-SCORES = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
-
 
 def _write(folder, variant, seed, f1, iou=None, plain=None):
     area = None
     if iou is not None:
         area = {"lung_iou": iou, "trivial_iou": {"mean_box": 0.4}, "at_bound": 0.0}
-    results = {
-        "classes": ["normal", "pneumonia"],
-        "config": {},
+    results = FACTS | {
         "seed": seed,
-        "test": dict.fromkeys(SCORES, f1) | {"n": 20, "key_area": area},
+        "test": SCORES | {"macro_f1": f1, "key_area": area},
         "landscape": None,
         "plain": None if plain is None else {"macro_f1": plain},
     }
