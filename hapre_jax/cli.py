@@ -311,6 +311,8 @@ def _workdir(spec, task):
 
 
 def _config_of_run(folder):
+    if os.path.isfile(folder):
+        raise UserError(f"{folder!r} is a file: name the folder of a run")
     if not os.path.isdir(folder):
         raise UserError(f"run folder {folder!r} does not exist")
     known = config_file.of_run(pathlib.Path(folder))

@@ -141,9 +141,15 @@ def evaluate_run(
 
 
 def _films_of(config: Config, whole: bool) -> dict[str, Any]:
-    """What tells a test on some films from one on others."""
-    films = "all" if whole else "test split"
-    return {"films": films, "data": config_lib.to_dict(config)["data"]}
+    """What tells a test on some films from one on others.
+
+    How they are read on a machine does not, nor what was done to those of training.
+    """
+    data = config_lib.to_dict(config)["data"]
+    for name, field in config_lib.options(config.data).items():
+        if field.role in ("machine", "augmentation") and not field.is_path:
+            del data[name]
+    return {"films": "all" if whole else "test split", "data": data}
 
 
 @contextlib.contextmanager
@@ -194,8 +200,8 @@ def _tested_with(output):
     """Which films the results of a file are of; None where it does not say."""
     try:
         found = json_file.read(output)
-        films = found.get("films", "test split")  # older versions had no other
-        return {"films": films, "data": found["config"]["data"]}
+        config = config_lib.from_dict(found["config"])
+        return _films_of(config, found.get("films") == "all")
     except (UserError, AttributeError, KeyError, TypeError):
         return None
 

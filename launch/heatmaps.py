@@ -47,6 +47,9 @@ def main(argv: list[str]) -> int:
     if arguments.out.suffix != ".png" or not arguments.out.parent.is_dir():
         raise UserError(f"--out {arguments.out} is no .png in a folder that exists")
     runs = [_named(text) for text in arguments.runs]
+    names = [name for name, _ in runs]
+    if len(set(names)) < len(names):
+        raise UserError(f"two runs are named alike: {', '.join(names)}")
     configs = {name: _config(folder, arguments.data_root) for name, folder in runs}
     first, *others = configs.values()
     for name, other in configs.items():

@@ -215,10 +215,12 @@ def test_a_run_that_lost_its_config_is_known_by_its_results(tmp_path):
         ("", "the following arguments are required: RUN"),
         ("nowhere", "run folder 'nowhere' does not exist"),
         (".", "'.' is not the folder of a run: it has no config.json"),
+        ("a.html", "'a.html' is a file: name the folder of a run"),
     ],
 )
 def test_wrong_run_folders(tmp_path, monkeypatch, line, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.html").touch()
     with pytest.raises(UserError) as error:
         _parse(line, default_config=None)
     assert str(error.value) == message

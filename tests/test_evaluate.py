@@ -540,12 +540,13 @@ def test_all_films_of_another_hospital(tmp_path, finished_run, monkeypatch, caps
 def test_a_test_takes_the_place_of_the_same_one_alone(tmp_path, finished_run, capsys):
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
-    for quality, name in (
-        ("high", "evaluation"),
-        ("medium", "evaluation-2"),
-        ("high", "evaluation"),
+    for quality, name, flags in (
+        ("high", "evaluation", []),
+        ("medium", "evaluation-2", []),
+        # Neither changes what is tested.
+        ("high", "evaluation", ["--data.threads", "1", "--data.flip", "vertical"]),
     ):
-        assert evaluate.main([str(run), "--data.quality", quality]) == 0
+        assert evaluate.main([str(run), "--data.quality", quality, *flags]) == 0
         said = capsys.readouterr().out.replace("\n", "")
         assert f"Written to {run}/{name}.json, image" in said
         written = json.loads((run / f"{name}.json").read_text())

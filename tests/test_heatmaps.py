@@ -55,6 +55,8 @@ def test_what_cannot_be_compared_is_refused(finished_run, tmp_path):
     for out in ("maps.jpg", str(tmp_path / "nowhere" / "maps.png")):
         with pytest.raises(UserError, match=r"is no \.png in a folder that exists"):
             heatmaps.main(["a=b", "--out", out])
+    with pytest.raises(UserError, match="^two runs are named alike: a, a$"):
+        heatmaps.main([f"a={finished_run}", f"a={finished_run}/plain"])
     with pytest.raises(UserError, match="is not NAME=RUN"):
         heatmaps.main([str(finished_run)])
     with pytest.raises(UserError, match="is no finished run"):
