@@ -168,7 +168,7 @@ def _output(
         else:
             output = pathlib.Path(named)
             _check_output(output)
-            claims.enter_context(run_folder.claim(output, flag="--out"))
+            claims.enter_context(run_folder.claim_file(output, flag="--out"))
             yield output
 
 
@@ -188,7 +188,7 @@ def _free(workdir, tested_with, claims):
         output = workdir / f"evaluation{f'-{number}' if number > 1 else ''}.json"
         with contextlib.ExitStack() as claim:
             try:
-                claim.enter_context(run_folder.claim(output, flag="--out"))
+                claim.enter_context(run_folder.claim_file(output, flag="--out"))
             except UserError:  # another process is testing on other films
                 continue
             if not output.exists() or _tested_with(output) == tested_with:

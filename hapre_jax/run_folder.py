@@ -42,40 +42,60 @@ _FACTS = {
 
 
 @contextlib.contextmanager
-def claim(place: pathlib.Path, *, flag: str = "--workdir") -> Iterator[None]:
-    """Keeps a folder, or a file, for this process; the system frees it at its end.
+def claim(workdir: pathlib.Path, *, flag: str = "--workdir") -> Iterator[None]:
+    """Keeps a folder for this process; the system frees it however that ends.
 
     Args:
-      place: folder of a run, or of what else a program writes; or a file, whether it is
-        there or not.
+      workdir: of a run, or of what else a program writes.
       flag: that names it.
 
     Raises:
       UserError: another process is at work there.
     """
-    word, lock = "in", place / ".lock"
-    if not place.is_dir():
-        word, lock = "on", place.with_name(f".{place.name}.lock")
+    with _locked(workdir / ".lock", f"in {workdir}", flag):
+        yield
+
+
+@contextlib.contextmanager
+def claim_file(file: pathlib.Path, *, flag: str) -> Iterator[None]:
+    """Likewise a file that is to be written, whether it is there yet or not."""
+    lock = file.with_name(f".{file.name}.lock")
+    with _locked(lock, f"on {file}", flag):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(lock, where, flag):
     with lock.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is at work {word} {place}; wait until it has ended, "
-                f"or choose another {flag}"
-            ) from error
+            # One that another process has just removed is nobody's.
+            is_held = lock.exists() and os.path.samestat(
+                os.fstat(file.fileno()), lock.stat()
+            )
+        except BlockingIOError:
+            is_held = False
         except OSError as error:
+            is_held = True
             _log.warning(
-                f"{place} cannot be locked ({error.strerror}): see to it that no "
+                f"{lock.parent} cannot be locked ({error.strerror}): see to it that no "
                 "other process works there"
+            )
+        if not is_held:
+            raise UserError(
+                f"another process is at work {where}; wait until it has ended, or "
+                f"choose another {flag}"
             )
         yield
 
 
 def find(workdir: pathlib.Path, name: str) -> pathlib.Path | None:
     """A file about a run's films; the plain classifier's run has that of the other."""
-    files = [folder / name for folder in (workdir, workdir.parent)]
-    return next(filter(pathlib.Path.exists, files), None)
+    places = (folder / name for folder in (workdir, workdir.parent))
+    return next(filter(pathlib.Path.exists, places), None)
 
 
 def read_config(folder: pathlib.Path) -> Config:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn import metrics
+from tiny import FACTS, SCORES
 
 from hapre_jax import (
     boxes,
@@ -442,12 +443,7 @@ def test_true_lungs_is_not_tested_on_films_of_unknown_lungs(
     run = tmp_path / "run"
     settings = dataclasses.replace(tiny_config, method="true_lungs")
     run_folder.write_config(run, settings)
-    scores = ("n", "accuracy", "macro_precision", "macro_recall", "macro_f1")
-    results = {
-        "classes": ["normal", "viral"],
-        "config": {},
-        "test": dict.fromkeys(scores, 1) | {"key_area": None},
-    }
+    results = FACTS | {"classes": ["normal", "viral"], "test": SCORES}
     json_file.write(run / "results.json", results)
     rows = [splits.Row(of, of, "normal", of, of) for of in splits.SPLITS]
     splits.write(run / "splits.csv", rows)
@@ -560,7 +556,7 @@ def test_tests_at_the_same_time_do_not_share_a_file(
     run, films = tmp_path / "run", ["--data.quality", "high"]
     shutil.copytree(finished_run, run)
     out = run / "evaluation.json"
-    with run_folder.claim(out):  # as another process does
+    with run_folder.claim_file(out, flag="--out"):  # as another process does
         assert _fails(monkeypatch, capsys, run, *films, "--out", out) == (
             f"another process is at work on {out}; wait until it has ended, or choose "
             "another --out"

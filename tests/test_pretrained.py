@@ -284,12 +284,13 @@ def test_both_networks_and_their_average_start_from_the_file(tensors, weights_fi
 def test_bad_weights_are_named_before_films_are_read_and_claim_no_folder(
     tmp_path, tiny_config
 ):
+    films = tmp_path / "films"
     for name in ("a/1.png", "b/1.png"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_bytes(b"no film either")
+        (films / name).parent.mkdir(parents=True)
+        (films / name).write_bytes(b"no film either")
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"nonsense")
-    values = {"data.name": "folder", "data.root": str(tmp_path)}
+    values = {"data.name": "folder", "data.root": str(films)}
     values["task.pretrained"] = str(path)
     settings = config.override_all(tiny_config, values)
     with pytest.raises(UserError, match="is no readable safetensors file"):

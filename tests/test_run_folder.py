@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 
 import pytest
@@ -17,6 +18,31 @@ def test_a_folder_belongs_to_one_process(tmp_path):
                 pass
     with run_folder.claim(tmp_path):
         pass
+
+
+def test_a_file_belongs_to_one_process_and_its_lock_goes(tmp_path):
+    file = tmp_path / "scores.json"
+    said = f"another process is at work on {file}; wait until it has ended, or choose"
+    with run_folder.claim_file(file, flag="--out"):
+        with pytest.raises(UserError, match=f"^{said} another --out$"):
+            with run_folder.claim_file(file, flag="--out"):
+                pass
+        with run_folder.claim_file(tmp_path / "others.json", flag="--out"):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_that_was_removed_before_it_was_held_is_nobodys(tmp_path, monkeypatch):
+    file, flock = tmp_path / "scores.json", fcntl.flock
+
+    def remove_first(*arguments):
+        next(tmp_path.iterdir()).unlink()
+        flock(*arguments)
+
+    monkeypatch.setattr("fcntl.flock", remove_first)
+    with pytest.raises(UserError, match="^another process is at work on "):
+        with run_folder.claim_file(file, flag="--out"):
+            pass
 
 
 def test_a_disk_without_locks_is_warned_of(tmp_path, monkeypatch, caplog):
