@@ -92,7 +92,7 @@ print(json.dumps(jax.device_count()))
 
 
 def _eight(code, *arguments):
-    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=8"
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
