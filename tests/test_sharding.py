@@ -92,7 +92,8 @@ print(json.dumps(jax.device_count()))
 
 
 def _eight(code, *arguments):
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags += " --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
