@@ -1,4 +1,4 @@
-"""Gradients of a classifier on CPUs: XLA's, and those of `nets.convolution`.
+"""The gradient of a classifier on CPUs: XLA's, and with what `nets.convolution` does.
 
 python benchmarks/gradients.py
 taskset -c 0 python benchmarks/gradients.py --cases resnet18:4:224 --rounds 20
@@ -22,18 +22,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hapre_jax import nets, xla_flags
+from hapre_jax import freed_memory, nets, xla_flags
 from hapre_jax.nets import convolution
 
 CASES = ("resnet18:1:224", "resnet18:4:224", "resnet8:128:32")
 _NEVER = 10**12
-# Name of a variant: numbers of a kernel for one of its cotangent from which on the
-# image's gradient is by products, and bytes that the kernel's is summed over at once.
+_SETTINGS = {"_LARGER", "_CACHED_BYTES", "_MANY_OUTPUTS"}
+# Settings of `convolution`, numbers from which on it does something, that are so large
+# in a variant that it never does.
 VARIANTS = {
-    "XLA's": (_NEVER, _NEVER),
-    "image's by products": (convolution._TURNED, _NEVER),
-    "kernel's by parts": (_NEVER, convolution._CACHED_BYTES),
-    "both": (convolution._TURNED, convolution._CACHED_BYTES),
+    "XLA's": _SETTINGS,
+    "image's by products": {"_CACHED_BYTES", "_MANY_OUTPUTS"},
+    "kernel's by parts": {"_LARGER", "_MANY_OUTPUTS"},
+    "and by rows": {"_LARGER"},
+    "all, and products forward": set(),
 }
 
 
@@ -69,12 +71,15 @@ def main():
     parser.add_argument("--cases", nargs="+", default=CASES, help="as resnet18:4:224")
     parser.add_argument("--rounds", type=int, default=9, help="runs (default 9)")
     arguments = parser.parse_args()
+    freed_memory.keep()
     xla_flags.add()
+    usual = {name: vars(convolution)[name] for name in _SETTINGS}
     for text in arguments.cases:
         name, batch, side = text.split(":")
         variants = {}
-        for variant, (turned, cached) in VARIANTS.items():
-            convolution._TURNED, convolution._CACHED_BYTES = turned, cached
+        for variant, without in VARIANTS.items():
+            settings = {k: _NEVER if k in without else usual[k] for k in usual}
+            vars(convolution).update(settings)
             variants[variant] = compiled(name, int(batch), int(side))
         times = {variant: [] for variant in variants}
         for _ in range(arguments.rounds):
@@ -85,7 +90,7 @@ def main():
         print(text)
         for variant, found in times.items():
             middle = statistics.median(found)
-            print(f"  {variant:20} {min(found):7.0f} ms, median {middle:7.0f} ms")
+            print(f"  {variant:25} {min(found):7.0f} ms, median {middle:7.0f} ms")
 
 
 if __name__ == "__main__":

@@ -151,8 +151,9 @@ def run(main: Callable[[list[str]], int | None]) -> NoReturn:
         # Not every terminal has the letters of all names of classes and files.
         sys.stdout.reconfigure(errors="backslashreplace")
     if "jax" in sys.modules:  # a program that compiles
-        from hapre_jax import compilation_cache, xla_flags
+        from hapre_jax import compilation_cache, freed_memory, xla_flags
 
+        freed_memory.keep()
         xla_flags.add()
         compilation_cache.use()
     try:

@@ -64,14 +64,19 @@ def test_products_with_the_hessian_have_both_modes():
         ((2, 5, 4, 6), (1, 1, 6, 16), 2),
         ((5, 9, 9, 2), (3, 3, 2, 4), 1),  # smaller
         ((5, 9, 8, 2), (3, 3, 2, 4), 2),
+        ((2, 5, 6, 3), (4, 4, 3, 2), 2),  # even
     ],
 )
 @pytest.mark.parametrize("cached", [10**9, 1300])  # all images at once, one or two
-def test_gradients_are_those_of_a_convolution(
-    shape, kernel, stride, cached, monkeypatch
+@pytest.mark.parametrize("many_outputs", [1, 10**9])  # by rows and products, or not
+def test_results_and_gradients_are_those_of_a_convolution(
+    shape, kernel, stride, cached, many_outputs, monkeypatch
 ):
     monkeypatch.setattr(convolution, "_CACHED_BYTES", cached)
+    monkeypatch.setattr(convolution, "_MANY_OUTPUTS", many_outputs)
     arrays = tuple(_arrays(shape, kernel))
+    found, expected = (of(*arrays, stride) for of in (convolution.convolve, _usual))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
     mine, usual = (_gradients(of, stride) for of in (convolution.convolve, _usual))
     for found, expected in zip(mine(*arrays), usual(*arrays), strict=True):
         scale = np.abs(expected).max()
@@ -225,3 +230,16 @@ def test_a_gpu_is_given_nothing_that_xla_fails_at(net):
         is_residual = net.startswith("resnet")
         assert bool(strided.search(texts["cpu"])) == is_residual
         assert not strided.search(texts["cuda"])
+
+
+def test_deep_layers_are_products_unless_images_are_large_or_many():
+    def has_product(shape, features, stride=1):
+        image, kernel = _arrays(shape, (3, 3, shape[-1], features))
+        jaxpr = jax.make_jaxpr(convolution.convolve, static_argnums=2)
+        return "dot_general" in str(jaxpr(image, kernel, stride))
+
+    assert has_product((1, 8, 8, 128), 128)
+    assert has_product((2, 14, 14, 64), 128, stride=2)
+    assert not has_product((1, 8, 9, 128), 128)  # 72 pixels
+    assert not has_product((1, 8, 8, 128), 127)
+    assert not has_product((16, 8, 8, 128), 128)  # as many numbers as the kernel

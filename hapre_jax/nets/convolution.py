@@ -11,8 +11,11 @@ import jax.numpy as jnp
 # of a core's second cache, or one.
 _CACHED_BYTES = 800_000
 _MOST_GROUPS = 32  # or compiling takes long
-# Numbers of the kernel for one of the cotangent, above which it is not turned.
-_TURNED = 2
+# Numbers of the kernel for one of the result, from which on it is the larger one.
+_LARGER = 2
+# Outputs that it takes to make up for arranging an image anew, and pixels of a result
+# that XLA's convolution is slow for.
+_MANY_OUTPUTS, _FEW_PIXELS = 128, 64
 # Pixels of a block's side where `convolve` reads blocks, and outputs of one.
 _BLOCK, _OUTPUTS = 4, 2
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -51,8 +54,12 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     def product(x, kernel):
         return x[:, ::stride, ::stride] @ kernel[0, 0]
 
+    def product_of_columns(x, kernel):
+        columns = _columns(x, size, stride)
+        return columns @ kernel.reshape(columns.shape[-1], -1)
+
     def gradient_by_parts(x, kernel, cotangent):
-        if kernel.size < _TURNED * cotangent.size:
+        if kernel.size < _LARGER * cotangent.size:
             (of_x,) = jax.vjp(lambda x: usual(x, kernel), x)[1](cotangent)
         else:
             of_x = _by_products(cotangent, kernel, x.shape, stride)
@@ -60,8 +67,12 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
         count = -(-len(x) // max(min(groups, _MOST_GROUPS), 1))  # images of one
         of_kernel = jnp.zeros(kernel.shape, _sums_of(kernel))
         for at in range(0, len(x), max(count, 1)):
-            _, gradient = jax.vjp(functools.partial(usual, x[at : at + count]), kernel)
-            of_kernel += gradient(cotangent[at : at + count])[0]
+            part, of_part = x[at : at + count], cotangent[at : at + count]
+            if kernel.shape[-1] >= _MANY_OUTPUTS:
+                of_kernel += _kernel_by_rows(part, of_part, size, stride)
+            else:
+                _, gradient = jax.vjp(functools.partial(usual, part), kernel)
+                of_kernel += gradient(of_part)[0]
         return of_x, of_kernel.astype(kernel.dtype)
 
     def gradient_of(function):
@@ -70,7 +81,9 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     on_cpu, elsewhere, gradient_on_cpu = usual, usual, gradient_by_parts
     if size == 1:
         on_cpu, gradient_on_cpu = product, gradient_of(product)
-    elif _is_stem(kernel.shape, stride):
+    elif _is_deep(x.shape, kernel.shape, stride):
+        on_cpu = product_of_columns
+    if _is_stem(kernel.shape, stride):
         elsewhere = _by_blocks
 
     def forward(x, kernel):
@@ -133,6 +146,56 @@ def _by_blocks(x, kernel):
     y = y.transpose(0, 1, 3, 2, 4, 5)
     y = y.reshape(batch, _OUTPUTS * rows, _OUTPUTS * columns, features)
     return y[:, : -(-height // 2), : -(-width // 2)]
+
+
+def _is_deep(shape, kernel_shape, stride):
+    """Whether the kernel is larger than a result of few pixels and many channels."""
+    batch, height, width, _ = shape
+    size, _, channels, features = kernel_shape
+    pixels = -(-height // stride) * -(-width // stride)
+    return (
+        size % 2 == 1
+        and pixels <= _FEW_PIXELS
+        and features >= _MANY_OUTPUTS
+        and isinstance(batch, int)  # not one that an exported function leaves open
+        and size**2 * channels >= _LARGER * batch * pixels
+    )
+
+
+def _columns(x, size, stride):
+    """What an odd kernel reads for each output, `[B, h, w, k * k * C]`."""
+    half = size // 2
+    padded = jnp.pad(x, ((0, 0), (half, half), (half, half), (0, 0)))
+    rows, columns = (
+        [slice(at, at + side, stride) for at in range(size)] for side in x.shape[1:3]
+    )
+    return jnp.concatenate([padded[:, r, c] for r in rows for c in columns], axis=-1)
+
+
+def _kernel_by_rows(x, cotangent, size, stride):
+    """The kernel's gradient, `[k, k, C, C']`, as a convolution along the first side.
+
+    Its features are a row of all images, so that XLA reads them one after the other,
+    and its batch the channels, once for each column of the kernel.
+    """
+    batch, height, _, channels = x.shape
+    _, rows, columns, features = cotangent.shape
+    half = size // 2
+    turned = jnp.pad(x, ((0, 0), (0, 0), (half, half), (0, 0))).transpose(3, 1, 2, 0)
+    reach = stride * (columns - 1) + 1
+    moved = [turned[:, :, at : at + reach : stride] for at in range(size)]
+    after = size + stride * (rows - 1) - height - half
+    gradient = jax.lax.conv_general_dilated(
+        jnp.stack(moved).reshape(size * channels, height, columns * batch),
+        cotangent.transpose(1, 2, 0, 3).reshape(rows, columns * batch, features),
+        window_strides=(1,),
+        padding=((half, after),),
+        rhs_dilation=(stride,),
+        dimension_numbers=("NHC", "HIO", "NHC"),
+        preferred_element_type=_sums_of(x),
+    )
+    gradient = gradient.reshape(size, channels, size, features)
+    return gradient.transpose(2, 0, 1, 3)
 
 
 def _by_products(cotangent, kernel, shape, stride):
