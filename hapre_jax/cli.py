@@ -80,7 +80,8 @@ def parse(
       `workdir`, or `run`, and the program's own.
 
     Raises:
-      UserError: an unknown flag, named with the nearest ones, or a wrong value.
+      UserError: an unknown flag, named with the nearest ones, a wrong value, or a
+        folder of films beside phantoms.
     """
     base, default_examples = None, _RUN_EXAMPLES
     if default_config is not None:
@@ -127,7 +128,15 @@ def parse(
         base = _config_of_run(namespace.run)
     elif not namespace.workdir:
         raise UserError("--workdir is empty: name a folder")
-    return config_lib.override_all(base, texts), namespace
+    if texts.get("data.name") == "phantom":  # beside what the config says of films
+        texts = {"data.root": "", "data.degrade": "none"} | texts
+    config = config_lib.override_all(base, texts)
+    if config.data.name == "phantom" and config.data.root:
+        raise UserError(
+            f"data.root is {config.data.root}, but data.name is phantom, which reads "
+            "no files: give --data.name too, folder for films of your own"
+        )
+    return config, namespace
 
 
 def run(main: Callable[[list[str]], int | None]) -> NoReturn:

@@ -36,7 +36,6 @@ from hapre_jax import (
 from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import files, phantom
-from hapre_jax.errors import UserError
 from hapre_jax.method import Method
 from hapre_jax.reporting import (
     area_history,
@@ -259,11 +258,6 @@ def main(argv: list[str]) -> int:
         "with an interrupted run.",
         default_config="configs/phantom.py",
     )
-    if config.data.name == "phantom" and config.data.root:
-        raise UserError(
-            f"data.root is {config.data.root}, but data.name is phantom, which reads "
-            "no files: set data.name, to folder for films of your own"
-        )
     sharding.join(config.train)
     console = rich.console.Console(quiet=jax.process_index() > 0)
     workdir = pathlib.Path(arguments.workdir)

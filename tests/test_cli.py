@@ -194,6 +194,32 @@ def test_finished_run_gives_the_config(finished_run):
     assert vars(rest) == {"run": str(finished_run)}
 
 
+@pytest.mark.parametrize("line", ["", "runs/of_phantoms"])
+def test_films_are_not_ignored_for_phantoms(tmp_path, monkeypatch, line):
+    """As where `--data.name folder` was forgotten, to train or to test a run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / line).mkdir(parents=True, exist_ok=True)
+    run_folder.write_config(tmp_path / line, Config())
+    settings = {"default_config": None if line else "configs/phantom.py"}
+    with pytest.raises(UserError) as error:
+        _parse(f"{line} --data.root films", **settings)
+    assert str(error.value) == (
+        "data.root is films, but data.name is phantom, which reads no files: give "
+        "--data.name too, folder for films of your own"
+    )
+    values, _ = _parse(f"{line} --data.root films --data.name folder", **settings)
+    assert (values.data.name, values.data.root) == ("folder", "films")
+
+
+def test_phantoms_in_the_place_of_a_config_s_films(tmp_path):
+    films = config.DataConfig(name="ped_pneumonia", root="films", degrade="low")
+    run_folder.write_config(tmp_path, Config(data=films))
+    line = f"{tmp_path} --data.name phantom"
+    assert _parse(line, default_config=None)[0].data == config.DataConfig()
+    with pytest.raises(UserError, match="^data.root is other, but data.name is phan"):
+        _parse(f"{line} --data.root other", default_config=None)
+
+
 def test_help_of_a_program_for_runs_needs_no_run(capsys):
     text = _help(capsys, "--help", default_config=None)
     assert "RUN [options]" in text and "--data.root TEXT" in text

@@ -242,17 +242,6 @@ def test_best_checkpoint_has_the_highest_validation_f1(
     assert tested == [(2, 6), (4, 6), (6, 6), (best, 6), (best, 9)]
 
 
-def test_films_are_not_ignored_for_phantoms(tmp_path, experiment, fails):
-    """As where `--data.name folder` was forgotten."""
-    workdir = tmp_path / "run"
-    flags = ["--config", experiment, "--workdir", workdir, "--data.root", "films"]
-    assert fails(*flags) == (
-        "data.root is films, but data.name is phantom, which reads no files: set "
-        "data.name, to folder for films of your own"
-    )
-    assert not workdir.exists()
-
-
 def test_what_a_method_learned_before_the_first_step_is_saved(tmp_path, plain_config):
     """DRL-DA's agent may take longer than all that comes after it."""
     method = METHODS["plain"](plain_config, 3)
