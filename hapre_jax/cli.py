@@ -77,7 +77,8 @@ def parse(
 
     Returns:
       The config with all flags applied, and the other arguments: `config` and
-      `workdir`, or `run`, and the program's own.
+      `workdir`, or `run`, the program's own, and `given`, the set of the fields that
+      have a flag.
 
     Raises:
       UserError: an unknown flag, named with the nearest ones, a wrong value, or a
@@ -128,6 +129,7 @@ def parse(
         base = _config_of_run(namespace.run)
     elif not namespace.workdir:
         raise UserError("--workdir is empty: name a folder")
+    namespace.given = set(texts)
     if texts.get("data.name") == "phantom":  # beside what the config says of films
         texts = {"data.root": "", "data.degrade": "none"} | texts
     config = config_lib.override_all(base, texts)

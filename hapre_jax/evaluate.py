@@ -64,8 +64,9 @@ def main(argv: list[str]) -> int:
     )
     console = rich.console.Console()
     workdir = pathlib.Path(arguments.run)
+    trained = run_folder.read_config(workdir)
     config = other_films.config_of(
-        config, run_folder.read_config(workdir), program="evaluate"
+        config, trained, given=arguments.given, program="evaluate"
     )
     tested_with = _films_of(config, arguments.all)
     with _output(arguments.out, workdir, tested_with) as output:

@@ -133,7 +133,9 @@ def main(argv: list[str]) -> int:
     folder, out = pathlib.Path(arguments.run), pathlib.Path(arguments.out)
     run_folder.check_not_among(out, config.data.root, "--out")
     trained = run_folder.read_config(folder)
-    config = other_films.config_of(config, trained, program="homogenize")
+    config = other_films.config_of(
+        config, trained, given=arguments.given, program="homogenize"
+    )
     source = sources.open_source(config.data, seed=config.seed)
     asked = {
         "model": inference.identity(folder),

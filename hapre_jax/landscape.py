@@ -48,7 +48,9 @@ def main(argv: list[str]) -> int:
             f"keeps no area, but a landscape needs one of {', '.join(AREAS)}"
         )
     run_folder.check_place(workdir, "RUN")  # before what takes long
-    config = other_films.config_of(config, trained, program="landscape")
+    config = other_films.config_of(
+        config, trained, given=arguments.given, program="landscape"
+    )
     classes = None
     if (workdir / "results.json").exists():  # a run may still be at work
         classes = tuple(run_folder.read_results(workdir)["classes"])

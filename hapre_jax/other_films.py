@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,9 @@ from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
 from hapre_jax.data import files, labels, pipeline, sources, splits
 from hapre_jax.errors import UserError
+
+# Fields of `data` that choose among the films of one data set.
+_CHOICES = ("view", "draw", "official_split")
 
 
 def same_films(first: DataConfig, second: DataConfig) -> bool:
@@ -145,19 +148,29 @@ def splits_file(workdir: pathlib.Path) -> pathlib.Path:
     )
 
 
-def config_of(config: Config, trained: Config, *, program: str) -> Config:
+def config_of(
+    config: Config, trained: Config, *, given: Collection[str], program: str
+) -> Config:
     """A run's config with the films that flags of `--data` ask for.
 
     Another data set's films are not chosen as the run's own were, unless flags say so.
+
+    Args:
+      config: of the run, with all flags applied.
+      trained: of the run.
+      given: paths of the fields that have a flag.
+      program: whose flags these are.
 
     Raises:
       UserError: something else than the data is not what it was in training.
     """
     if config.data.name != trained.data.name:
-        default, choices = DataConfig(), {}
-        for name in ("view", "draw", "official_split"):
-            if getattr(config.data, name) == getattr(trained.data, name):
-                choices[name] = getattr(default, name)
+        default = DataConfig()
+        choices = {
+            name: getattr(default, name)
+            for name in _CHOICES
+            if f"data.{name}" not in given
+        }
         data = dataclasses.replace(config.data, **choices)
         config = dataclasses.replace(config, data=data)
     now = config_lib.options(config)

@@ -39,7 +39,8 @@ def finished_run(tmp_path):
 def test_without_flags_the_default_config_is_taken():
     values, rest = _parse("")
     assert values == config_file.load("configs/phantom.py")
-    assert vars(rest) == {"config": "configs/phantom.py", "workdir": "runs/phantom"}
+    expected = {"config": "configs/phantom.py", "workdir": "runs/phantom"}
+    assert vars(rest) == expected | {"given": set()}
 
 
 def test_flags_change_the_chosen_config():
@@ -47,17 +48,19 @@ def test_flags_change_the_chosen_config():
         "--data.root a/b --config configs/hapre_krs.py --train.steps=5 --seed 3 "
         "--policy.explore false --workdir w"
     )
-    expected = config.override_all(
-        config_file.load("configs/hapre_krs.py"),
-        {
-            "data.root": "a/b",
-            "train.steps": "5",
-            "seed": "3",
-            "policy.explore": "false",
-        },
-    )
-    assert values == expected
-    assert vars(rest) == {"config": "configs/hapre_krs.py", "workdir": "w"}
+    changes = {
+        "data.root": "a/b",
+        "train.steps": "5",
+        "seed": "3",
+        "policy.explore": "false",
+    }
+    start = config_file.load("configs/hapre_krs.py")
+    assert values == config.override_all(start, changes)
+    assert vars(rest) == {
+        "config": "configs/hapre_krs.py",
+        "workdir": "w",
+        "given": set(changes),
+    }
 
 
 def test_the_last_of_two_equal_flags_counts():
@@ -191,7 +194,7 @@ def test_help_ends_with_the_program_s_examples(capsys):
 def test_finished_run_gives_the_config(finished_run):
     values, rest = _parse(f"{finished_run} --train.steps 9", default_config=None)
     assert values == config.override(Config(seed=7), "train.steps", "9")
-    assert vars(rest) == {"run": str(finished_run)}
+    assert vars(rest) == {"run": str(finished_run), "given": {"train.steps"}}
 
 
 @pytest.mark.parametrize("line", ["", "runs/of_phantoms"])

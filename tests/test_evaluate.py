@@ -24,6 +24,7 @@ from hapre_jax import (
     predictions,
     run_folder,
 )
+from hapre_jax import config as config_lib
 from hapre_jax.config import Config, DataConfig, PolicyConfig, TrainConfig
 from hapre_jax.data import pipeline, splits
 from hapre_jax.data.dataset import NO_BOXES, NOWHERE, Dataset
@@ -481,6 +482,26 @@ def test_which_films_are_those_of_a_run(changes, same):
     name = changes.pop("name", "nih_chest_xray")
     mine = DataConfig(name=name, root="" if name == "phantom" else "here")
     assert other_films.same_films(dataclasses.replace(mine, **changes), mine) == same
+
+
+def _asked_for(trained, **flags):
+    """The films that flags of `evaluate` ask for, of a run of other films."""
+    given = {f"data.{name}": config_lib.to_text(value) for name, value in flags.items()}
+    trained = Config(data=DataConfig(**trained))
+    asked = config_lib.override_all(trained, given)
+    return other_films.config_of(asked, trained, given=given, program="evaluate").data
+
+
+def test_another_data_set_s_films_are_chosen_by_flags_alone():
+    own = {"view": "PA", "draw": (3, 3), "official_split": True}
+    trained = {"name": "nih_chest_xray", "root": "here"} | own
+    other = {"name": "rsna_pneumonia", "root": "there"}
+    assert _asked_for(trained, **other) == DataConfig(**other)
+    for name, value in own.items():  # given, as the run has it
+        found = _asked_for(trained, **other, **{name: value})
+        assert found == DataConfig(**other, **{name: value})
+    moved = trained | {"root": "moved"}
+    assert _asked_for(trained, root="moved") == DataConfig(**moved)
 
 
 def test_films_of_the_training_are_not_tested(tmp_path, finished_run, capsys):
