@@ -19,29 +19,39 @@ from hapre_jax.errors import UserError
 _CHOICES = ("view", "draw", "official_split")
 
 
+def same_data_set(first: DataConfig, second: DataConfig) -> bool:
+    """Whether two configs are of one data set, of which each may take other films.
+
+    It may be moved or prepared meanwhile, but two folders are two hospitals.
+    """
+    if first.name != second.name:
+        return False
+    return first.name != "folder" or files.is_same_place(first.root, second.root)
+
+
 def same_films(first: DataConfig, second: DataConfig) -> bool:
     """Whether two configs name the same films, so that one's division is the other's.
 
-    Films may be moved or prepared meanwhile, but two folders are two hospitals.
+    See `same_data_set`.
     """
     # Those of no other role decide which films there are, and on their split.
     counted = {
         name for name, field in config_lib.options(first).items() if not field.role
     }
-    if first.name == "folder":
-        counted.add("root")
-    elif first.name == "phantom":  # drawn at that size, with other pixels at another
+    if first.name == "phantom":  # drawn at that size, with other pixels at another
         counted.add("image_size")
-    return all(getattr(first, name) == getattr(second, name) for name in counted)
+    return same_data_set(first, second) and all(
+        getattr(first, name) == getattr(second, name) for name in counted
+    )
 
 
 def same_patients(first: DataConfig, second: DataConfig) -> bool:
     """Whether names of patients mean the same ones: other films of one data set."""
-    if first.name != second.name or first.name == "phantom":  # which are drawn anew
+    if first.name == "phantom":  # which are drawn anew
         return False
     if "image" in (first.split_level, second.split_level):  # each film its own patient
         return False
-    return first.name != "folder" or files.is_same_place(first.root, second.root)
+    return same_data_set(first, second)
 
 
 def never_seen(
@@ -119,12 +129,23 @@ def load(
         films, mean_box = getattr(data, split), evaluation.mean_lung_box(data.train)
     if is_own:
         return Films(films, mean_box, 0)
-    patients = same_patients(config.data, trained.data)
-    kept = never_seen(films, splits.read(saved), patients=patients)
+    rows, of_run = splits.read(saved), trained.data
+    if _has_some(found, rows):  # a folder that was moved
+        of_run = dataclasses.replace(of_run, root=config.data.root)
+    kept = never_seen(films, rows, patients=same_patients(config.data, of_run))
     if not len(kept):
         raise UserError(f"the run was trained on all of these {split} films")
     known = len(films) - len(kept)
     return Films(films.take(kept) if known else films, mean_box, known)
+
+
+def _has_some(found: pipeline.Films, rows: Iterable[splits.Row]) -> bool:
+    """Whether films of a run lie there as they did, by the same patients' names."""
+    there = {
+        (record.name, example.sha256, record.group)
+        for record, example in zip(found.records, found.examples, strict=True)
+    }
+    return any((row.path, row.sha256, row.group) in there for row in rows)
 
 
 def say_what_is_left_out(known: int, console: rich.console.Console) -> None:
@@ -153,7 +174,8 @@ def config_of(
 ) -> Config:
     """A run's config with the films that flags of `--data` ask for.
 
-    Another data set's films are not chosen as the run's own were, unless flags say so.
+    Another data set's films, see `same_data_set`, are not chosen as the run's own were,
+    unless flags say so.
 
     Args:
       config: of the run, with all flags applied.
@@ -164,7 +186,7 @@ def config_of(
     Raises:
       UserError: something else than the data is not what it was in training.
     """
-    if config.data.name != trained.data.name:
+    if not same_data_set(config.data, trained.data):
         default = DataConfig()
         choices = {
             name: getattr(default, name)

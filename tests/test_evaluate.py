@@ -473,6 +473,7 @@ def test_other_classes_are_refused_before_films_are_read(
         ({"name": "phantom", "threads": 7}, True),
         ({"name": "phantom", "image_size": 64}, False),  # drawn anew
         ({"name": "folder", "root": "elsewhere"}, False),  # another hospital
+        ({"name": "folder", "root": "over/../here"}, True),
         ({"view": "PA"}, False),
         ({"draw": (3, 3)}, False),
         ({"split_level": "image"}, False),
@@ -502,6 +503,47 @@ def test_another_data_set_s_films_are_chosen_by_flags_alone():
         assert found == DataConfig(**other, **{name: value})
     moved = trained | {"root": "moved"}
     assert _asked_for(trained, root="moved") == DataConfig(**moved)
+    # Another folder is another hospital; the same one goes by several names.
+    folder = trained | {"name": "folder"}
+    assert _asked_for(folder, root="there") == DataConfig(name="folder", root="there")
+    found = _asked_for(folder, root="there", draw=(3, 3))
+    assert found == DataConfig(name="folder", root="there", draw=(3, 3))
+    found = _asked_for(folder, root="over/../here")
+    assert found == DataConfig(**folder | {"root": "over/../here"})
+
+
+def _hospital(root, seed):
+    """Twelve films of a class, two of each patient, who are numbered everywhere."""
+    rng, rows = np.random.default_rng(seed), ["path,group"]
+    for name in ("normal", "sick"):
+        (root / name).mkdir(parents=True)
+        for index in range(12):
+            pixels = rng.integers(0, 256, (16, 16), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+            rows.append(f"{name}/{index}.png,{name}-{index // 2}")
+    (root / "groups.csv").write_text("\n".join(rows) + "\n")
+    return str(root)
+
+
+def test_all_films_of_another_hospital_of_a_run_that_drew_its_own(tmp_path):
+    here, there = (_hospital(tmp_path / str(seed), seed) for seed in range(2))
+    trained = {"name": "folder", "root": here, "draw": (6, 6), "image_size": 16}
+    trained["split_fractions"] = (0.6, 0.2, 0.2)
+    divided = pipeline.load(DataConfig(**trained), seed=0)
+    rows = pipeline.division(divided)
+    splits.write(tmp_path / "splits.csv", rows)
+
+    def load(root):
+        settings = Config(data=_asked_for(trained, root=str(root)))
+        before = Config(data=DataConfig(**trained))
+        return other_films.load(settings, before, tmp_path, classes=None, whole=True)
+
+    assert len(load(there).films) == 24  # where patients of the same numbers are others
+    # Those that were not drawn come too, but for the patients of the training.
+    moved = load(pathlib.Path(here).rename(tmp_path / "moved"))
+    used = {row.group for row in rows if row.split != "test"}
+    assert 0 < len(moved.films) == 24 - 2 * len(used)
+    assert not used & set(moved.films.groups)
 
 
 def test_films_of_the_training_are_not_tested(tmp_path, finished_run, capsys):
