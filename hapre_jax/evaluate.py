@@ -55,7 +55,8 @@ def main(argv: list[str]) -> int:
         program="python -m hapre_jax.evaluate",
         description="Score the best checkpoint of a run on the test split of its own "
         "data, or of another source named by --data flags. Leaves scores as JSON, a "
-        "CSV file with a line a film, and a page with curves, key areas and mistakes.",
+        "CSV file with a line a film, and a page with curves, key areas and mistakes. "
+        f"{other_films.ABOUT_FLAGS}",
         add_arguments=add_arguments,
         examples=(
             "runs/phantom --data.quality medium",

@@ -120,7 +120,8 @@ def main(argv: list[str]) -> int:
         description="Cut the key area out of each film of a data set with a finished "
         "run, or a bundle of hapre_jax.export, and write a folder a class: the data "
         "set in homogeneous form, for any program. Films are taken as they are: "
-        "data.degrade does not count. Give the same command again to go on with what "
+        "data.degrade does not count, nor do data.view and data.draw of the run for "
+        "another data set or folder. Give the same command again to go on with what "
         "was interrupted.",
         add_arguments=add_arguments,
         examples=(

@@ -30,7 +30,8 @@ def main(argv: list[str]) -> int:
         program="python -m hapre_jax.landscape",
         description="Shows on which boxes a run's task network is good: mean loss on "
         "validation images against size and place of a box around the true lungs. With "
-        "--data flags the films are others, and the run's own picture stays.",
+        "--data flags the films are others, and the run's own picture stays. "
+        f"{other_films.ABOUT_FLAGS}",
         examples=(
             "runs/phantom",
             "runs/phantom/plain",

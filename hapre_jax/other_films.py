@@ -15,8 +15,13 @@ from hapre_jax.data import dataset as datasets
 from hapre_jax.data import files, labels, pipeline, sources, splits
 from hapre_jax.errors import UserError
 
-# Fields of `data` that choose among the films of one data set.
-_CHOICES = ("view", "draw", "official_split")
+# Fields of `data` that choose among the films of one data set, or change them.
+_OF_ONE_DATA_SET = ("view", "draw", "official_split", "degrade")
+# For the help of programs that take other films.
+ABOUT_FLAGS = (
+    "data.view, data.draw, data.official_split and data.degrade of the run count for "
+    "its own films alone: for another data set or folder they are as flags say."
+)
 
 
 def same_data_set(first: DataConfig, second: DataConfig) -> bool:
@@ -174,8 +179,8 @@ def config_of(
 ) -> Config:
     """A run's config with the films that flags of `--data` ask for.
 
-    Another data set's films, see `same_data_set`, are not chosen as the run's own were,
-    unless flags say so.
+    Another data set's films, see `same_data_set`, are neither chosen nor degraded as
+    the run's own were, unless flags say so.
 
     Args:
       config: of the run, with all flags applied.
@@ -190,7 +195,7 @@ def config_of(
         default = DataConfig()
         choices = {
             name: getattr(default, name)
-            for name in _CHOICES
+            for name in _OF_ONE_DATA_SET
             if f"data.{name}" not in given
         }
         data = dataclasses.replace(config.data, **choices)

@@ -494,7 +494,7 @@ def _asked_for(trained, **flags):
 
 
 def test_another_data_set_s_films_are_chosen_by_flags_alone():
-    own = {"view": "PA", "draw": (3, 3), "official_split": True}
+    own = {"view": "PA", "draw": (3, 3), "official_split": True, "degrade": "low"}
     trained = {"name": "nih_chest_xray", "root": "here"} | own
     other = {"name": "rsna_pneumonia", "root": "there"}
     assert _asked_for(trained, **other) == DataConfig(**other)
