@@ -12,7 +12,7 @@ from hapre_jax import config as config_lib
 from hapre_jax import evaluation, log, run_folder
 from hapre_jax.config import Config, DataConfig
 from hapre_jax.data import dataset as datasets
-from hapre_jax.data import files, labels, pipeline, sources, splits
+from hapre_jax.data import files, labels, ped_pneumonia, pipeline, sources, splits
 from hapre_jax.errors import UserError
 
 # Fields of `data` that choose among the films of one data set, or change them.
@@ -59,8 +59,17 @@ def same_patients(first: DataConfig, second: DataConfig) -> bool:
     return same_data_set(first, second)
 
 
+def has_bare_groups(first: DataConfig, second: DataConfig) -> bool:
+    """Whether one of two configs of a data set names its patients by bare groups."""
+    return first.name == "ped_pneumonia" and (first.bare_groups or second.bare_groups)
+
+
 def never_seen(
-    source: datasets.Dataset, rows: Iterable[splits.Row], *, patients: bool = False
+    source: datasets.Dataset,
+    rows: Iterable[splits.Row],
+    *,
+    patients: bool = False,
+    bare: bool = False,
 ) -> np.ndarray:
     """`i[n]`: rows of a split whose films a run neither trained on nor chose by.
 
@@ -68,13 +77,15 @@ def never_seen(
       source: a split of any source.
       rows: of the run's `splits.csv`.
       patients: leaves out other films of its patients too, see `same_patients`.
+      bare: these are told apart by bare groups alone, see `has_bare_groups`.
     """
+    who = ped_pneumonia.bare_group if bare else str
     used = [row for row in rows if row.split != "test"]
     films = {row.sha256 for row in used}
-    known = {row.group for row in used if patients}
+    known = {who(row.group) for row in used if patients}
     return np.flatnonzero(
         [
-            digest not in films and group not in known
+            digest not in films and who(group) not in known
             for digest, group in zip(source.hashes, source.groups, strict=True)
         ]
     )
@@ -137,7 +148,12 @@ def load(
     rows, of_run = splits.read(saved), trained.data
     if _has_some(found, rows):  # a folder that was moved
         of_run = dataclasses.replace(of_run, root=config.data.root)
-    kept = never_seen(films, rows, patients=same_patients(config.data, of_run))
+    kept = never_seen(
+        films,
+        rows,
+        patients=same_patients(config.data, of_run),
+        bare=has_bare_groups(config.data, of_run),
+    )
     if not len(kept):
         raise UserError(f"the run was trained on all of these {split} films")
     known = len(films) - len(kept)

@@ -569,6 +569,37 @@ def test_films_of_the_training_are_not_tested(tmp_path, finished_run, capsys):
     assert json.loads(out.read_text())["test"]["n"] == 6
 
 
+@pytest.mark.parametrize("bare", [False, True])
+def test_patients_are_known_by_bare_groups_too(tmp_path, bare):
+    """Fifteen children with two films each, of which the run drew two thirds."""
+    rng, films = np.random.default_rng(0), tmp_path / "chest_xray" / "train"
+    (films / "NORMAL").mkdir(parents=True)
+    (films / "PNEUMONIA").mkdir()
+    names = "NORMAL/IM-{}-{}", "PNEUMONIA/person{}_bacteria_{}"
+    for kind, name in enumerate((*names, "PNEUMONIA/person{}_virus_{}")):
+        for film in range(10):
+            pixels = rng.integers(0, 256, (16, 16), np.uint8)
+            path = films / f"{name.format(5 * kind + film // 2, film)}.png"
+            Image.fromarray(pixels).save(path)
+    trained = DataConfig(
+        name="ped_pneumonia",
+        root=str(tmp_path),
+        image_size=16,
+        draw=(6, 6, 6),
+        bare_groups=bare,
+        split_fractions=(0.4, 0.3, 0.3),
+    )
+    rows = pipeline.division(pipeline.load(trained, seed=0))
+    splits.write(tmp_path / "splits.csv", rows)
+    asked = dataclasses.replace(trained, draw=None, bare_groups=not bare)
+    configs = (Config(data=data) for data in (asked, trained))
+    found = other_films.load(*configs, tmp_path, classes=None, whole=True)
+    used = {row.group.rpartition(":")[2] for row in rows if row.split != "test"}
+    left = {group.rpartition(":")[2] for group in found.films.groups}
+    assert left and not left & used
+    assert found.known == 2 * len(used)
+
+
 def _lone_test_films(root):
     """Films of the run's classes, all of which are meant to be tested on."""
     rows = ["path,label,split"]

@@ -109,7 +109,7 @@ def bare_group(group: str) -> str:
     Numbers of bacterial and viral films overlap, and so do those of the official
     training and test films; whether the children do, nobody outside can tell.
     """
-    return group.partition(":")[2]
+    return group.rpartition(":")[2]  # a bare one stays
 
 
 def scan(root: str) -> tuple[files.Tree, list[dataset.Record]]:
