@@ -107,10 +107,12 @@ def open_run(
             workdir.mkdir(parents=True, exist_ok=True)
             claims.enter_context(run_folder.claim(workdir))
         run_folder.write_config(workdir, config)
+        # Before the division and as of then: what is in neither file is a new film.
+        listed = workdir / splits.UNREADABLE
+        if films.unreadable and not (saved.exists() and listed.exists()):
+            pipeline.write_unreadable(listed, films.unreadable)
         if not saved.exists():
             splits.write(saved, pipeline.division(data))
-        if films.unreadable:
-            pipeline.write_unreadable(workdir / "unreadable.csv", films.unreadable)
     return method, data
 
 

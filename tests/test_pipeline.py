@@ -191,6 +191,33 @@ def test_unreadable_films_are_left_out_and_named(tmp_path, caplog):
     assert_same(loaded, pipeline.load(data, seed=0, splits_file=path))
 
 
+def test_films_that_are_readable_again_belong_to_no_split(tmp_path, caplog):
+    data, path = write_folder(tmp_path / "films"), tmp_path / "run" / "splits.csv"
+    names = [f"sick/{i}.png" for i in range(3)]
+    intact = {name: (tmp_path / "films" / name).read_bytes() for name in names}
+    for name in names:
+        (tmp_path / "films" / name).write_bytes(b"half of it")
+    films = _read(data)
+    before = pipeline.divide(films)
+    splits.write(path, pipeline.division(before))
+    pipeline.write_unreadable(path.with_name("unreadable.csv"), films.unreadable)
+    for name, film in intact.items():
+        (tmp_path / "films" / name).write_bytes(film)
+    # Of a film that is trained on; in two splits that would be refused.
+    (tmp_path / "films/sick/0.png").write_bytes(
+        (tmp_path / "films" / before.train.names[0]).read_bytes()
+    )
+    caplog.clear()
+    assert_same(pipeline.load(data, seed=0, splits_file=path), before)
+    assert [record.message for record in caplog.records][:1] == [
+        f"left out 3 images that could not be read when {path} was made, so belong to "
+        f"no split: {', '.join(names)}"
+    ]
+    path.with_name("unreadable.csv").write_text("path,reason\nsick/0.png,damaged\n")
+    with pytest.raises(errors.UserError, match="splits.csv does not list sick/1.png:"):
+        pipeline.load(data, seed=0, splits_file=path)
+
+
 def test_unreadable_film_stops_on_request(tmp_path):
     write_folder(tmp_path / "films")
     (tmp_path / "films/fine/3.png").write_bytes(b"no image")

@@ -1,5 +1,6 @@
 """The training program from its command line."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -775,3 +776,31 @@ def test_names_of_films_need_not_be_utf_8(tmp_path, tiny_config):
     names = set(predictions.read(run / "predictions.csv").names)
     assert names <= {of.relative_to(films).as_posix() for of in films.glob("*/*")}
     assert any("M\udcfcller" in name for name in names)
+
+
+def test_films_that_are_readable_again_do_not_stop_a_run(tmp_path, plain_config):
+    """One after the other, of which the run's own list keeps both."""
+    films, run = _films(tmp_path / "films"), tmp_path / "run"
+    values = {"data.name": "folder", "data.root": str(films)}
+    settings = config.override_all(plain_config, values)
+    names = "normal/0.jpeg", "pneumonia/1.jpeg"
+    intact = [(films / name).read_bytes() for name in names]
+
+    def go_on():
+        with contextlib.ExitStack() as claims:
+            _, data = training.open_run(
+                settings,
+                run,
+                lambda classes: METHODS["plain"](settings, len(classes)),
+                lambda method, data: None,
+                console=rich.console.Console(quiet=True),
+                claims=claims,
+            )
+        return data.train.names, (run / "unreadable.csv").read_text()
+
+    for name in names:
+        (films / name).write_bytes(b"half of it")
+    begun = go_on()
+    for name, film in zip(names, intact, strict=True):
+        (films / name).write_bytes(film)
+        assert go_on() == begun

@@ -110,7 +110,8 @@ def divide(
 
     Args:
       films: of `read`.
-      splits_file: the division to reuse, as `splits.write` wrote it.
+      splits_file: the division to reuse, as `splits.write` wrote it; films that were
+        not readable then are left out.
       boxes: gives the lesion boxes also as one array, for batches.
 
     Raises:
@@ -125,9 +126,10 @@ def divide(
     ]
     if splits_file is not None:
         split = splits.recall(splits_file, rows)
+        _say_what_came_back(splits_file, rows, split)
     else:
         split = _divide(source, records, rows, labels, data, films.seed)
-    rows = [row._replace(split=str(s)) for row, s in zip(rows, split, strict=True)]
+    rows = [row._replace(split=str(s)) for row, s in zip(rows, split, strict=True) if s]
     # A division that was published or edited by hand may tear them apart.
     splits.refuse_leaks(rows, groups=data.split_level == "group")
     _check_splits(source.classes, labels, split)
@@ -281,6 +283,15 @@ def _check_splits(classes, labels, split):
         for part in ("validation", "test"):
             if not (labels[split == part] == label).any():
                 _log.warning(f"class {name!r} has no {part} image")
+
+
+def _say_what_came_back(splits_file, rows, split):
+    again = [row.path for row, of in zip(rows, split, strict=True) if not of]
+    if again:
+        _log.warning(
+            f"left out {len(again)} images that could not be read when {splits_file} "
+            f"was made, so belong to no split: {listing(again)}"
+        )
 
 
 def _say_what_is_in_doubt(rows):

@@ -8,10 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from hapre_jax import csv_file
+from hapre_jax.data import csv_tables
 from hapre_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 LEVELS = ("group", "image")
+# Beside a split file: films that could not be read when it was made, if there were any.
+UNREADABLE = "unreadable.csv"
 
 
 class Row(NamedTuple):
@@ -184,19 +187,26 @@ def recall(path: pathlib.Path, rows: Sequence[Row]) -> np.ndarray:
     """The splits that a file gives to the images at hand.
 
     Args:
-      path: of a split file.
+      path: of a split file; `UNREADABLE` lies beside it.
       rows: N images as they are now; their `split` is ignored.
 
     Returns:
-      `str[N]` in the order of `rows`.
+      `str[N]` in the order of `rows`, empty for those that were not readable then.
 
     Raises:
       UserError: the images are not those of the file, or changed since.
     """
     saved = {row.path: row for row in read(path)}
+    left_out: set[str] = set()
+    beside = path.with_name(UNREADABLE)
+    if beside.exists() and any(row.path not in saved for row in rows):
+        found = csv_tables.parse(beside.read_bytes(), ("path",), name=str(beside))
+        left_out = {row["path"] for row in found} - saved.keys()
     # Never "delete the file": what is beside it was trained by this division.
     remedy = "restore the images, or train anew in another folder"
     for row in rows:
+        if row.path in left_out:
+            continue
         if row.path not in saved:
             raise UserError(
                 f"{path} does not list {row.path}: take the image out if it is new, "
@@ -215,4 +225,4 @@ def recall(path: pathlib.Path, rows: Sequence[Row]) -> np.ndarray:
             f"{path} lists {len(lost)} image(s) that are not there or not readable "
             f"now, the first {lost[0]}: {remedy}"
         )
-    return np.array([saved[row.path].split for row in rows])
+    return np.array(["" if r.path in left_out else saved[r.path].split for r in rows])
