@@ -81,8 +81,11 @@ def main(argv: list[str]) -> int:
     # Before hours of phantoms.
     if root and not arguments.finished and not files.expand(root).exists():
         raise UserError(f"--data-root {root} does not exist")
-    tests = {name: films.fields(source, root) for name, source in chosen.items()}
-    tests |= {name: films.fields_below(path) for name, path in folders.items()}
+    tests = {
+        name: films.Tested(films.fields(source, root))
+        for name, source in chosen.items()
+    }
+    tests |= {name: films.all_below(path) for name, path in folders.items()}
     has_failed = False
     if arguments.slurm and not arguments.finished:
         has_failed = _submit(argv, arguments, console)
@@ -185,7 +188,8 @@ def _parser() -> cli.Parser:
         action="append",
         default=[],
         metavar="PATH",
-        help="table 3: test on these films too, a folder or zip with a folder a class",
+        help="table 3: test on all of these films too, a folder or zip with a folder a "
+        "class",
     )
     parser.add_argument(
         "--set",

@@ -112,6 +112,7 @@ def write_run():
         minutes=1,
         tested="",
         films=None,
+        whole=False,
         **scores,
     ):
         results, answers = folder / "results.json", folder / "predictions.csv"
@@ -126,6 +127,7 @@ def write_run():
         if tested:
             config = config_lib.override_all(config_lib.Config(), films or {})
             written["config"] = config_lib.to_dict(config)
+            written["films"] = "all" if whole else "test split"
         results.write_text(json.dumps(written))
         said = [0, int(misses), 1, 1] * 5
         table = predictions.Predictions(

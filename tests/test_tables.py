@@ -480,8 +480,8 @@ def test_table_3_has_films_that_were_only_tested_on(tmp_path, write_run):
     (tmp_path / "hospital").mkdir()
     run = tmp_path / "phantom_low" / "resnet8" / "resnet" / "seed-0"
     write_run(run, 0.7)
-    hospital = films.fields_below(str(tmp_path / "hospital"))
-    write_run(run, 0.4, tested="hospital", films=hospital)
+    hospital = films.all_below(str(tmp_path / "hospital"))
+    write_run(run, 0.4, tested="hospital", films=hospital.values, whole=True)
     arguments = ["--sources", "phantom_low", "--rows", "resnet", "--seeds", "1"]
     arguments += ["--test-on", str(tmp_path / "hospital")]
     parts, _ = finished(tmp_path, "3", *arguments)
@@ -503,20 +503,20 @@ def test_tests_on_other_films_of_the_same_name_do_not_count(
     below = {}
     for place in ("a", "b"):
         (tmp_path / place / "hospital").mkdir(parents=True)
-        below[place] = films.fields_below(str(tmp_path / place / "hospital"))
+        below[place] = films.all_below(str(tmp_path / place / "hospital"))
     wrong = below["b"]
     if change == "another part of it":
-        wrong = below["a"] | {"data.split_fractions": "0.7,0.1,0.2"}
+        wrong = below["a"]._replace(whole=False)
     run = tmp_path / "runs" / "phantom_low" / "resnet8" / "resnet" / "seed-0"
     write_run(run, 0.7)
-    write_run(run, 0.4, tested="hospital", films=wrong)
+    write_run(run, 0.4, tested="hospital", films=wrong.values, whole=wrong.whole)
     file = run / "on" / "hospital.json"
     assert cross_source.is_test_of(file, wrong)
     assert not cross_source.is_test_of(file, below["a"])
     # It does not say of what films it is.
     assert not cross_source.is_test_of(run / "results.json", wrong)
     arguments = ["--sources", "phantom_low", "--rows", "resnet", "--seeds", "1"]
-    arguments += ["--test-on", below["a"]["data.root"]]
+    arguments += ["--test-on", below["a"].values["data.root"]]
     _, records = finished(tmp_path / "runs", "3", *arguments)
     assert [one["tested"] for one in records] == ["phantom_low"]
 
@@ -767,8 +767,8 @@ def elsewhere(tmp_path, monkeypatch):
             (folder / "results.json").write_text("{}")
         console = rich.console.Console(file=io.StringIO())
         runs = plan.by_seed(cells)
-        tests = {name: fields_of(name) for name in names}
-        tests["hospital"] = films.fields_below("films/hospital.zip")
+        tests = {name: films.Tested(fields_of(name)) for name in names}
+        tests["hospital"] = films.all_below("films/hospital.zip")
         failures = cross_source.evaluate(cells, runs, tests, console)
         return failures, commands
 
@@ -814,7 +814,7 @@ def test_finished_runs_are_tested_on_the_sources_of_the_others_once(
         "--data.name=folder",
         "--data.degrade=none",
         "--data.root=films/hospital.zip",
-        "--data.split_fractions=0.05,0.05,0.9",
+        "--all",
     ]
     failed = [output for _, output in commands[3:6]]
     assert [failure.output for failure in failures] == failed

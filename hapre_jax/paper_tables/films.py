@@ -26,6 +26,13 @@ class Source(NamedTuple):
         return "data.root" in self.values
 
 
+class Tested(NamedTuple):
+    """Films to test on alone."""
+
+    values: dict[str, str]  # config fields of them
+    whole: bool = False  # all of them, not their test part
+
+
 SOURCES = {
     "phantom_high": Source("phantom", {"data.quality": "high"}),
     "phantom_medium": Source("phantom", {"data.quality": "medium"}),
@@ -82,11 +89,7 @@ def fields(source: Source, root: str) -> dict[str, str]:
     return values | source.values
 
 
-def fields_below(path: str) -> dict[str, str]:
-    """Config fields of the films of a folder or zip, nearly all of them for a test."""
-    return {
-        "data.name": "folder",
-        "data.degrade": "none",
-        "data.root": path,
-        "data.split_fractions": "0.05,0.05,0.9",
-    }
+def all_below(path: str) -> Tested:
+    """All films of a folder or zip that nothing is trained on, as they are."""
+    values = {"data.name": "folder", "data.degrade": "none", "data.root": path}
+    return Tested(values, whole=True)

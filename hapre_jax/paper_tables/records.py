@@ -11,7 +11,7 @@ from hapre_jax import json_file, result_table, scores
 from hapre_jax.data import sources
 from hapre_jax.nets import size
 from hapre_jax.paper_tables import cross_source, films, layouts
-from hapre_jax.paper_tables.films import Source
+from hapre_jax.paper_tables.films import Source, Tested
 from hapre_jax.paper_tables.plan import Cell
 
 # The scores that the paper prints.
@@ -57,23 +57,23 @@ def by_source(table: str, cells: Sequence[Cell]) -> list[dict]:
     return records
 
 
-def of_tests(cells: Sequence[Cell], tests: dict[str, dict[str, str]]) -> list[dict]:
+def of_tests(cells: Sequence[Cell], tests: dict[str, Tested]) -> list[dict]:
     """What Table 3 is made of: each source that was trained on, and each test.
 
     Args:
       cells: all cells.
-      tests: config fields of films that they were tested on, by name.
+      tests: films that they were tested on, by name.
     """
     paper, records = json_file.read(PAPER)["3"], []
     for source in dict.fromkeys(cell.source for cell in cells):
         here = [cell for cell in cells if cell.source == source]
-        for tested, values in tests.items():
+        for tested, there in tests.items():
             for cell in here:
-                if not cross_source.is_tested(cell, tested, values):
+                if not cross_source.is_tested(cell, tested, there):
                     continue
                 known = paper.get(source, {}).get(cell.net, {}).get(cell.row, {})
                 reference = plain_of_same_net(cell, here)
-                if reference and not cross_source.is_tested(reference, tested, values):
+                if reference and not cross_source.is_tested(reference, tested, there):
                     reference = None
                 records.append(
                     describe(cell, reference, tested=tested, paper=known.get(tested))
