@@ -16,7 +16,7 @@ from hapre_jax.data import files, labels, ped_pneumonia, pipeline, sources, spli
 from hapre_jax.errors import UserError
 
 # Fields of `data` that choose among the films of one data set, or change them.
-_OF_ONE_DATA_SET = ("view", "draw", "official_split", "degrade")
+OF_ONE_DATA_SET = ("view", "draw", "official_split", "degrade")
 # For the help of programs that take other films.
 ABOUT_FLAGS = (
     "data.view, data.draw, data.official_split and data.degrade of the run count for "
@@ -211,7 +211,7 @@ def config_of(
         default = DataConfig()
         choices = {
             name: getattr(default, name)
-            for name in _OF_ONE_DATA_SET
+            for name in OF_ONE_DATA_SET
             if f"data.{name}" not in given
         }
         data = dataclasses.replace(config.data, **choices)

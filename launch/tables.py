@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
     if root and not arguments.finished and not files.expand(root).exists():
         raise UserError(f"--data-root {root} does not exist")
     tests = {
-        name: films.Tested(films.fields(source, root))
+        name: films.Tested(films.fields(source, root, preset.values))
         for name, source in chosen.items()
     }
     tests |= {name: films.all_below(path) for name, path in folders.items()}

@@ -843,6 +843,14 @@ def test_films_of_another_source_are_those_that_its_own_networks_see(tested, els
     assert seen == [source for source in films.SOURCES if source != tested]
 
 
+def test_what_is_set_for_all_runs_chooses_the_films_of_their_tests():
+    changes = {"data.draw": "5,5", "data.official_split": "true", "train.steps": "9"}
+    source = films.Source("ped_pneumonia", {"data.name": "folder", "data.root": "a"})
+    found = films.fields(source, "", changes)
+    of_films = {"data.draw": "5,5", "data.official_split": "true"}
+    assert found == films.fields(source, "") | of_films
+
+
 # What the paper says.
 
 

@@ -1,9 +1,9 @@
 """Films that tables are of: phantoms, public data sets, and one's own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from hapre_jax import config_file
+from hapre_jax import config_file, other_films
 from hapre_jax.config import Config
 from hapre_jax.data import files
 from hapre_jax.errors import UserError
@@ -78,15 +78,26 @@ def recipe_of(source: Source) -> Config:
     return config_file.load(f"configs/hapre_krs_best.py:{source.recipe}")
 
 
-def fields(source: Source, root: str) -> dict[str, str]:
-    """Config fields of a source's films."""
+def fields(
+    source: Source, root: str, changes: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Config fields of a source's films.
+
+    Args:
+      source: of `choose`.
+      root: where films lie of which it does not know that.
+      changes: config fields of all runs; those that are of one data set alone count,
+        see `other_films.OF_ONE_DATA_SET`.
+    """
     recipe = recipe_of(source)
     values = {
         "data.name": recipe.data.name,
         "data.degrade": recipe.data.degrade,
         "data.root": root if source.needs_root else "",
     }
-    return values | source.values
+    choices = {f"data.{name}" for name in other_films.OF_ONE_DATA_SET}
+    changes = {path: text for path, text in (changes or {}).items() if path in choices}
+    return values | source.values | changes
 
 
 def all_below(path: str) -> Tested:
