@@ -72,8 +72,8 @@ def cost_at(annealed: jax.Array, settings: PolicyConfig) -> jax.Array:
 
 
 # An estimator tries actions on one image. `evaluate` gives the task loss `f32[A]` of
-# valid actions `[A, ...]`; it is called once, so that all candidates share one pass.
-# Called with `needed`, `bool[]`, too, it may give zeros instead where that is false.
+# valid actions `[A, ...]`, which share one pass: call it once for all of them. Called
+# with `needed`, `bool[]`, too, it may give zeros instead where that is false.
 
 
 def paper(

@@ -75,6 +75,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--crop-size is {crop_size}, but must be from 1 to 8192")
     asked = {
         "model": inference.identity(arguments.run),
+        "films": arguments.films,
         "crop_size": crop_size if arguments.crops else 0,
         "overlays": arguments.overlays,
         "heatmaps": arguments.heatmaps,

@@ -284,9 +284,9 @@ def test_what_was_interrupted_goes_on_to_the_same_files(
     (out / "predictions.csv").write_text("path,ans")
     (out / "crops" / "x").mkdir(exist_ok=True)
     (out / "crops" / "x" / "a-2.png").write_text("old")
-    asked = [*named[:-1], "32", "--out", str(out)]
-    with pytest.raises(UserError, match="was begun with another model, other films"):
-        predict.main(asked)
+    for other in ([*named[:-1], "32"], [named[0], films[0], *named[-3:]]):
+        with pytest.raises(UserError, match="begun with another model, other films"):
+            predict.main([*other, "--out", str(out)])
     assert predict.main([*named, "--out", str(out)]) == 1
     assert "6 films answered" in capsys.readouterr().out
     assert _contents(out) == _contents(whole)

@@ -121,8 +121,7 @@ def _whole_lines(file: pathlib.Path) -> Iterator[bytes]:
 def is_begun(out: pathlib.Path) -> bool:
     """Whether a folder has answers in it; an interrupted one may have none."""
     lines = out / LINES
-    is_empty = lines.exists() and not lines.stat().st_size
-    return (out / TABLE).exists() and not is_empty
+    return lines.stat().st_size > 0 if lines.exists() else (out / TABLE).exists()
 
 
 def without_pictures(

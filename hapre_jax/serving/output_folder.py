@@ -21,20 +21,22 @@ def check(out: pathlib.Path, asked: dict[str, Any], *, taken: str | None) -> Non
     Args:
       out: the folder.
       asked: of JSON's types, all that decides what is written.
-      taken: why it cannot be begun with, such as "is not empty", if it cannot.
+      taken: why it cannot be begun with, such as "is not empty", if it cannot; else it
+        may have been begun with anything.
     """
     run_folder.check_place(out, "--out")
     if any((out / name).exists() for name in _OF_A_MODEL):
         raise UserError(f"{out} is a run or a bundle itself; choose another --out")
+    if not taken:
+        return
     otherwise = "choose another --out, or delete that folder"
-    if (out / UNFINISHED).exists():
-        if json_file.read(out / UNFINISHED) != asked:
-            raise UserError(
-                f"{out} is not finished, but was begun with another model, other films "
-                f"or other options; {otherwise}"
-            )
-    elif taken:
+    if not (out / UNFINISHED).exists():
         raise UserError(f"{out} {taken}; {otherwise}")
+    if json_file.read(out / UNFINISHED) != asked:
+        raise UserError(
+            f"{out} is not finished, but was begun with another model, other films "
+            f"or other options; {otherwise}"
+        )
 
 
 def make(out: pathlib.Path) -> None:
