@@ -81,8 +81,8 @@ def parse(
       have a flag.
 
     Raises:
-      UserError: an unknown flag, named with the nearest ones, a wrong value, or a
-        folder of films beside phantoms.
+      UserError: an unknown flag, named with the nearest ones, a wrong value, or one of
+        films that are not those of `data.name`.
     """
     base, default_examples = None, _RUN_EXAMPLES
     if default_config is not None:
@@ -138,6 +138,12 @@ def parse(
             f"data.root is {config.data.root}, but data.name is phantom, which reads "
             "no files: give --data.name too, folder for films of your own"
         )
+    for path in texts:
+        source = fields[path].source
+        if source not in ("", config.data.name):
+            raise UserError(
+                f"{path} is of {source} alone, but data.name is {config.data.name}"
+            )
     return config, namespace
 
 

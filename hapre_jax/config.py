@@ -69,9 +69,10 @@ class DataConfig:
     )
     quality: str = option(
         "low",
-        "phantom: how well the films are framed; or what was done to them, where the "
-        "class is one that depends on it.",
+        "how well the films are framed; or what was done to them, where the class is "
+        "one that depends on it.",
         choices=("high", "medium", "low", "rotated", "exposed", "rotated_exposed"),
+        source="phantom",
     )
     degrade: str = option(
         "none",
@@ -79,9 +80,13 @@ class DataConfig:
         choices=("none", "medium", "low"),
         role="appearance",
     )
-    train_images: int = option(3000, "phantom: images to train on.", at_least=1)
-    validation_images: int = option(300, "phantom: images to validate on.", at_least=1)
-    test_images: int = option(600, "phantom: images to test on.", at_least=1)
+    train_images: int = option(
+        3000, "images to train on.", at_least=1, source="phantom"
+    )
+    validation_images: int = option(
+        300, "images to validate on.", at_least=1, source="phantom"
+    )
+    test_images: int = option(600, "images to test on.", at_least=1, source="phantom")
     split_level: str = option(
         "group",
         "What a split keeps together: all images of a patient, or single images.",
@@ -97,12 +102,14 @@ class DataConfig:
     )
     bare_groups: bool = option(
         False,
-        "ped_pneumonia: films of one number are of one child, whatever the pneumonia.",
+        "films of one number are of one child, whatever the pneumonia.",
+        source="ped_pneumonia",
     )
     rsna_labels: str = option(
         "class",
-        "rsna_pneumonia: Normal against Lung Opacity, or Target 0 against 1.",
+        "Normal against Lung Opacity, or Target 0 against 1.",
         choices=("class", "target"),
+        source="rsna_pneumonia",
     )
     view: str = option(
         "all",

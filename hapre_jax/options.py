@@ -34,6 +34,7 @@ def option(
     at_most: float | None = None,
     role: str = "",
     is_path: bool = False,
+    source: str = "",
 ) -> Any:
     """A field of a config: its default, its line of help and what it accepts.
 
@@ -45,11 +46,13 @@ def option(
       role: what it decides on, one of `ROLES`; empty where it decides what a run is, or
         which films it is of.
       is_path: whether it names a place on this machine, of which none other is told.
+      source: the data set that it is of, if it is of one alone.
     """
     assert role in ("", *ROLES), role
     limits = {"above": above, "at_least": at_least, "at_most": at_most}
-    metadata = {"help": help, "choices": choices, **limits}
-    metadata |= {"role": role, "is_path": is_path}
+    about = f"{source}: {help}" if source else help
+    metadata = {"help": about, "choices": choices, **limits}
+    metadata |= {"role": role, "is_path": is_path, "source": source}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -67,6 +70,7 @@ class Option:
     at_most: float | None
     role: str
     is_path: bool
+    source: str
 
     @property
     def limits(self) -> str:

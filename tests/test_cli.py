@@ -214,6 +214,18 @@ def test_films_are_not_ignored_for_phantoms(tmp_path, monkeypatch, line):
     assert (values.data.name, values.data.root) == ("folder", "films")
 
 
+def test_a_flag_of_one_data_set_is_not_ignored_for_others():
+    with pytest.raises(UserError) as error:
+        _parse("--data.rsna_labels target")
+    assert str(error.value) == (
+        "data.rsna_labels is of rsna_pneumonia alone, but data.name is phantom"
+    )
+    with pytest.raises(UserError, match="^data.quality is of phantom alone"):
+        _parse("--data.quality low --data.name folder --data.root films")
+    line = "--data.rsna_labels target --data.name rsna_pneumonia --data.root films"
+    assert _parse(line)[0].data.rsna_labels == "target"
+
+
 def test_phantoms_in_the_place_of_a_config_s_films(tmp_path):
     films = config.DataConfig(name="ped_pneumonia", root="films", degrade="low")
     run_folder.write_config(tmp_path, Config(data=films))
