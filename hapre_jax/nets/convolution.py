@@ -6,15 +6,15 @@ import itertools
 import jax
 import jax.numpy as jnp
 
-# Of the gradients on CPUs, measured with those of a ResNet-8 and a ResNet-18
-# (docs/performance.md). Images that a kernel's gradient is summed over at once: a half
-# of a core's second cache, or one.
+# On CPUs, as measured with a ResNet-8 and a ResNet-18 (docs/performance.md). Images
+# that a kernel's gradient is summed over at once: a half of a core's second cache, or
+# one.
 _CACHED_BYTES = 800_000
 _MOST_GROUPS = 32  # or compiling takes long
-# Numbers of the kernel for one of the result, from which on it is the larger one.
+# Numbers of the kernel for one of the result from which on it counts as the larger.
 _LARGER = 2
-# Outputs that it takes to make up for arranging an image anew, and pixels of a result
-# that XLA's convolution is slow for.
+# Outputs from which on it pays to arrange an image anew, and pixels of a result up to
+# which XLA's convolution is slow.
 _MANY_OUTPUTS, _FEW_PIXELS = 128, 64
 # Pixels of a block's side where `convolve` reads blocks, and outputs of one.
 _BLOCK, _OUTPUTS = 4, 2
@@ -24,11 +24,11 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 def convolve(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """A square convolution, padded by k // 2 on all sides, in less time than XLA's.
 
-    XLA's CPU backend reads all images for each place of the kernel's gradient, and
-    turns the kernel for the image's, which costs more than the convolution itself where
-    a kernel is larger than what it is applied to. A GPU's matrix units want eight
-    channels or more, so that elsewhere a stem reads blocks of pixels as channels. All
-    compute the same but for the order of sums.
+    XLA's CPU backend reads all images for each place of the kernel's gradient, turns
+    the kernel for the image's, which costs more than the convolution itself where a
+    kernel is larger than its result, and is slow there where that has few pixels. A
+    GPU's matrix units want eight channels or more, so that elsewhere a stem reads
+    blocks of pixels as channels. All compute the same but for the order of sums.
 
     A kernel of one pixel is a matrix product: XLA's gradient of the convolution takes
     up to 6 times as long on a CPU. With a stride it is a convolution on a GPU, where
