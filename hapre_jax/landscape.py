@@ -78,8 +78,7 @@ def main(argv: list[str]) -> int:
     landscape_sheet.save(landscape, workdir / f"{stem}.png", step=int(best.step))
     console.print(landscape_sheet.table(landscape))
     console.print(reward_landscape.verdict(landscape), highlight=False)
-    written = f"Written: {workdir}/{stem}.png and {stem}.json"
-    console.print(written, soft_wrap=True, highlight=False)
+    log.say(console, f"Written: {workdir}/{stem}.png and {stem}.json")
     return 0
 
 

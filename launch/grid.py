@@ -12,6 +12,7 @@ import itertools
 import pathlib
 
 import rich.console
+import rich.markup
 import rich.table
 
 from hapre_jax import cli, experiments, json_file, run_folder, scores
@@ -108,9 +109,9 @@ def table(rows: list[dict]) -> rich.table.Table:
         cells = [list(column) for column in zip(*cells, strict=True)]
     shown = rich.table.Table(title="mean ± 95 % over seeds")
     for title in ("", *columns):  # values such as paths are long, and none is cut
-        shown.add_column(title, overflow="fold")
+        shown.add_column(rich.markup.escape(title), overflow="fold")
     for line, of_line in zip(lines, cells, strict=True):
-        shown.add_row(line, *of_line)
+        shown.add_row(rich.markup.escape(line), *of_line)
     return shown
 
 

@@ -14,6 +14,7 @@ the share of the heat in it.
 import pathlib
 
 import rich.console
+import rich.markup
 import rich.table
 
 from hapre_jax import checkpoint, cli, explain, log, methods, other_films, run_folder
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> int:
         found[name] = _look(folder, configs[name], data.test)
         if scores := explain.score(found[name], data.test.lung_boxes):
             cells = (f"{scores[key]:.3f}" for key in ("pointing", "energy"))
-            table.add_row(name, *cells)
+            table.add_row(rich.markup.escape(name), *cells)
             table.title = (
                 f"{scores['films']} test films; a map that is even over the film has "
                 f"{scores['lungs']:.3f} of its heat in the lung box"

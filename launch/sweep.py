@@ -22,6 +22,7 @@ import pathlib
 import shlex
 
 import rich.console
+import rich.markup
 import rich.table
 
 from hapre_jax import cli, config_file, experiments, json_file, log, search
@@ -126,7 +127,8 @@ def finish(arguments: argparse.Namespace, console: rich.console.Console) -> None
 
 
 def _shown(value):
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    shown = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return rich.markup.escape(shown)  # of a path, say
 
 
 def _plot(study, workdir, complete) -> list[str]:

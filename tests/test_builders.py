@@ -599,6 +599,18 @@ def test_another_hospital_is_not_taken_for_the_first(tmp_path, capsys):
     capsys.readouterr()
 
 
+def test_brackets_of_a_class_are_no_markup(tmp_path, capsys):
+    films = ["path,label"]
+    for row, label in enumerate(["pneumonia [viral]", "x [/old]"]):
+        Image.new("L", (20, 20), 40 + row).save(tmp_path / f"{row}.png")
+        films.append(f"{row}.png,{label}")
+    root = tmp_path / "films.csv"
+    root.write_text("\n".join(films))
+    assert prepare("folder", "--root", root, "--out", tmp_path / "out") == 0
+    said = " ".join(lines(capsys))
+    assert "[viral]" in said and "x [/old]" in said
+
+
 def test_the_command_prints_counts_beside_the_published(tmp_path, capsys):
     root, out = root_of("ped_pneumonia", tmp_path / "raw"), tmp_path / "the out"
     assert prepare("ped_pneumonia", "--root", root, "--out", out) == 0

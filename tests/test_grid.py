@@ -133,6 +133,18 @@ def test_no_value_is_cut_in_a_narrow_terminal(scores):
     assert name in re.sub(r"[^\w.=]", "", console.file.getvalue())
 
 
+@pytest.mark.parametrize("columns", [["accuracy"], ["accuracy", "macro F1"]])
+def test_brackets_of_a_value_are_no_markup(columns):
+    name = "data.root=films [red] [_old]"
+    rows = [{"run": name, "n": 1, "scores": dict.fromkeys(columns)}]
+    rows.append(rows[0] | {"run": "data.root=x [/old]"})
+    console = rich.console.Console(width=120, file=io.StringIO())
+    console.print(grid.table(rows[: len(columns)]))
+    assert name in console.file.getvalue()
+    console.print(grid.table(rows))
+    assert "x [/old]" in console.file.getvalue()
+
+
 def test_dry_run_prints_commands_and_writes_nothing(tmp_path, capsys):
     workdir = tmp_path / "new"
     arguments = ["--workdir", str(workdir), "--seeds", "2", "--dry-run"]

@@ -21,7 +21,7 @@ _SPEC.loader.exec_module(heatmaps)
 
 def test_a_picture_and_scores_of_runs_side_by_side(finished_run, tmp_path, capsys):
     out = tmp_path / "maps.png"
-    runs = [f"plain={finished_run}/plain", f"HAPre-KRS={finished_run}"]
+    runs = [f"plain [/x]={finished_run}/plain", f"HAPre-KRS={finished_run}"]
     assert heatmaps.main([*runs, "--out", str(out), "--films", "4"]) == 0
     with Image.open(out) as picture:
         # Three columns of 200 pixels and their gaps; four rows with their names.

@@ -12,6 +12,7 @@ import time
 
 import optuna
 import pytest
+import rich.markup
 
 from hapre_jax import config_file, experiments, search
 from hapre_jax.errors import UserError
@@ -127,6 +128,12 @@ def test_a_search_finds_the_best_and_says_what_is_next(
     assert sweep.main(arguments) == 0 and len(_study(workdir).get_trials()) == 6
     arguments[3] = "7"
     assert sweep.main(arguments) == 0 and len(_study(workdir).get_trials()) == 7
+
+
+def test_brackets_of_a_value_are_no_markup():
+    shown = rich.markup.render(sweep._shown("films [/old]"))
+    assert shown.plain == "films [/old]"
+    assert sweep._shown(0.123456) == "0.1235"
 
 
 def test_a_trial_below_the_median_is_stopped(tmp_path, space, training):

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 
 import rich.console
+import rich.markup
 import rich.table
 
 from hapre_jax import cli, config_file, json_file, log, options
@@ -54,7 +55,7 @@ def counts_table(folder: pathlib.Path) -> rich.table.Table:
     table = rich.table.Table(title=f"{header.name} {header.variant}".rstrip())
     table.add_column("split")
     for class_name in header.classes:
-        table.add_column(class_name, justify="right")
+        table.add_column(rich.markup.escape(class_name), justify="right")
     table.add_column("films", justify="right")
     order = [*splits.SPLITS, "all"]
     for split in sorted({s for s, _ in counted} | official.keys(), key=order.index):
