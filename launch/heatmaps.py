@@ -121,6 +121,11 @@ def _config(folder: pathlib.Path, root: str | None) -> Config:
             f"{folder} is of policy.operation {config.policy.operation}, which changes "
             "what its network sees; heatmaps are drawn of key_area and none"
         )
+    if root and config.data.name == "phantom":
+        raise UserError(
+            f"--data-root is {root}, but {folder} is of phantoms, which are read from "
+            "no files"
+        )
     return config_lib.override(config, "data.root", root) if root else config
 
 

@@ -32,6 +32,7 @@ def test_a_picture_and_scores_of_runs_side_by_side(finished_run, tmp_path, capsy
     assert np.ptp(film, axis=2).mean() < np.ptp(heat, axis=2).mean()
     said = capsys.readouterr().out
     assert "12 test films" in said and "HAPre-KRS" in said
+    assert "plain [/x]" in said  # brackets are no markup
     assert f"Written: {out}" in said
 
 
@@ -61,6 +62,12 @@ def test_what_cannot_be_compared_is_refused(finished_run, tmp_path):
         heatmaps.main([str(finished_run)])
     with pytest.raises(UserError, match="is no finished run"):
         heatmaps.main([f"a={tmp_path}"])
+    with pytest.raises(UserError) as error:
+        heatmaps.main([f"a={finished_run}", "--data-root", str(tmp_path)])
+    assert str(error.value) == (
+        f"--data-root is {tmp_path}, but {finished_run} is of phantoms, which are read "
+        "from no files"
+    )
     other = tmp_path / "other"
     shutil.copytree(finished_run, other, ignore=shutil.ignore_patterns("*.png"))
     settings = config_file.load(str(finished_run / "config.json"))
