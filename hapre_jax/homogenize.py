@@ -119,10 +119,11 @@ def main(argv: list[str]) -> int:
         program="python -m hapre_jax.homogenize",
         description="Cut the key area out of each film of a data set with a finished "
         "run, or a bundle of hapre_jax.export, and write a folder a class: the data "
-        "set in homogeneous form, for any program. Films are taken as they are: "
-        "data.degrade does not count, nor do data.view and data.draw of the run for "
-        "another data set or folder. Give the same command again to go on with what "
-        "was interrupted.",
+        "set in homogeneous form, for any program. Films are taken as they are, and "
+        "made square for the model as in its training: data.degrade, data.geometry "
+        "and, except for phantoms, data.image_size do not count, nor do data.view and "
+        "data.draw of the run for another data set or folder. Give the same command "
+        "again to go on with what was interrupted.",
         add_arguments=add_arguments,
         examples=(
             "runs/phantom --out homogenized",

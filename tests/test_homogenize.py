@@ -128,3 +128,13 @@ def test_what_cannot_work_is_refused_in_one_sentence(
     assert not (tmp_path / "new").exists()
     with pytest.raises(UserError, match="homogenize takes --data flags only"):
         homogenize.main([str(finished_run), *films, "--policy.alpha", "2"])
+
+
+def test_the_help_says_which_flags_do_not_count(capsys):
+    with pytest.raises(SystemExit):
+        homogenize.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "data.degrade, data.geometry and, except for phantoms, data.image_size do not "
+        "count" in said
+    )
