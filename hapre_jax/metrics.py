@@ -60,7 +60,9 @@ def recall(matrix: jax.Array) -> jax.Array:
 def f1(matrix: jax.Array) -> jax.Array:
     """F1 of each class `f32[K]`; 0 where undefined (paper, Eq. 12)."""
     hits = jnp.diagonal(matrix)
-    return _ratio(2 * hits, jnp.sum(matrix, axis=0) + jnp.sum(matrix, axis=1))
+    counts = jnp.sum(matrix, axis=0) + jnp.sum(matrix, axis=1)
+    # In the type of sums: twice as many may be too many for that of the matrix.
+    return _ratio(2 * hits.astype(counts.dtype), counts)
 
 
 def summary(matrix: jax.Array) -> dict[str, float]:
@@ -142,7 +144,14 @@ def average_precision(
 
     Returns:
       In [0, 1]; NaN where there is nothing to be found.
+
+    Raises:
+      ValueError: a score is NaN.
     """
+    # In float64, since unsigned numbers have no negative to sort by.
+    scores = [np.asarray(of, np.float64) for of in scores]
+    if any(np.isnan(of).any() for of in scores):
+        raise ValueError("scores hold NaN, which has no rank")
     truth = [np.asarray(of).reshape(-1, 4) for of in truth]
     truth = [of[np.isfinite(of).all(1)] for of in truth]
     total = sum(map(len, truth))

@@ -132,3 +132,19 @@ def test_average_precision_leaves_out_boxes_that_are_not_there():
         assert found == 1.0
     none = metrics.average_precision([[0.9]], [np.array([box])], [np.array([nowhere])])
     assert np.isnan(none)
+
+
+def test_average_precision_ranks_scores_of_any_type():
+    right, wrong = np.array([[0, 0, 0.5, 0.5]]), np.array([[0.5, 0.5, 1, 1]])
+    found, truth = [right, wrong], [right, right]
+    for scores in ([0.9, 0.1], np.array([[200], [0]], np.uint8), [[1], [0]]):
+        scores = np.reshape(scores, (2, 1))
+        assert metrics.average_precision(scores, found, truth) == 0.5
+    with pytest.raises(ValueError, match="^scores hold NaN, which has no rank$"):
+        metrics.average_precision([[0.9], [np.nan]], found, truth)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8])
+def test_f1_of_counts_in_a_small_type(kind):
+    matrix = np.array([[100, 0], [0, 100]], kind)
+    assert metrics.f1(jnp.array(matrix)).tolist() == [1, 1]
