@@ -116,11 +116,19 @@ def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
     Returns:
       From 1/20 to 20; 1 of no images.
+
+    Raises:
+      ValueError: a probability is NaN, or a label is that of no class.
     """
     logits = np.log(np.maximum(np.asarray(probabilities, np.float64), _TINY))
     chex.assert_shape(logits, (len(labels), None))
     if not len(labels):
         return 1.0
+    if np.isnan(logits).any():
+        raise ValueError("probabilities hold NaN, which no temperature makes likely")
+    # -1, as of an unknown class, would be taken for the last one.
+    if np.min(labels) < 0:
+        raise ValueError(f"labels are at least 0, and one is {np.min(labels)}")
     truth = logits[np.arange(len(labels)), labels].mean()
 
     def slope(inverse):

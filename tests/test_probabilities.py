@@ -173,6 +173,14 @@ def test_scores_that_have_no_rank_are_refused():
         probabilities.fit_temperature(np.full((3, 2), 0.5), np.array([0, 1]))
 
 
+def test_no_temperature_is_fitted_to_what_is_not_known():
+    shares = np.full((2, 3), 1 / 3)
+    with pytest.raises(ValueError, match="^labels are at least 0, and one is -1$"):
+        probabilities.fit_temperature(shares, np.array([0, -1]))
+    with pytest.raises(ValueError, match="^probabilities hold NaN"):
+        probabilities.fit_temperature(np.full((2, 3), np.nan), np.array([0, 1]))
+
+
 def test_summary_takes_lists():
     shares, labels = np.array([[0.9, 0.1], [0.4, 0.6], [0.7, 0.3]]), [0, 1, 1]
     found = probabilities.summary(shares, np.array(labels))
