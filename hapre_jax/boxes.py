@@ -207,6 +207,8 @@ def crop_and_resize(image: jax.Array, box: jax.Array, *, size: int) -> jax.Array
     """
     chex.assert_rank(image, 3)
     chex.assert_shape(box, (4,))
+    if box.dtype.itemsize < 4:  # in bfloat16 there are no pixels beyond 256
+        box = box.astype(jnp.float32)
     pixels = jnp.array(image.shape[:2], box.dtype)
     low, high = box[:2] * pixels, box[2:] * pixels
     factor = size / (high - low)

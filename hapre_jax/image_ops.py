@@ -7,7 +7,8 @@ between the levels stay. `contrast` and `sharpness` multiply that by their facto
 `equalize`, which are about levels, round to them first.
 
 Positions are in pixels, y before x; the centers of pixels are at halves. They are
-computed in float32 of an image of any type: in bfloat16 there are none beyond 256.
+computed in float32 of an image and of numbers of any type: in bfloat16 there are none
+beyond 256.
 """
 
 import chex
@@ -69,7 +70,7 @@ def rotate(
     image: jax.Array, degrees: jax.Array, *, interpolation: str = "bilinear"
 ) -> jax.Array:
     """`Image.rotate`: counterclockwise about the center, by `degrees` f32[]."""
-    angle = jnp.deg2rad(degrees)
+    angle = jnp.deg2rad(jnp.asarray(degrees, _of_positions(image)))
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     return _about_center(image, ((cosine, sine), (-sine, cosine)), interpolation)
 
@@ -78,7 +79,8 @@ def zoom(
     image: jax.Array, factor: jax.Array, *, interpolation: str = "bilinear"
 ) -> jax.Array:
     """Magnifies about the center by `factor` f32[] > 0; below 1, it shrinks."""
-    scale, zero = 1 / factor, jnp.zeros_like(factor)
+    scale = 1 / jnp.asarray(factor, _of_positions(image))
+    zero = jnp.zeros_like(scale)
     return _about_center(image, ((scale, zero), (zero, scale)), interpolation)
 
 

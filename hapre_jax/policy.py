@@ -63,6 +63,8 @@ def max_sum_box(logits: jax.Array) -> jax.Array:
     """
     grid = logits.shape[0]
     chex.assert_shape(logits, (grid, grid))
+    if logits.dtype.itemsize < 4:  # which cannot tell sums of many cells apart
+        logits = logits.astype(jnp.float32)
     integral = jnp.pad(jnp.cumsum(jnp.cumsum(logits, 0), 1), ((1, 0), (1, 0)))
     low, high = jnp.triu_indices(grid + 1, 1)  # edges of an interval of cells
     rows = integral[high] - integral[low]

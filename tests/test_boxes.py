@@ -381,3 +381,11 @@ def test_bounds_may_be_traced():
     box = jnp.array([0.4, 0.4, 0.5, 0.5])
     clip = jax.jit(lambda side: boxes.clip(box, min_side=side))
     np.testing.assert_allclose(clip(0.5), [0.2, 0.2, 0.7, 0.7], atol=1e-6)
+
+
+def test_a_box_of_half_precision_cuts_where_it_says():
+    ramp = jnp.broadcast_to(jnp.arange(4001.0)[None, :, None] / 4001, (8, 4001, 1))
+    yxyx = jnp.array([0, 0.25, 1, 0.75])  # which bfloat16 has
+    expected = boxes.crop_and_resize(ramp, yxyx, size=224)
+    found = boxes.crop_and_resize(ramp, yxyx.astype(jnp.bfloat16), size=224)
+    np.testing.assert_array_equal(found, expected)

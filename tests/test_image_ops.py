@@ -424,6 +424,14 @@ def test_positions_are_exact_whatever_the_type_of_the_image(name, dtype):
     np.testing.assert_array_equal(found, image)
 
 
+@pytest.mark.parametrize(("name", "number"), [("rotate", 30.0), ("zoom", 1.5)])
+def test_positions_are_exact_whatever_the_type_of_the_number(name, number):
+    ramp = jnp.broadcast_to(jnp.arange(600.0)[:, None, None] / 600, (600, 8, 1))
+    change = getattr(image_ops, name)
+    found = change(ramp, jnp.array(number, jnp.bfloat16))
+    np.testing.assert_array_equal(found, change(ramp, jnp.array(number)))
+
+
 @pytest.mark.parametrize("name", ["sharpness", "posterize", "equalize"])
 def test_the_type_of_an_image_stays(name):
     image = jnp.array(FILM[:, :, None] / 255, jnp.bfloat16)

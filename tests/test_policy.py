@@ -414,3 +414,10 @@ def test_sigma_may_be_traced():
 def test_max_sum_is_of_square_maps():
     with pytest.raises(AssertionError):
         policy.max_sum_box(jnp.zeros((8, 16)))
+
+
+def test_max_sum_of_half_precision_is_that_of_its_values():
+    for key in jax.random.split(jax.random.key(0), 20):
+        logits = (2 * jax.random.normal(key, (32, 32))).astype(jnp.bfloat16)
+        expected = policy.max_sum_box(logits.astype(jnp.float32))
+        np.testing.assert_array_equal(policy.max_sum_box(logits), expected)
