@@ -177,6 +177,7 @@ def mask(box: jax.Array, grid: int) -> jax.Array:
 def bounding_box(mask: jax.Array) -> jax.Array:
     """The smallest box `f32[4]` yxyx around a mask `bool[H, W]`; of none, the whole."""
     chex.assert_rank(mask, 2)
+    chex.assert_type(mask, bool)  # shares would be above 0 nearly everywhere
 
     def bounds(is_inside):
         """First and last of `bool[n]`, as shares of n."""

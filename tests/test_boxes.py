@@ -389,3 +389,9 @@ def test_a_box_of_half_precision_cuts_where_it_says():
     expected = boxes.crop_and_resize(ramp, yxyx, size=224)
     found = boxes.crop_and_resize(ramp, yxyx.astype(jnp.bfloat16), size=224)
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", [jnp.float32, jnp.uint8])
+def test_only_a_mask_of_truth_values_has_a_bounding_box(kind):
+    with pytest.raises(AssertionError, match="expected bool"):
+        boxes.bounding_box(jnp.ones((4, 4), kind))

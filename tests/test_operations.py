@@ -196,3 +196,10 @@ def test_gamma_keeps_black_black_and_the_identity_exact():
     np.testing.assert_allclose(bright, expected, rtol=1e-5)
     gradient = jax.grad(lambda n: jnp.sum(gamma.change(image, n)))(jnp.array([-1.0]))
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", ["Gamma", "Contrast", "Window", "Sharpening"])
+def test_levels_of_bytes_are_not_taken_for_shares(name):
+    operation = getattr(operations, name)()
+    with pytest.raises(AssertionError, match="expected"):
+        operation.apply(jnp.ones((8, 8, 1), jnp.uint8), operation.identity(), 8)

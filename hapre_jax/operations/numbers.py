@@ -95,6 +95,7 @@ class Numbers:
         return self.clip(moved)
 
     def apply(self, image, action, size):
+        chex.assert_type(image, float)  # levels in 0..255 would all become white
         image = jax.image.resize(image, (size, size, image.shape[-1]), "linear")
         return self.change(image, action)
 
