@@ -122,10 +122,16 @@ def make_app(model: Model, *, hosts: tuple[str, ...] = _NAMES):
                     return refuse(507, f"memory does not suffice for {name}")
         return JSONResponse(found)
 
+    async def take_or_end(request):
+        try:
+            return await take(request)
+        except asyncio.CancelledError:  # told to end, it has waited long enough
+            return refuse(503, "the program ends")
+
     return Starlette(
         routes=[
             Route("/", show),
-            Route("/answer", take, methods=["POST"]),
+            Route("/answer", take_or_end, methods=["POST"]),
         ],
         middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))],
     )

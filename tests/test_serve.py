@@ -135,6 +135,10 @@ async def _now(message):
     return message
 
 
+async def _cancelled():
+    raise asyncio.CancelledError
+
+
 def _post(app, next_message):
     """What is sent back to who sends a byte of a.png, and then something else."""
     headers = [(b"host", b"localhost"), (b"content-type", b"image/png")]
@@ -160,6 +164,8 @@ def _post(app, next_message):
     [
         (lambda: asyncio.sleep(60), 408, "a.png did not come in 0.05 seconds"),
         (lambda: _now({"type": "http.disconnect"}), 400, "a.png did not come whole"),
+        # What uvicorn does to them a while after it was told to end.
+        (_cancelled, 503, "the program ends"),
     ],
 )
 def test_who_does_not_send_keeps_nobody_waiting(
