@@ -7,6 +7,7 @@ Workers share the study's journal in a folder, or a database. Each trial is an o
 import contextlib
 import datetime
 import fcntl
+import os
 import pathlib
 import runpy
 import time
@@ -110,10 +111,7 @@ def open_study(
         backend = _database(storage)
     else:
         workdir.mkdir(parents=True, exist_ok=True)
-        journal = optuna.storages.journal.JournalFileBackend(
-            str(workdir / "study.journal")
-        )
-        backend = optuna.storages.JournalStorage(journal)
+        backend = optuna.storages.JournalStorage(_journal(workdir / "study.journal"))
     return optuna.create_study(
         study_name=name,
         storage=backend,
@@ -125,6 +123,28 @@ def open_study(
             n_startup_trials=5, n_warmup_steps=warmup_steps
         ),
     )
+
+
+def _journal(path):
+    from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+
+    class Lock(JournalFileSymlinkLock):
+        """Held by who adds to the journal, which ends in a whole line then.
+
+        What is added to a line that a full disk or a kill left half would spoil both,
+        and with them the study.
+        """
+
+        def acquire(self):
+            super().acquire()
+            with path.open("rb+") as file:
+                file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+                if file.read() not in (b"", b"\n"):
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
+            return True
+
+    return JournalFileBackend(str(path), Lock(str(path)))
 
 
 def _database(address):

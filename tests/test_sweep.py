@@ -1,6 +1,7 @@
 """Searches with Optuna: real studies, and trainings that are small programs."""
 
 import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -463,6 +464,29 @@ def test_a_search_keeps_to_what_it_was_begun_with(tmp_path, space, training):
         sweep.main([*flags, "2"])
     file.write_text(SPACE)
     assert sweep.main([*flags, "2"]) == 0
+
+
+@pytest.mark.parametrize("half", [b'{"op_code":5,"wor', b""])
+def test_a_line_that_a_full_disk_left_half_spoils_no_search(tmp_path, half):
+    study = _study(tmp_path)
+    study.enqueue_trial({})
+    journal = tmp_path / "study.journal"
+    with journal.open("ab") as file:
+        file.write(half)
+    study.enqueue_trial({})  # by a worker that is still there
+    with journal.open("ab") as file:
+        file.write(half)
+    assert _states(_study(tmp_path)) == ["WAITING", "WAITING"]
+    assert all(json.loads(line) for line in journal.read_text().splitlines())
+
+
+def test_a_full_disk_is_named(tmp_path, space, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(search, "ask", fail)
+    with pytest.raises(UserError, match=f"^{tmp_path} cannot be written: No space lef"):
+        sweep.main(["--config", space, "--workdir", str(tmp_path)])
 
 
 def test_files_without_a_space_are_refused_in_one_sentence(tmp_path, space):
