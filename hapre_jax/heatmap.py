@@ -148,6 +148,7 @@ def overlay(
     Returns:
       An RGB picture of W x H pixels.
     """
+    chex.assert_type(image, float)  # levels in 0..255 would all become white
     height, width = image.shape[:2]
     gray = np.asarray(image, np.float32).reshape(height, width, 1)
     heat = np.maximum(np.asarray(heat, np.float32), 0)

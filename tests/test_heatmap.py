@@ -156,6 +156,11 @@ def test_overlay_of_no_heat_is_the_image():
     np.testing.assert_array_equal(picture[..., 0], np.round(image * 255))
 
 
+def test_overlay_is_not_of_bytes():
+    with pytest.raises(AssertionError, match="expected"):
+        heatmap.overlay(np.full((4, 4), 51, np.uint8), np.zeros((2, 2)))
+
+
 # Maps of key areas in the whole image.
 
 
