@@ -223,6 +223,11 @@ def test_the_card_says_what_the_model_is(bundle, finished_run):
     assert f"| macro F1 | {results['test']['macro_f1']:.3f} |" in card
     assert f"p^(1/{results['temperature']:.4g})" in card
     assert "normal, bacterial, viral" in card and "model.onnx" in card
+    session = onnxruntime.InferenceSession(
+        bundle / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    outputs = ", ".join(f"`{output.name}`" for output in session.get_outputs())
+    assert f"by name, they are sorted: {outputs}." in card
 
 
 def test_a_bundle_does_not_say_where_the_films_lay(tiny_config):

@@ -58,9 +58,11 @@ def write(results: dict, config: Config, about: dict, *, with_onnx: bool) -> str
         else f"Probabilities p are calibrated by p^(1/{temperature:.4g}), scaled to "
         "sum to 1: the temperature was fitted on validation films.\n\n"
     )
+    outputs = "`key_area`, `probabilities`" if area else "`probabilities`"
     onnx = (
         "`model.onnx` is the same graph for ONNX runtimes (operator set 17), with its "
-        "weights inside.\n\n"
+        "weights inside. Ask for its outputs by name, they are sorted: "
+        f"{outputs}.\n\n"
         if with_onnx
         else ""
     )
