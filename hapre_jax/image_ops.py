@@ -89,6 +89,7 @@ def translate(
 ) -> jax.Array:
     """Moves what is shown by `shift` f32[2], pixels down and to the right."""
     chex.assert_shape(shift, (2,))
+    shift = jnp.asarray(shift, _of_positions(image))  # unsigned has no negative
     matrix = jnp.concatenate([jnp.eye(2, dtype=shift.dtype), -shift[:, None]], axis=1)
     return transform(image, matrix, interpolation=interpolation)
 

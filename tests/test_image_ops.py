@@ -432,6 +432,14 @@ def test_positions_are_exact_whatever_the_type_of_the_number(name, number):
     np.testing.assert_array_equal(found, change(ramp, jnp.array(number)))
 
 
+@pytest.mark.parametrize("kind", [jnp.uint8, jnp.int32, jnp.bfloat16])
+def test_a_shift_may_be_of_any_type(kind):
+    image = jnp.arange(16.0).reshape(4, 4, 1) / 16
+    found = image_ops.translate(image, jnp.array([1, 2], kind))
+    expected = image_ops.translate(image, jnp.array([1.0, 2.0]))
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("name", ["sharpness", "posterize", "equalize"])
 def test_the_type_of_an_image_stays(name):
     image = jnp.array(FILM[:, :, None] / 255, jnp.bfloat16)
