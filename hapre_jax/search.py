@@ -144,7 +144,18 @@ def _journal(path):
                     file.truncate(file.read().rfind(b"\n") + 1)
             return True
 
-    return JournalFileBackend(str(path), Lock(str(path)))
+    class Journal(JournalFileBackend):
+        """Names its folder where the disk is full, which Python's error does not."""
+
+        def append_logs(self, logs):
+            try:
+                super().append_logs(logs)
+            except OSError as error:
+                raise UserError(
+                    f"{path.parent} cannot be written: {error.strerror}"
+                ) from error
+
+    return Journal(str(path), Lock(str(path)))
 
 
 def _database(address):

@@ -32,7 +32,7 @@ from hapre_jax import (
 from hapre_jax import config as config_lib
 from hapre_jax.config import Config
 from hapre_jax.data import dataset as datasets
-from hapre_jax.data import feed, pipeline, sources, splits
+from hapre_jax.data import feed, files, pipeline, sources, splits
 from hapre_jax.errors import UserError, listing
 from hapre_jax.method import Method
 from hapre_jax.reporting import area_history, learning_curves
@@ -108,7 +108,7 @@ def open_run(
             claims.enter_context(run_folder.claim(workdir))
         run_folder.write_config(workdir, config)
         # Before the division and as of then: what is in neither file is a new film.
-        listed = workdir / splits.UNREADABLE
+        listed = workdir / files.UNREADABLE
         if films.unreadable and not (saved.exists() and listed.exists()):
             pipeline.write_unreadable(listed, films.unreadable)
         if not saved.exists():

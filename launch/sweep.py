@@ -201,22 +201,14 @@ def main(argv: list[str]) -> int:
     search.load_space(arguments.config)  # a mistake must not wait for a queue
     base = config_file.load(arguments.config)
     config_lib.override(base, "seed", str(arguments.seed))
-    try:
-        if arguments.slurm:
-            workers = [arguments] * arguments.slurm
-            experiments.submit(
-                work, workers, arguments, arguments.workdir / "slurm", console
-            )
-        else:
-            work(arguments)
-        finish(arguments, console)
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        # Of the journal, which names no file.
-        raise UserError(
-            f"{arguments.workdir} cannot be written: {error.strerror}"
-        ) from error
+    if arguments.slurm:
+        workers = [arguments] * arguments.slurm
+        experiments.submit(
+            work, workers, arguments, arguments.workdir / "slurm", console
+        )
+    else:
+        work(arguments)
+    finish(arguments, console)
     return 0
 
 

@@ -484,7 +484,8 @@ def test_a_full_disk_is_named(tmp_path, space, monkeypatch):
     def fail(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(search, "ask", fail)
+    journal = optuna.storages.journal.JournalFileBackend
+    monkeypatch.setattr(journal, "append_logs", fail)
     with pytest.raises(UserError, match=f"^{tmp_path} cannot be written: No space lef"):
         sweep.main(["--config", space, "--workdir", str(tmp_path)])
 

@@ -35,6 +35,7 @@ from PIL import Image
 
 from hapre_jax.data import (
     dataset,
+    files,
     folder,
     images,
     nih_chest_xray,
@@ -133,7 +134,7 @@ class FilmBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type:
         rows = [self._rows[index] for index in sorted(self._rows)]
         if self.unreadable:
             folder = pathlib.Path(self.data_path)  # not TFDS's kind of path
-            pipeline.write_unreadable(folder / prepared.UNREADABLE, self.unreadable)
+            pipeline.write_unreadable(folder / files.UNREADABLE, self.unreadable)
         prepared.write_index(self.data_path / prepared.INDEX, header, rows)
 
     def _shard_iterators_per_split(self, dl_manager):

@@ -32,6 +32,8 @@ _NO_FILMS = (
 _OF_SYSTEMS = ("__MACOSX", "$RECYCLE.BIN", "@eaDir", "#recycle")
 # What `predict` leaves: a line a film, and folders of pictures beside.
 ANSWERS, PICTURES = "predictions.jsonl", ("crops", "overlays", "heatmaps")
+# Beside a division or prepared films: what was left out of them, if there is any.
+UNREADABLE = "unreadable.csv"
 # Too many open files, no memory: the next moment the file may be read.
 _OF_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 

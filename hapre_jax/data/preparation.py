@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import rich.console
 
 from hapre_jax import log
-from hapre_jax.data import prepared
+from hapre_jax.data import files, prepared
 from hapre_jax.errors import UserError
 
 
@@ -67,8 +67,8 @@ def prepare(
                 f"{folder} holds the films of {other}: choose another --out"
             )
         log.say(console, f"{folder} is there already; delete it to prepare it anew.")
-        if (folder / prepared.UNREADABLE).exists():
-            log.say(console, f"Films that are left out: {folder / prepared.UNREADABLE}")
+        if (folder / files.UNREADABLE).exists():
+            log.say(console, f"Films that are left out: {folder / files.UNREADABLE}")
         return folder
     # TFDS makes its folder first, and then it would be a class.
     if name == "folder" and folder.resolve().is_relative_to(originals.resolve()):

@@ -20,7 +20,6 @@ from hapre_jax.data import dataset, files
 from hapre_jax.errors import UserError
 
 INDEX = "films.jsonl"
-UNREADABLE = "unreadable.csv"  # what was left out, if there is any
 INCOMPLETE = "incomplete."  # how TFDS calls a folder until it is finished
 
 

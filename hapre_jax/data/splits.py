@@ -8,13 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from hapre_jax import csv_file
-from hapre_jax.data import csv_tables
+from hapre_jax.data import csv_tables, files
 from hapre_jax.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 LEVELS = ("group", "image")
-# Beside a split file: films that could not be read when it was made, if there were any.
-UNREADABLE = "unreadable.csv"
 
 
 class Row(NamedTuple):
@@ -187,7 +185,7 @@ def recall(path: pathlib.Path, rows: Sequence[Row]) -> np.ndarray:
     """The splits that a file gives to the images at hand.
 
     Args:
-      path: of a split file; `UNREADABLE` lies beside it.
+      path: of a split file; `files.UNREADABLE` lies beside it.
       rows: N images as they are now; their `split` is ignored.
 
     Returns:
@@ -198,7 +196,7 @@ def recall(path: pathlib.Path, rows: Sequence[Row]) -> np.ndarray:
     """
     saved = {row.path: row for row in read(path)}
     left_out: set[str] = set()
-    beside = path.with_name(UNREADABLE)
+    beside = path.with_name(files.UNREADABLE)
     if beside.exists() and any(row.path not in saved for row in rows):
         found = csv_tables.parse(beside.read_bytes(), ("path",), name=str(beside))
         left_out = {row["path"] for row in found} - saved.keys()
